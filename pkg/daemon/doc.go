@@ -1,0 +1,19 @@
+// Package daemon is what a long-running command does around its work: it reads a strict configuration file,
+// makes a logger, reports readiness, waits for signals and chooses an exit code. It knows nothing of what the
+// command is for.
+//
+//	func run(ctx context.Context) error {
+//		var c config
+//		file, err := daemon.ReadFile("public.toml", &c) // every mistake, with its line and column
+//		if err != nil {
+//			return err // os.Exit(daemon.ExitCode(err)) is 2
+//		}
+//		ctx, stop := daemon.Signals(ctx, reload)
+//		defer stop()
+//		...
+//		daemon.Ready(log, "https", addr)
+//		<-ctx.Done() // SIGTERM
+//		daemon.Stopping()
+//		return drain()
+//	}
+package daemon

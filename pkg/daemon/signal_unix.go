@@ -1,0 +1,13 @@
+//go:build unix
+
+package daemon
+
+import (
+	"os"
+	"syscall"
+)
+
+var (
+	stopSignals   = []os.Signal{syscall.SIGTERM, os.Interrupt}
+	reloadSignals = []os.Signal{syscall.SIGHUP}
+)
