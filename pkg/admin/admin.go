@@ -1,0 +1,326 @@
+// Package admin is the operators' door of a public relay: a small JSON API over HTTP and its Go
+// client, which tunnelctl uses.
+//
+//	GET    /healthz                          200 as long as the relay runs; needs no token
+//	GET    /api/status                       Status
+//	GET    /api/sites                        []Site
+//	POST   /api/sites                        Invite, answered with an Invitation
+//	DELETE /api/sites/NAME                   forgets the site's key and cuts its session
+//	GET    /.culvert/forward/SITE/SERVICE    Upgrade: a stream to the service (see package relay)
+//
+// A server is a Handler with its func fields filled in:
+//
+//	h := &admin.Handler{Authorize: token.Matches, Status: relay.Status}
+//	http.Serve(loopback, h)
+//
+// Invariants: nothing but /healthz answers without the bearer token; a request whose Host is not a
+// loopback name (or one of Handler.Hosts) is refused, so that a web page cannot reach the API by
+// rebinding its own name to 127.0.0.1; a request with a foreign Origin is refused, whatever it
+// carries; nothing here holds a secret other than the join token of one Invitation, which is
+// answered once and never stored.
+package admin
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"mime"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// Status is the state of a public relay at one moment.
+type Status struct {
+	Version   string     `json:"version"`      // of the program
+	Wire      int        `json:"wire_version"` // of the protocol between the relays
+	Domain    string     `json:"domain"`       // the relay's own name
+	Uptime    float64    `json:"uptime_s"`     // seconds
+	Draining  bool       `json:"draining,omitempty"`
+	Visitors  int        `json:"visitors"` // connections open now
+	Listeners []Listener `json:"listeners"`
+	Sites     []Site     `json:"sites"`
+	Services  []Service  `json:"services"`
+}
+
+// Listener is one address the relay accepts connections on.
+type Listener struct {
+	Name string `json:"name"` // https, http, admin, or the publish URL of a tcp service
+	Addr string `json:"addr"`
+}
+
+// The states of a Site.
+const (
+	StateConnected = "connected" // a session with a link
+	StateSuspended = "suspended" // the link is lost, streams are kept until the resume timeout
+	StateAway      = "away"      // no session
+	StateInvited   = "invited"   // a join token is out; no key is known yet
+)
+
+// Site is one closed network and the session of its private relay.
+type Site struct {
+	Name           string     `json:"name"`
+	State          string     `json:"state"`
+	Publish        []string   `json:"publish"`                   // patterns the site may publish
+	Remote         string     `json:"remote,omitempty"`          // address the link comes from
+	Software       string     `json:"software,omitempty"`        // what the private relay says it is
+	RTT            float64    `json:"rtt_ms,omitempty"`          // of the link; 0: not measured yet
+	Streams        int        `json:"streams"`                   // open now
+	Received       uint64     `json:"received"`                  // bytes of stream data from the site, this session
+	Sent           uint64     `json:"sent"`                      // bytes of stream data to the site, this session
+	ConnectedSince *time.Time `json:"connected_since,omitempty"` // when the session began
+	SuspendedSince *time.Time `json:"suspended_since,omitempty"` // when its link was lost
+	InvitedUntil   *time.Time `json:"invited_until,omitempty"`   // when the join token expires
+}
+
+// Service is one pair of publish and target that a connected site has announced.
+type Service struct {
+	Site     string `json:"site"`
+	Name     string `json:"name"`
+	Publish  string `json:"publish,omitempty"` // URL; empty: reachable by operators only
+	Target   string `json:"target_scheme"`     // the scheme alone: the address is the site's own business
+	Visitors int    `json:"visitors"`          // now
+	Total    uint64 `json:"visitors_total"`
+	Received uint64 `json:"received"` // bytes from visitors
+	Sent     uint64 `json:"sent"`     // bytes to visitors
+}
+
+// Invite asks for a join token: a site of that name may join once, and may then publish what the
+// patterns allow.
+type Invite struct {
+	Name    string   `json:"name"`
+	Publish []string `json:"publish"`
+	TTL     float64  `json:"ttl_s"` // seconds the token lives; 0: the relay's default, 24 h
+}
+
+// Lifetime returns the TTL as a duration.
+func (i Invite) Lifetime() time.Duration { return time.Duration(i.TTL * float64(time.Second)) }
+
+// Invitation is the answer to an Invite. Token is a secret, shown this once.
+type Invitation struct {
+	Site    string    `json:"site"`
+	Token   string    `json:"token"`
+	Expires time.Time `json:"expires"`
+}
+
+// Error is a refusal an operator can act on. Func fields of Handler return it to choose the answer;
+// methods of Client return it for every answer that is not a success.
+type Error struct {
+	Code    int    `json:"-"` // HTTP status
+	Message string `json:"error"`
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// maxBody bounds a request body: an Invite with some thousand patterns fits.
+const maxBody = 64 << 10
+
+// maxTTL bounds the life of a join token. A token is a secret in somebody's mail; a year-old one is
+// a hole nobody remembers.
+const maxTTL = 31 * 24 * time.Hour
+
+// Handler serves the API. All fields are set before the first request and not changed afterwards;
+// the funcs are called from the server's request goroutines, several at a time.
+type Handler struct {
+	// Authorize reports whether token is the operators' token; it compares in constant time.
+	Authorize func(token string) bool
+
+	// Hosts lists names accepted in Host besides localhost and loopback addresses, without port.
+	Hosts []string
+
+	// Status returns a snapshot. Sites and Services of it serve the lists, too.
+	Status func() (*Status, error)
+
+	// AddSite makes a join token. An *Error chooses the answer.
+	AddSite func(Invite) (*Invitation, error)
+
+	// RevokeSite forgets a site and cuts its session. An *Error chooses the answer.
+	RevokeSite func(name string) error
+
+	// Forward serves the upgrade to a stream; Handler has checked the token. nil: 404.
+	Forward http.Handler
+
+	// Log hears about requests refused or failed, and about changes. nil: discarded.
+	Log *slog.Logger
+}
+
+// ForwardPath begins the path of a forward request, on the admin listener and on the relay's own
+// domain alike: ForwardPath + SITE + "/" + SERVICE.
+const ForwardPath = "/.culvert/forward/"
+
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/healthz" {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		io.WriteString(w, "ok\n")
+		return
+	}
+	if err := h.admit(r); err != nil {
+		h.refuse(w, r, err)
+		return
+	}
+	if strings.HasPrefix(r.URL.Path, ForwardPath) && h.Forward != nil {
+		h.Forward.ServeHTTP(w, r)
+		return
+	}
+	v, err := h.serve(r)
+	if err != nil {
+		h.refuse(w, r, err)
+		return
+	}
+	answer(w, http.StatusOK, v)
+}
+
+// admit checks Host, Origin and token, in this order: a page in the operator's browser must not even
+// learn whether its guess of a token was right.
+func (h *Handler) admit(r *http.Request) error {
+	host := hostname(r.Host)
+	if !h.isOurHost(host) {
+		return &Error{http.StatusMisdirectedRequest, "host is not a loopback name: use 127.0.0.1 or localhost"}
+	}
+	if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
+		return &Error{http.StatusForbidden, "cross-origin request refused"}
+	}
+	if origin := r.Header.Get("Origin"); origin != "" {
+		u, err := url.Parse(origin)
+		if err != nil || u.Host != r.Host {
+			return &Error{http.StatusForbidden, "cross-origin request refused"}
+		}
+	}
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") || !h.Authorize(strings.TrimSpace(token)) {
+		return &Error{http.StatusUnauthorized, "missing or wrong token: the relay keeps it in admin.token in its state folder"}
+	}
+	return nil
+}
+
+func (h *Handler) isOurHost(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	if ip, err := netip.ParseAddr(host); err == nil && ip.IsLoopback() {
+		return true
+	}
+	for _, name := range h.Hosts {
+		if strings.EqualFold(host, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// hostname strips the port and the brackets of an IPv6 address.
+func hostname(hostport string) string {
+	if host, _, err := net.SplitHostPort(hostport); err == nil {
+		return host
+	}
+	return strings.Trim(hostport, "[]")
+}
+
+// serve answers one admitted request; a nil value with a nil error is an empty object.
+func (h *Handler) serve(r *http.Request) (any, error) {
+	name, isSite := strings.CutPrefix(r.URL.Path, "/api/sites/")
+	switch {
+	case r.URL.Path == "/api/status":
+		if err := allow(r, http.MethodGet); err != nil {
+			return nil, err
+		}
+		return h.Status()
+	case r.URL.Path == "/api/sites" && r.Method == http.MethodPost:
+		return h.addSite(r)
+	case r.URL.Path == "/api/sites":
+		if err := allow(r, http.MethodGet, http.MethodPost); err != nil {
+			return nil, err
+		}
+		s, err := h.Status()
+		if err != nil {
+			return nil, err
+		}
+		return s.Sites, nil
+	case isSite && name != "":
+		if err := allow(r, http.MethodDelete); err != nil {
+			return nil, err
+		}
+		if err := h.RevokeSite(name); err != nil {
+			return nil, err
+		}
+		h.log().Info("site revoked", "site", name)
+		return struct{}{}, nil
+	}
+	return nil, &Error{http.StatusNotFound, "no such endpoint: is tunnelctl newer than the relay?"}
+}
+
+func (h *Handler) addSite(r *http.Request) (any, error) {
+	// A form or text/plain body could be sent by a page without asking; JSON cannot.
+	if t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); t != "application/json" {
+		return nil, &Error{http.StatusUnsupportedMediaType, "the body must be application/json"}
+	}
+	var in Invite
+	d := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&in); err != nil {
+		return nil, &Error{http.StatusBadRequest, "body: " + err.Error()}
+	}
+	switch {
+	case in.Name == "":
+		return nil, &Error{http.StatusBadRequest, "a site needs a name"}
+	case len(in.Publish) == 0:
+		return nil, &Error{http.StatusBadRequest, "a site needs at least one publish pattern, such as https://*.example.com"}
+	case in.TTL < 0 || in.TTL > maxTTL.Seconds():
+		return nil, &Error{http.StatusBadRequest, "the token's life must be between 0 and 31 days"}
+	}
+	inv, err := h.AddSite(in)
+	if err != nil {
+		return nil, err
+	}
+	h.log().Info("site invited", "site", in.Name, "expires", inv.Expires)
+	return inv, nil
+}
+
+// allow returns a 405 unless the method is one of allowed; GET includes HEAD.
+func allow(r *http.Request, allowed ...string) error {
+	for _, m := range allowed {
+		if r.Method == m || r.Method == http.MethodHead && m == http.MethodGet {
+			return nil
+		}
+	}
+	return &Error{http.StatusMethodNotAllowed, "method " + r.Method + " is not one of " + strings.Join(allowed, ", ")}
+}
+
+// refuse answers with an *Error as it is, and with 500 for any other error, whose text goes to the
+// log only.
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	var e *Error
+	if !errors.As(err, &e) {
+		h.log().Error("admin request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+		e = &Error{http.StatusInternalServerError, "the relay could not do it: its log says why"}
+	} else if e.Code == http.StatusUnauthorized || e.Code == http.StatusForbidden || e.Code == http.StatusMisdirectedRequest {
+		h.log().Warn("admin request refused", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "err", e)
+	}
+	if e.Code == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="culvert"`)
+	}
+	answer(w, e.Code, e)
+}
+
+func (h *Handler) log() *slog.Logger {
+	if h.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return h.Log
+}
+
+func answer(w http.ResponseWriter, code int, v any) {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		panic("BUG: admin: " + err.Error()) // only types of this file come here
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(code)
+	w.Write(append(b, '\n'))
+}

@@ -1,0 +1,242 @@
+package admin
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const token = "correct horse"
+
+// relay is the state behind a Handler in these tests.
+type relay struct {
+	status  Status
+	invited []Invite
+	revoked []string
+	log     bytes.Buffer
+}
+
+func (r *relay) handler() *Handler {
+	return &Handler{
+		Authorize: func(t string) bool { return t == token },
+		Status:    func() (*Status, error) { s := r.status; return &s, nil },
+		AddSite: func(in Invite) (*Invitation, error) {
+			if in.Name == "office" {
+				return nil, &Error{http.StatusConflict, `site "office" exists: revoke it first`}
+			}
+			r.invited = append(r.invited, in)
+			return &Invitation{Site: in.Name, Token: "t0k3n", Expires: time.Unix(1e9, 0)}, nil
+		},
+		RevokeSite: func(name string) error {
+			if name != "office" {
+				return &Error{http.StatusNotFound, fmt.Sprintf("no site %q", name)}
+			}
+			r.revoked = append(r.revoked, name)
+			return nil
+		},
+		Forward: http.HandlerFunc(echoUpgrade),
+		Log:     slog.New(slog.NewTextHandler(&r.log, nil)),
+	}
+}
+
+// echoUpgrade sends back what it is sent, and a last word after the peer's half-close.
+func echoUpgrade(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != ForwardPath+"office/ssh" {
+		http.Error(w, "no such service", http.StatusNotFound)
+		return
+	}
+	conn, rw, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+Upgrade+"\r\n\r\nhello ")
+	io.Copy(conn, rw)
+	io.WriteString(conn, " bye")
+}
+
+func start(t *testing.T, r *relay) *Client {
+	srv := httptest.NewServer(r.handler())
+	t.Cleanup(srv.Close)
+	base, _ := url.Parse(srv.URL)
+	return &Client{Base: base, Token: token}
+}
+
+func TestClient(t *testing.T) {
+	ctx := t.Context()
+	r := &relay{status: Status{Version: "v1", Sites: []Site{{Name: "office", State: StateConnected}}}}
+	c := start(t, r)
+
+	s, err := c.Status(ctx)
+	if err != nil || s.Version != "v1" || len(s.Sites) != 1 || s.Sites[0].State != StateConnected {
+		t.Fatalf("Status = %+v, %v", s, err)
+	}
+	inv, err := c.AddSite(ctx, Invite{Name: "lab", Publish: []string{"https://*.example.com"}, TTL: 3600})
+	if err != nil || inv.Token != "t0k3n" {
+		t.Fatalf("AddSite = %+v, %v", inv, err)
+	}
+	if got := r.invited[0].Lifetime(); got != time.Hour {
+		t.Errorf("the relay heard a lifetime of %v, want 1h", got)
+	}
+	if strings.Contains(r.log.String(), "t0k3n") {
+		t.Error("the join token is in the log")
+	}
+	if err := c.RevokeSite(ctx, "office"); err != nil || len(r.revoked) != 1 {
+		t.Errorf("RevokeSite = %v, revoked %q", err, r.revoked)
+	}
+
+	// Refusals arrive as *Error with their code and words.
+	for _, tc := range []struct {
+		err  error
+		code int
+		text string
+	}{
+		{c.RevokeSite(ctx, "nowhere"), 404, `no site "nowhere"`},
+		{second(c.AddSite(ctx, Invite{Name: "office", Publish: []string{"tcp://:1"}})), 409, "revoke it first"},
+		{second(c.AddSite(ctx, Invite{Publish: []string{"tcp://:1"}})), 400, "needs a name"},
+		{second(c.AddSite(ctx, Invite{Name: "x"})), 400, "publish pattern"},
+		{second(c.AddSite(ctx, Invite{Name: "x", Publish: []string{"tcp://:1"}, TTL: 1e9})), 400, "31 days"},
+		{second(c.Forward(ctx, "office", "nothing")), 404, "no such service"},
+		{second((&Client{Base: c.Base, Token: "guess"}).Status(ctx)), 401, "admin.token"},
+		{second((&Client{Base: c.Base, Token: "guess"}).Forward(ctx, "office", "ssh")), 401, "admin.token"},
+	} {
+		var e *Error
+		if !errors.As(tc.err, &e) || e.Code != tc.code || !strings.Contains(e.Message, tc.text) {
+			t.Errorf("got %v, want %d ... %q", tc.err, tc.code, tc.text)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestForwardHalfClose(t *testing.T) {
+	c := start(t, &relay{})
+	s, err := c.Forward(t.Context(), "office", "ssh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	io.WriteString(s, "ping")
+	if err := s.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(s); string(b) != "hello ping bye" || err != nil {
+		t.Fatalf("read %q, %v: the answer after our half-close is missing", b, err)
+	}
+}
+
+// A relay that accepts and says nothing does not hold the caller longer than its context.
+func TestForwardSilentRelay(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	acceptc := make(chan struct{})
+	go acceptAndCancel(ln, cancel, acceptc)
+	c := &Client{Base: &url.URL{Scheme: "http", Host: ln.Addr().String()}, Token: token}
+	if _, err := c.Forward(ctx, "office", "ssh"); !errors.Is(err, context.Canceled) {
+		t.Errorf("Forward = %v, want it to end with the context", err)
+	}
+	<-acceptc
+}
+
+func acceptAndCancel(ln net.Listener, cancel func(), donec chan struct{}) {
+	defer close(donec)
+	conn, err := ln.Accept()
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	http.ReadRequest(bufio.NewReader(conn))
+	cancel()
+	io.Copy(io.Discard, conn)
+}
+
+func TestAdmission(t *testing.T) {
+	const auth = "Bearer " + token
+	for _, tc := range []struct {
+		name   string
+		method string
+		path   string
+		header map[string]string // Host among them
+		body   string
+		code   int
+	}{
+		{"health needs nothing", "GET", "/healthz", map[string]string{"Host": "10.1.2.3:7070"}, "", 200},
+		{"loopback address", "GET", "/api/status", map[string]string{"Host": "127.0.0.1:7070", "Authorization": auth}, "", 200},
+		{"loopback IPv6", "GET", "/api/status", map[string]string{"Host": "[::1]:7070", "Authorization": auth}, "", 200},
+		{"localhost without port", "GET", "/api/status", map[string]string{"Host": "localhost", "Authorization": auth}, "", 200},
+		{"configured name", "GET", "/api/status", map[string]string{"Host": "Relay.example.com", "Authorization": auth}, "", 200},
+		{"a name rebound to loopback", "GET", "/api/status", map[string]string{"Host": "evil.example:7070", "Authorization": auth}, "", 421},
+		{"a name that only begins like ours", "GET", "/api/status", map[string]string{"Host": "localhost.evil.example", "Authorization": auth}, "", 421},
+		{"no token", "GET", "/api/status", map[string]string{"Host": "localhost"}, "", 401},
+		{"wrong scheme", "GET", "/api/status", map[string]string{"Host": "localhost", "Authorization": "Basic " + token}, "", 401},
+		{"foreign origin", "GET", "/api/status", map[string]string{"Host": "localhost", "Authorization": auth, "Origin": "https://evil.example"}, "", 403},
+		{"null origin", "GET", "/api/status", map[string]string{"Host": "localhost", "Authorization": auth, "Origin": "null"}, "", 403},
+		{"another port is another origin", "GET", "/api/status", map[string]string{"Host": "localhost:7070", "Authorization": auth, "Origin": "http://localhost:8080"}, "", 403},
+		{"own origin", "GET", "/api/status", map[string]string{"Host": "localhost:7070", "Authorization": auth, "Origin": "http://localhost:7070"}, "", 200},
+		{"cross-site fetch without origin", "GET", "/api/status", map[string]string{"Host": "localhost", "Authorization": auth, "Sec-Fetch-Site": "cross-site"}, "", 403},
+		{"a form", "POST", "/api/sites", map[string]string{"Host": "localhost", "Authorization": auth, "Content-Type": "text/plain"}, `{"name":"x","publish":["tcp://:1"]}`, 415},
+		{"JSON", "POST", "/api/sites", map[string]string{"Host": "localhost", "Authorization": auth, "Content-Type": "application/json; charset=utf-8"}, `{"name":"x","publish":["tcp://:1"]}`, 200},
+		{"a key we do not know", "POST", "/api/sites", map[string]string{"Host": "localhost", "Authorization": auth, "Content-Type": "application/json"}, `{"name":"x","pubish":["tcp://:1"]}`, 400},
+		{"a body without end", "POST", "/api/sites", map[string]string{"Host": "localhost", "Authorization": auth, "Content-Type": "application/json"}, `{"name":"` + strings.Repeat("x", maxBody) + `"}`, 400},
+		{"wrong method", "PUT", "/api/sites", map[string]string{"Host": "localhost", "Authorization": auth}, "", 405},
+		{"a site cannot be read", "GET", "/api/sites/office", map[string]string{"Host": "localhost", "Authorization": auth}, "", 405},
+		{"no name", "DELETE", "/api/sites/", map[string]string{"Host": "localhost", "Authorization": auth}, "", 404},
+		{"no endpoint", "GET", "/", map[string]string{"Host": "localhost", "Authorization": auth}, "", 404},
+		{"forward needs the token", "GET", ForwardPath + "office/ssh", map[string]string{"Host": "localhost"}, "", 401},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			h := (&relay{}).handler()
+			h.Hosts = []string{"relay.example.com"}
+			req := httptest.NewRequest(tc.method, tc.path, strings.NewReader(tc.body))
+			for k, v := range tc.header {
+				req.Header.Set(k, v)
+			}
+			req.Host = tc.header["Host"]
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, req)
+			if w.Code != tc.code {
+				t.Errorf("%s %s: %d %s, want %d", tc.method, tc.path, w.Code, w.Body, tc.code)
+			}
+			if strings.Contains(w.Body.String(), token) {
+				t.Error("the answer contains the token")
+			}
+		})
+	}
+}
+
+// What went wrong inside is for the log, not for the answer.
+func TestInternalErrorsStayInside(t *testing.T) {
+	r := &relay{}
+	h := r.handler()
+	h.Status = func() (*Status, error) { return nil, errors.New("open /var/lib/culvert/x: no space") }
+	req := httptest.NewRequest("GET", "/api/status", nil)
+	req.Host = "localhost"
+	req.Header.Set("Authorization", "Bearer "+token)
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, req)
+	if w.Code != 500 || strings.Contains(w.Body.String(), "/var/lib") {
+		t.Errorf("answer %d %s tells too much", w.Code, w.Body)
+	}
+	if !strings.Contains(r.log.String(), "no space") {
+		t.Errorf("log %q lacks the cause", r.log.String())
+	}
+}
