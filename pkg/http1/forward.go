@@ -1,0 +1,312 @@
+package http1
+
+import (
+	"net/netip"
+	"strconv"
+)
+
+// Forward is what a relay knows about a visitor and tells the server behind it.
+type Forward struct {
+	Remote netip.Addr // the visitor
+	Proto  string     // "http" or "https", as the visitor sees it
+	Host   []byte     // the host the visitor asked for; nil: the request's
+	Port   uint16     // where the visitor came in, for X-Forwarded-Port; 0: not said
+
+	// Upstream is the Host field for the server; nil: the request's.
+	Upstream []byte
+
+	// Trusted says that the visitor is itself a proxy whose forwarding fields are to be believed:
+	// ours are appended to them. Otherwise what it sent is dropped.
+	Trusted bool
+}
+
+// AppendForwardedRequest appends the head of r as it goes to the server: origin-form, HTTP/1.1, with
+// the hop-by-hop fields removed (rfc9110#section-7.6.1) and the forwarding fields set. The body
+// follows with r.Framing. Upgrade goes along if r.Upgrade is set; set it to nil to refuse.
+func AppendForwardedRequest(dst []byte, r *Request, fwd Forward) []byte {
+	host := fwd.Host
+	if host == nil {
+		host = r.Host
+	}
+	upstream := fwd.Upstream
+	if upstream == nil {
+		upstream = r.Host
+	}
+	dst = append(dst, r.Method...)
+	dst = append(dst, ' ')
+	dst = append(dst, r.Path...)
+	if r.Query != nil {
+		dst = append(dst, '?')
+		dst = append(dst, r.Query...)
+	}
+	dst = append(dst, " HTTP/1.1\r\nHost: "...)
+	dst = append(dst, upstream...)
+	dst = append(dst, "\r\n"...)
+
+	trailers := false // TE: trailers
+	var xff, xProto, xHost, xPort, xReal, forwarded bool
+	for _, f := range r.Fields {
+		switch c := lower(f.Name[0]); {
+		case c == 'h' && EqualFold(f.Name, "host"):
+			continue
+		case c == 'e' && r.Minor == 0 && EqualFold(f.Name, "expect"):
+			continue // rfc9110#section-10.1.1: ignored in HTTP/1.0
+		case c == 't' && EqualFold(f.Name, "te"):
+			trailers = trailers || acceptsTrailers(f.Value)
+			continue
+		case (c == 'x' || c == 'f') && isForwarding(f.Name):
+			if !fwd.Trusted {
+				continue
+			}
+			// The lists are joined in order below; of the others the proxy's word stands.
+			switch {
+			case EqualFold(f.Name, "x-forwarded-for"):
+				xff = true
+				continue
+			case EqualFold(f.Name, "forwarded"):
+				forwarded = true
+				continue
+			case EqualFold(f.Name, "x-forwarded-proto"):
+				xProto = true
+			case EqualFold(f.Name, "x-forwarded-host"):
+				xHost = true
+			case EqualFold(f.Name, "x-forwarded-port"):
+				xPort = true
+			case EqualFold(f.Name, "x-real-ip"):
+				xReal = true
+			}
+		case hopByHop(f.Name, c) || r.nominated && nominates(r.Fields, f.Name):
+			continue
+		}
+		dst = AppendField(dst, f)
+	}
+
+	switch {
+	case r.Upgrade != nil && trailers:
+		dst = append(dst, "Connection: Upgrade, TE\r\nTE: trailers\r\nUpgrade: "...)
+	case r.Upgrade != nil:
+		dst = append(dst, "Connection: Upgrade\r\nUpgrade: "...)
+	case trailers:
+		dst = append(dst, "Connection: TE\r\nTE: trailers\r\n"...)
+	}
+	if r.Upgrade != nil {
+		dst = append(dst, r.Upgrade...)
+		dst = append(dst, "\r\n"...)
+	}
+	dst = appendFraming(dst, r.Framing, r.ContentLength)
+
+	remote := fwd.Remote.Unmap().WithZone("")
+	if remote.IsValid() {
+		dst = append(dst, "X-Forwarded-For: "...)
+		if xff {
+			dst = appendJoined(dst, r.Fields, "x-forwarded-for")
+		}
+		dst = remote.AppendTo(dst)
+		dst = append(dst, "\r\n"...)
+		if !xReal {
+			dst = append(dst, "X-Real-IP: "...)
+			dst = remote.AppendTo(dst)
+			dst = append(dst, "\r\n"...)
+		}
+	}
+	if !xProto {
+		dst = append(dst, "X-Forwarded-Proto: "...)
+		dst = append(dst, fwd.Proto...)
+		dst = append(dst, "\r\n"...)
+	}
+	if !xHost && host != nil {
+		dst = append(dst, "X-Forwarded-Host: "...)
+		dst = append(dst, host...)
+		dst = append(dst, "\r\n"...)
+	}
+	if !xPort && fwd.Port != 0 {
+		dst = append(dst, "X-Forwarded-Port: "...)
+		dst = strconv.AppendUint(dst, uint64(fwd.Port), 10)
+		dst = append(dst, "\r\n"...)
+	}
+	dst = append(dst, "Forwarded: "...)
+	if forwarded {
+		dst = appendJoined(dst, r.Fields, "forwarded")
+	}
+	dst = appendElement(dst, remote, fwd.Proto, host)
+	return append(dst, "\r\n\r\n"...)
+}
+
+// appendElement appends our element of Forwarded (rfc7239#section-4 and 6). IPv6 addresses and hosts
+// with a port are not tokens and are quoted.
+func appendElement(dst []byte, remote netip.Addr, proto string, host []byte) []byte {
+	switch {
+	case !remote.IsValid():
+		dst = append(dst, "for=unknown"...)
+	case remote.Is4():
+		dst = append(dst, "for="...)
+		dst = remote.AppendTo(dst)
+	default:
+		dst = append(dst, `for="[`...)
+		dst = remote.AppendTo(dst)
+		dst = append(dst, `]"`...)
+	}
+	if host != nil {
+		quote := false
+		for _, c := range host {
+			quote = quote || class[c]&isToken == 0
+		}
+		dst = append(dst, ";host="...)
+		if quote {
+			dst = append(dst, '"')
+		}
+		dst = append(dst, host...)
+		if quote {
+			dst = append(dst, '"')
+		}
+	}
+	dst = append(dst, ";proto="...)
+	return append(dst, proto...)
+}
+
+// appendJoined appends the values of all fields of that name, each followed by a comma.
+func appendJoined(dst []byte, fields []Field, name string) []byte {
+	for _, f := range fields {
+		if len(f.Value) > 0 && equalLoose(f.Name, name) {
+			dst = append(dst, f.Value...)
+			dst = append(dst, ", "...)
+		}
+	}
+	return dst
+}
+
+// AppendForwardedResponse appends the head of r, an answer to a request of that minor version, as it
+// goes to the visitor: HTTP/1.1 with the hop-by-hop fields removed. It returns the framing that the
+// body has to be sent with: what was chunked goes to an HTTP/1.0 visitor until close, and what ended
+// with the connection goes to an HTTP/1.1 visitor in chunks. If that is UntilClose, or if keepAlive is
+// false, the head says Connection: close, and the caller closes behind the body.
+func AppendForwardedResponse(dst []byte, r *Response, minor int, keepAlive bool) ([]byte, Framing) {
+	dst = append(dst, "HTTP/1.1 "...)
+	dst = strconv.AppendInt(dst, int64(r.Status), 10)
+	dst = append(dst, ' ')
+	dst = append(dst, r.Reason...)
+	dst = append(dst, "\r\n"...)
+	for _, f := range r.Fields {
+		c := lower(f.Name[0])
+		if hopByHop(f.Name, c) || c == 't' && EqualFold(f.Name, "te") || r.nominated && nominates(r.Fields, f.Name) {
+			continue
+		}
+		dst = AppendField(dst, f)
+	}
+	framing := r.Framing
+	switch {
+	case framing == Chunked && minor == 0:
+		framing = UntilClose
+	case framing == UntilClose && minor == 1:
+		framing = Chunked
+	}
+	// A server may not send Content-Length with 1xx and 204: rfc9110#section-8.6.
+	if r.Status >= 200 && r.Status != 204 {
+		dst = appendFraming(dst, framing, r.ContentLength)
+	}
+	switch {
+	case r.Upgrade != nil:
+		dst = append(dst, "Connection: Upgrade\r\nUpgrade: "...)
+		dst = append(dst, r.Upgrade...)
+		dst = append(dst, "\r\n"...)
+	case r.Status < 200:
+	case framing == UntilClose || !keepAlive:
+		dst = append(dst, "Connection: close\r\n"...)
+	case minor == 0:
+		dst = append(dst, "Connection: keep-alive\r\n"...)
+	}
+	return append(dst, "\r\n"...), framing
+}
+
+func appendFraming(dst []byte, f Framing, length int64) []byte {
+	switch {
+	case f == Chunked:
+		return append(dst, "Transfer-Encoding: chunked\r\n"...)
+	case length >= 0 && f != UntilClose:
+		dst = append(dst, "Content-Length: "...)
+		dst = strconv.AppendInt(dst, length, 10)
+		return append(dst, "\r\n"...)
+	}
+	return dst
+}
+
+// hopByHop reports whether a field is meant for the next recipient only; c is the first letter of
+// name. Content-Length is among them because we write our own. So that a recipient which maps '_' to
+// '-' (CGI, WSGI) does not see what we removed, both count as the same.
+func hopByHop(name []byte, c byte) bool {
+	switch c {
+	case 'c':
+		return equalLoose(name, "connection") || equalLoose(name, "content-length")
+	case 't':
+		return equalLoose(name, "transfer-encoding")
+	case 'k':
+		return equalLoose(name, "keep-alive")
+	case 'p':
+		return equalLoose(name, "proxy-connection")
+	case 'u':
+		return EqualFold(name, "upgrade")
+	}
+	return false
+}
+
+// nominates reports whether a Connection field of the head names the field.
+func nominates(fields []Field, name []byte) bool {
+	for _, f := range fields {
+		if !EqualFold(f.Name, "connection") {
+			continue
+		}
+		for list := f.Value; len(list) > 0; {
+			var option []byte
+			option, list = nextElement(list)
+			if len(option) == len(name) && equalFoldBytes(option, name) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func equalFoldBytes(a, b []byte) bool {
+	for i, c := range a {
+		if lower(c) != lower(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// acceptsTrailers reports whether a TE field says trailers (rfc9110#section-10.1.4).
+func acceptsTrailers(list []byte) bool {
+	for len(list) > 0 {
+		var coding []byte
+		coding, list = nextElement(list)
+		if EqualFold(coding, "trailers") {
+			return true
+		}
+	}
+	return false
+}
+
+// isForwarding reports whether a field tells a server about the client of the proxy in front of it.
+// Nobody but a trusted proxy may send these.
+func isForwarding(name []byte) bool {
+	const prefix = "x-forwarded-"
+	return len(name) > len(prefix) && equalLoose(name[:len(prefix)], prefix) ||
+		equalLoose(name, "x-real-ip") || equalLoose(name, "forwarded")
+}
+
+// equalLoose is EqualFold that takes '_' for '-'.
+func equalLoose(b []byte, s string) bool {
+	if len(b) != len(s) {
+		return false
+	}
+	for i, c := range b {
+		if c == '_' {
+			c = '-'
+		}
+		if lower(c) != s[i] {
+			return false
+		}
+	}
+	return true
+}
