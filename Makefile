@@ -1,0 +1,44 @@
+# Culvert. `make` alone lists what there is.
+
+VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS     := -X main.version=$(VERSION)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME    ?= 5s
+ONCE        ?=
+NAMES       ?= localhost 127.0.0.1
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## put relay-public, relay-private and tunnelctl into bin/
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+demo: build ## both relays and sample servers on this machine, until Ctrl-C (ONCE=1: try everything and exit)
+	bin/tunnelctl demo --dir certs $(if $(ONCE),--once)
+
+test: ## everything, with the race detector; as root on Debian it installs the programs the tests use
+	.ci/tools
+	go test -race -timeout 14m ./...
+
+check: ## vet, staticcheck, gofmt, and that it builds for macOS and Windows
+	@out=$$(gofmt -l cmd pkg); if [ -n "$$out" ]; then echo "run gofmt -w on:"; echo "$$out"; exit 1; fi
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	GOOS=darwin go vet ./... && GOOS=darwin go build -o /dev/null ./...
+	GOOS=windows go vet ./... && GOOS=windows go build -o /dev/null ./...
+
+fuzz: ## every fuzz target for FUZZTIME (5s)
+	.ci/fuzz $(FUZZTIME)
+
+bench: ## the benchmark table, beside direct connections and two nginx hops joined by TLS
+	.ci/tools
+	go test ./pkg/e2e -run '^$$' -bench BenchmarkTable -benchtime 1x -timeout 30m
+
+certs: build ## a development CA and a certificate for NAMES in certs/
+	bin/tunnelctl certs certs $(NAMES)
+
+clean: ## remove what the other targets made
+	rm -rf bin
+	rm -f certs/*.pem
+
+.PHONY: help build demo test check fuzz bench certs clean
