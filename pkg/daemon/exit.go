@@ -1,6 +1,11 @@
 package daemon
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime/debug"
+)
 
 // The exit codes of every command.
 const (
@@ -25,4 +30,27 @@ func ExitCode(err error) int {
 		return ExitUsage
 	}
 	return ExitFailed
+}
+
+// Exit prints what a command ended with, if it is an error, and returns its exit code. Problems of a file
+// stand alone on their lines, as editors expect them.
+func Exit(stderr io.Writer, command string, err error) int {
+	var problems Problems
+	switch {
+	case err == nil:
+	case errors.As(err, &problems):
+		fmt.Fprintln(stderr, problems)
+	default:
+		fmt.Fprintf(stderr, "%s: %v\n", command, err)
+	}
+	return ExitCode(err)
+}
+
+// Version is the version that the program was built from: a tag, a commit, or "devel".
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return "devel"
+	}
+	return info.Main.Version
 }
