@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bytes"
 	"net/netip"
 	"strconv"
 )
@@ -55,7 +56,7 @@ func AppendForwardedRequest(dst []byte, r *Request, fwd Forward) []byte {
 			trailers = trailers || acceptsTrailers(f.Value)
 			continue
 		case (c == 'x' || c == 'f') && isForwarding(f.Name):
-			if !fwd.Trusted {
+			if !fwd.Trusted || bytes.IndexByte(f.Name, '_') >= 0 {
 				continue
 			}
 			// The lists are joined in order below; of the others the proxy's word stands.
@@ -167,7 +168,7 @@ func appendElement(dst []byte, remote netip.Addr, proto string, host []byte) []b
 // appendJoined appends the values of all fields of that name, each followed by a comma.
 func appendJoined(dst []byte, fields []Field, name string) []byte {
 	for _, f := range fields {
-		if len(f.Value) > 0 && equalLoose(f.Name, name) {
+		if len(f.Value) > 0 && EqualFold(f.Name, name) {
 			dst = append(dst, f.Value...)
 			dst = append(dst, ", "...)
 		}
@@ -258,7 +259,7 @@ func nominates(fields []Field, name []byte) bool {
 		for list := f.Value; len(list) > 0; {
 			var option []byte
 			option, list = nextElement(list)
-			if len(option) == len(name) && equalFoldBytes(option, name) {
+			if equalFoldBytes(option, name) {
 				return true
 			}
 		}
@@ -267,6 +268,9 @@ func nominates(fields []Field, name []byte) bool {
 }
 
 func equalFoldBytes(a, b []byte) bool {
+	if len(a) != len(b) {
+		return false
+	}
 	for i, c := range a {
 		if lower(c) != lower(b[i]) {
 			return false
