@@ -1,0 +1,349 @@
+//go:build linux || darwin || freebsd || netbsd || openbsd || dragonfly
+
+package evloop
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// fdSock drives a stream socket's descriptor without blocking.
+type fdSock struct {
+	fd   int
+	loop *Loop // that it is registered with
+}
+
+func (s *fdSock) register(l *Loop, token uint64) error {
+	s.loop = l
+	return l.poll.add(s.fd, token)
+}
+
+func (s *fdSock) unregister() { s.loop.poll.remove(s.fd) }
+
+func (s *fdSock) read(b []byte) (int, error) {
+	n, err := rawRead(s.fd, b)
+	switch {
+	case err == unix.EAGAIN:
+		return 0, errAgain
+	case err != nil:
+		return 0, os.NewSyscallError("read", err)
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+func (s *fdSock) write(b []byte) (int, error) {
+	n, err := rawWrite(s.fd, b)
+	switch err {
+	case nil:
+		return n, nil
+	case unix.EAGAIN:
+		return 0, errAgain
+	}
+	return 0, os.NewSyscallError("write", err)
+}
+
+func (s *fdSock) flushed() bool { return true }
+
+func (s *fdSock) closeWrite() error {
+	if err := unix.Shutdown(s.fd, unix.SHUT_WR); err != nil && err != unix.ENOTCONN {
+		return os.NewSyscallError("shutdown", err)
+	}
+	return nil
+}
+
+func (s *fdSock) close(reset bool) {
+	if reset {
+		unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	}
+	unix.Close(s.fd)
+}
+
+func (s *fdSock) local() netip.AddrPort {
+	sa, err := unix.Getsockname(s.fd)
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return addrPort(sa)
+}
+
+func (s *fdSock) lastError() error {
+	errno, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && errno != 0 {
+		err = os.NewSyscallError("socket", unix.Errno(errno))
+	}
+	return err
+}
+
+func (s *fdSock) setNotSentLowat(n int) error { return setNotSentLowat(s.fd, n) }
+
+// addrPort converts a socket address; IPv4-mapped IPv6 addresses become IPv4. Zero for unix sockets.
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// takeFD takes the descriptor out of nc, which is closed. ok is false, and nc untouched, when nc has none.
+func takeFD(nc net.Conn) (s *fdSock, remote netip.AddrPort, ok bool, err error) {
+	switch nc.(type) {
+	case *net.TCPConn, *net.UnixConn:
+	default:
+		return nil, remote, false, nil
+	}
+	f, err := nc.(interface{ File() (*os.File, error) }).File()
+	if err != nil {
+		return nil, remote, true, err
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, remote, true, os.NewSyscallError("fcntl", err)
+	}
+	unix.SetNonblock(fd, true) // f.Fd made the shared description blocking
+	if a, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
+		remote = netip.AddrPortFrom(a.AddrPort().Addr().Unmap(), uint16(a.Port))
+	}
+	nc.Close()
+	return &fdSock{fd: fd}, remote, true, nil
+}
+
+// netConn makes a blocking net.Conn of the socket, which must not be used afterwards.
+func (s *fdSock) netConn() (net.Conn, error) {
+	f := os.NewFile(uintptr(s.fd), "socket")
+	defer f.Close() // FileConn duplicates it
+	return net.FileConn(f)
+}
+
+// fdListener is one listening descriptor on one loop.
+type fdListener struct {
+	fd      int
+	loop    *Loop
+	slot    uint64
+	onConn  func(*Conn)
+	onError func(error)
+	retry   Timer
+	closed  bool
+}
+
+// listenFD opens one listening socket; with shared, others may listen on the same port.
+func listenFD(network, addr string, shared bool) (fd int, bound net.Addr, err error) {
+	lc := net.ListenConfig{}
+	if shared {
+		lc.Control = controlReusePort
+	}
+	ln, err := lc.Listen(context.Background(), network, addr)
+	if err != nil {
+		return -1, nil, err
+	}
+	defer ln.Close()
+	filer, ok := ln.(interface{ File() (*os.File, error) })
+	if !ok {
+		return -1, nil, fmt.Errorf("listen %s %s: network not supported", network, addr)
+	}
+	if u, ok := ln.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+	f, err := filer.File()
+	if err != nil {
+		return -1, nil, err
+	}
+	defer f.Close()
+	if fd, err = unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+		return -1, nil, os.NewSyscallError("fcntl", err)
+	}
+	unix.SetNonblock(fd, true)
+	if acceptInherits {
+		setStreamOptions(fd)
+	}
+	return fd, ln.Addr(), nil
+}
+
+// setStreamOptions sets what every TCP connection of ours has; without effect on unix sockets.
+func setStreamOptions(fd int) {
+	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	setKeepAlive(fd)
+}
+
+// start enters the listener into its loop; on the loop only.
+func (ln *fdListener) start() error {
+	token := ln.loop.enter(slot{ln: ln})
+	ln.slot = token
+	if err := ln.loop.poll.add(ln.fd, token); err != nil {
+		ln.loop.leave(token)
+		unix.Close(ln.fd)
+		ln.closed = true
+		return err
+	}
+	return nil
+}
+
+// accept takes what connections wait, at most maxAccept in a turn.
+func (ln *fdListener) accept() {
+	for range maxAccept {
+		if ln.closed {
+			return
+		}
+		fd, sa, err := rawAccept(ln.fd)
+		switch err {
+		case nil:
+		case unix.EAGAIN:
+			return
+		case unix.ECONNABORTED, unix.EINTR, unix.EPROTO:
+			continue
+		default: // out of descriptors or memory: they wait in the backlog meanwhile
+			if ln.onError != nil {
+				ln.onError(os.NewSyscallError("accept", err))
+			}
+			ln.loop.Arm(&ln.retry, acceptPause, ln.accept)
+			return
+		}
+		if !acceptInherits {
+			setStreamOptions(fd)
+		}
+		c, err := ln.loop.newConn(&fdSock{fd: fd}, addrPort(sa))
+		if err != nil {
+			if ln.onError != nil {
+				ln.onError(err)
+			}
+			continue
+		}
+		ln.onConn(c)
+	}
+	ln.loop.Post(ln.accept)
+}
+
+func (ln *fdListener) close() {
+	if ln.closed {
+		return
+	}
+	ln.closed = true
+	ln.retry.Stop()
+	ln.loop.poll.remove(ln.fd)
+	ln.loop.leave(ln.slot)
+	unix.Close(ln.fd)
+}
+
+// fdDial is a connect under way.
+type fdDial struct {
+	loop  *Loop
+	fd    int
+	slot  uint64
+	sa    unix.Sockaddr
+	timer Timer
+	stop  func() bool // ends the watch of the context
+	done  func(*fdSock, error)
+}
+
+// connectFD starts to connect to sa and calls done on the loop.
+func connectFD(ctx context.Context, l *Loop, domain int, sa unix.Sockaddr, done func(*fdSock, error)) {
+	fd, err := rawSocket(domain)
+	if err != nil {
+		done(nil, os.NewSyscallError("socket", err))
+		return
+	}
+	if domain != unix.AF_UNIX {
+		setStreamOptions(fd)
+	}
+	switch err := unix.Connect(fd, sa); err {
+	case nil:
+		done(&fdSock{fd: fd}, nil)
+		return
+	case unix.EINPROGRESS, unix.EINTR:
+	default:
+		unix.Close(fd)
+		done(nil, os.NewSyscallError("connect", err))
+		return
+	}
+	d := &fdDial{loop: l, fd: fd, sa: sa, done: done}
+	d.slot = l.enter(slot{d: d})
+	if err := l.poll.add(fd, d.slot); err != nil {
+		d.fail(err)
+		return
+	}
+	d.stop = context.AfterFunc(ctx, func() {
+		l.Post(func() { d.fail(ctx.Err()) })
+	})
+}
+
+// connected looks at the outcome; there is an event before there is one on some systems.
+func (d *fdDial) connected() {
+	if d.done == nil {
+		return
+	}
+	errno, err := unix.GetsockoptInt(d.fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && errno != 0 {
+		err = unix.Errno(errno)
+	}
+	if err != nil {
+		d.fail(os.NewSyscallError("connect", err))
+		return
+	}
+	if _, err := unix.Getpeername(d.fd); err != nil {
+		return // not yet
+	}
+	done := d.end()
+	done(&fdSock{fd: d.fd}, nil)
+}
+
+func (d *fdDial) fail(err error) {
+	if d.done == nil {
+		return
+	}
+	done := d.end()
+	unix.Close(d.fd)
+	done(nil, err)
+}
+
+// end takes the dial off the loop and returns its done.
+func (d *fdDial) end() func(*fdSock, error) {
+	done := d.done
+	d.done = nil
+	if d.stop != nil {
+		d.stop()
+	}
+	d.loop.poll.remove(d.fd)
+	d.loop.leave(d.slot)
+	return done
+}
+
+// dialFD connects to a literal IP address or a unix path.
+func (l *Loop) dialFD(ctx context.Context, addr netip.AddrPort, path string, done func(*Conn, error)) {
+	var sa unix.Sockaddr
+	domain := unix.AF_INET6
+	switch {
+	case path != "":
+		domain, sa = unix.AF_UNIX, &unix.SockaddrUnix{Name: path}
+	case addr.Addr().Unmap().Is4():
+		domain, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().Unmap().As4()}
+	default:
+		sa6 := &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
+		if zone := addr.Addr().Zone(); zone != "" {
+			ifi, err := net.InterfaceByName(zone)
+			if err != nil {
+				done(nil, err)
+				return
+			}
+			sa6.ZoneId = uint32(ifi.Index)
+		}
+		sa = sa6
+	}
+	connectFD(ctx, l, domain, sa, func(s *fdSock, err error) {
+		if err != nil {
+			done(nil, err)
+			return
+		}
+		done(l.newConn(s, addr))
+	})
+}

@@ -1,0 +1,38 @@
+package evloop
+
+import (
+	"net/netip"
+)
+
+// errAgain is what a socket's read and write return when nothing can be done now. The loop hears, by an event, when
+// that changes. It is temporary in the sense of net.Error, which is what lets crypto/tls try again.
+var errAgain error = again{}
+
+type again struct{}
+
+func (again) Error() string   { return "not now" }
+func (again) Timeout() bool   { return true }
+func (again) Temporary() bool { return true }
+
+// socket is what a Conn reads and writes. There are two: fdSock, a descriptor driven without blocking, and netSock,
+// a net.Conn driven by a pair of goroutines. All methods are called on the loop.
+type socket interface {
+	// register announces the socket to loop l: from now on events for token arrive there.
+	register(l *Loop, token uint64) error
+	// unregister ends that. Events under way are dropped by their token.
+	unregister()
+	// read returns errAgain when there is nothing, io.EOF at the peer's end of stream.
+	read(b []byte) (int, error)
+	// write takes what it can; errAgain when that is nothing.
+	write(b []byte) (int, error)
+	// flushed reports whether everything that write took has reached the system.
+	flushed() bool
+	// closeWrite sends the end of stream.
+	closeWrite() error
+	// close frees the socket; with reset, the peer gets a reset instead of an end of stream.
+	close(reset bool)
+	local() netip.AddrPort
+	// lastError is the pending error of a socket whose event said failed.
+	lastError() error
+	setNotSentLowat(n int) error
+}

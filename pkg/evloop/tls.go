@@ -1,0 +1,622 @@
+package evloop
+
+import (
+	"bytes"
+	"container/list"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"reflect"
+	"runtime"
+	"sync"
+	"time"
+	"unsafe"
+)
+
+// crypto/tls on a loop. The stock tls.Conn sits on a tlsConn, a net.Conn that never blocks:
+//
+//   - Its Read returns errAgain, a temporary net.Error, when there is nothing: crypto/tls keeps what it has of a record
+//     and may be asked again, at any byte. Data may come together with errAgain.
+//   - Its Write never fails while the connection lives (crypto/tls makes any write error final): it queues, and the
+//     high mark is ours to respect.
+//   - Read may write (KeyUpdate, alerts), so both belong to the loop.
+//   - After each event Read is called until it says errAgain: records may sit in the tls.Conn while the socket is empty.
+//
+// The handshake cannot be done so, because its errors are final, temporary or not. It runs on a goroutine of its own,
+// which the loop feeds; a server starts it only when the whole ClientHello is there, so that a peer which sends
+// nothing costs nothing.
+
+// tlsConn is the TLS half of a Conn.
+type tlsConn struct {
+	c    *Conn
+	tc   *tls.Conn
+	hs   *handshake // nil when it is over
+	raw  []byte     // ciphertext of the read under way, lent
+	left []byte     // ciphertext that came behind the handshake
+	eof  bool       // the socket's end of stream was read
+	used bool       // since the last sweep
+	warm *list.Element
+	nc   *detached // after Detach: read and write there
+}
+
+// handshake is a TLS handshake under way. Its goroutine reads in and writes through the loop.
+type handshake struct {
+	t       *tlsConn
+	client  bool
+	done    func(error)
+	timer   Timer
+	started bool
+	elem    *list.Element // in handshakes, guarded by its mu
+
+	mu   sync.Mutex
+	in   []byte // from the loop
+	full bool   // the loop stopped reading because in is long
+	err  error  // the connection died, or time is up
+	more chan struct{}
+}
+
+// handshakes bounds the handshakes of a core: how many exist, and how many compute.
+type handshakes struct {
+	max    int
+	active chan struct{}
+
+	mu  sync.Mutex
+	all list.List // of *handshake, oldest first
+}
+
+func (h *handshakes) init(n int) {
+	h.max = n
+	h.active = make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))
+}
+
+var (
+	errHandshakeTimeout = errors.New("tls: handshake took too long")
+	errHandshakeCrowded = errors.New("tls: too many handshakes under way")
+)
+
+// enter counts s in. When there are too many, the oldest, which is the likeliest to be stalled, is given up.
+func (h *handshakes) enter(s *handshake) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s.elem = h.all.PushBack(s)
+	if h.all.Len() > h.max {
+		h.all.Front().Value.(*handshake).fail(errHandshakeCrowded)
+	}
+}
+
+func (h *handshakes) leave(s *handshake) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all.Remove(s.elem)
+}
+
+// StartTLS makes c a TLS connection, as server or client, and calls done on its loop when the handshake is over or
+// has failed; c is closed then. deadline bounds the handshake, the wait for the first byte included. Input that is
+// kept is taken as ciphertext. done sets the handler for the plaintext, unless it is set already.
+func (c *Conn) StartTLS(cfg *tls.Config, client bool, deadline time.Duration, done func(error)) {
+	if c.flags&isDead != 0 {
+		done(c.err)
+		return
+	}
+	cfg = cfg.Clone()
+	cfg.DynamicRecordSizingDisabled = true // small records after each silence cost more than they gain
+	t := &tlsConn{c: c}
+	t.hs = &handshake{t: t, client: client, done: done, more: make(chan struct{}, 1)}
+	if client {
+		t.tc = tls.Client(t, cfg)
+	} else {
+		t.tc = tls.Server(t, cfg)
+	}
+	c.tls = t
+	c.loop.Arm(&t.hs.timer, deadline, func() { t.giveUp(errHandshakeTimeout) })
+	if client {
+		t.start()
+	}
+	c.wantServe()
+}
+
+// TLS describes the connection's TLS; nil when it is plain or the handshake is not over.
+func (c *Conn) TLS() *tls.ConnectionState {
+	if c.tls == nil || c.tls.hs != nil {
+		return nil
+	}
+	s := c.tls.tc.ConnectionState()
+	return &s
+}
+
+func (t *tlsConn) shaking() bool { return t.hs != nil }
+
+// feed reads what came for the handshake.
+func (t *tlsConn) feed() {
+	c, hs := t.c, t.hs
+	for c.flags&(canRead|isDead) == canRead {
+		if len(c.in) >= MaxKept {
+			break
+		}
+		n, err := c.readSocket(c.loop.rbuf[:readSize])
+		c.in = c.loop.buffers.append(c.in, c.loop.rbuf[:n])
+		if err == io.EOF {
+			t.eof = true
+			hs.fail(io.ErrUnexpectedEOF)
+			if !hs.started {
+				t.giveUp(io.ErrUnexpectedEOF)
+			}
+		}
+		if err != nil {
+			break
+		}
+	}
+	if c.flags&isDead != 0 || t.hs == nil || len(c.in) == 0 {
+		return
+	}
+	if !hs.started {
+		switch whole, err := wholeHello(c.in); {
+		case err != nil:
+			t.giveUp(err)
+			return
+		case !whole && len(c.in) >= MaxKept:
+			t.giveUp(ErrInputTooLong)
+			return
+		case !whole:
+			return
+		}
+		t.start()
+	}
+	hs.mu.Lock()
+	if len(hs.in) < MaxKept {
+		hs.in = append(hs.in, c.in...)
+		c.loop.buffers.put(c.in)
+		c.in = nil
+	} else {
+		hs.full = true
+	}
+	hs.mu.Unlock()
+	hs.signal()
+}
+
+func (t *tlsConn) start() {
+	hs := t.hs
+	hs.started = true
+	core := t.c.loop.core
+	core.hs.enter(hs)
+	core.wg.Add(1)
+	go hs.run(core, t.c.loop)
+}
+
+// run is the handshake's goroutine.
+func (hs *handshake) run(core *Core, l *Loop) {
+	defer core.wg.Done()
+	core.hs.active <- struct{}{}
+	err := hs.t.tc.Handshake()
+	<-core.hs.active
+	core.hs.leave(hs)
+	l.Post(func() { hs.t.finish(err) })
+}
+
+// finish is the end of the handshake, on the loop.
+func (t *tlsConn) finish(err error) {
+	hs, c := t.hs, t.c
+	if hs == nil { // given up
+		return
+	}
+	hs.timer.Stop()
+	hs.mu.Lock()
+	t.left = append(hs.in, c.in...)
+	hs.mu.Unlock()
+	if c.in != nil {
+		c.loop.buffers.put(c.in)
+		c.in = nil
+	}
+	t.hs = nil
+	if err == nil && c.flags&isDead != 0 {
+		err = c.err
+	}
+	if err != nil {
+		c.Close() // the alert goes out first
+		hs.done(err)
+		return
+	}
+	t.warmUp()
+	hs.done(nil)
+	c.flags |= again_
+	c.wantServe()
+}
+
+// giveUp ends the handshake from the loop's side.
+func (t *tlsConn) giveUp(err error) {
+	hs := t.hs
+	if hs == nil {
+		return
+	}
+	hs.fail(err)
+	if hs.started {
+		return // its goroutine reports
+	}
+	t.hs = nil
+	hs.timer.Stop()
+	t.c.Close()
+	hs.done(err)
+}
+
+// abort is told that the connection died.
+func (t *tlsConn) abort(err error) {
+	t.coolDown()
+	if t.hs != nil {
+		if err == nil {
+			err = net.ErrClosed
+		}
+		t.giveUp(err)
+	}
+}
+
+// fail makes the goroutine's next read fail. It may be called from any goroutine.
+func (hs *handshake) fail(err error) {
+	hs.mu.Lock()
+	if hs.err == nil {
+		hs.err = err
+	}
+	hs.mu.Unlock()
+	hs.signal()
+}
+
+func (hs *handshake) signal() {
+	select {
+	case hs.more <- struct{}{}:
+	default:
+	}
+}
+
+// read is tlsConn.Read on the handshake's goroutine. While it waits another handshake may compute.
+func (hs *handshake) read(b []byte) (int, error) {
+	core := hs.t.c.loop.core
+	waited := false
+	defer func() {
+		if waited {
+			core.hs.active <- struct{}{}
+		}
+	}()
+	for {
+		hs.mu.Lock()
+		if len(hs.in) > 0 {
+			n := copy(b, hs.in)
+			hs.in = hs.in[n:]
+			again := hs.full && len(hs.in) == 0
+			if again {
+				hs.full = false
+			}
+			hs.mu.Unlock()
+			if again {
+				hs.t.c.loop.Post(hs.t.c.wantServe)
+			}
+			return n, nil
+		}
+		err := hs.err
+		hs.mu.Unlock()
+		if err != nil {
+			return 0, err
+		}
+		if !waited {
+			waited = true
+			<-core.hs.active
+		}
+		<-hs.more
+	}
+}
+
+// read reads up to size bytes of ciphertext and returns the plaintext behind what was kept, in the loop's buffer.
+// n is what the socket gave; the error is as from readSocket.
+func (t *tlsConn) read(size int) (b []byte, n int, err error) {
+	c, l := t.c, t.c.loop
+	if l.pbuf == nil {
+		l.pbuf = make([]byte, MaxKept+bulkSize+MaxKept+readSize+64<<10)
+	}
+	t.used = true
+	m := copy(l.rbuf, t.left)
+	t.left = nil
+	if c.flags&canRead != 0 {
+		n, err = c.readSocket(l.rbuf[m : m+min(size, len(l.rbuf)-m)])
+		if err != nil && err != errAgain && err != io.EOF {
+			return nil, 0, err
+		}
+		t.eof = t.eof || err == io.EOF
+	}
+	t.raw = l.rbuf[:m+n]
+	k := copy(l.pbuf, c.in)
+	kept := k
+	for {
+		var r int
+		r, err = t.tc.Read(l.pbuf[k:])
+		k += r
+		if err != nil {
+			break
+		}
+	}
+	t.raw = nil
+	if err != errAgain && err != io.EOF {
+		if c.flags&isDead == 0 {
+			c.flushOut() // the alert
+			c.die(err)
+		}
+		return nil, 0, err
+	}
+	if err == errAgain && n > 0 {
+		err = nil
+	}
+	if k == kept { // no plaintext: nothing new to present
+		return nil, 0, err
+	}
+	return l.pbuf[:k], max(n, 1), err
+}
+
+func (t *tlsConn) write(b []byte) {
+	t.used = true
+	for len(b) > 0 {
+		n := min(len(b), 64<<10)
+		t.tc.Write(b[:n]) // cannot fail while the connection lives; when it does not, nobody is left to tell
+		b = b[n:]
+		t.c.kick()
+	}
+}
+
+func (t *tlsConn) closeWrite() {
+	if t.hs == nil {
+		t.tc.CloseWrite()
+	}
+}
+
+// Read is called by crypto/tls.
+func (t *tlsConn) Read(b []byte) (int, error) {
+	if t.nc != nil {
+		return t.nc.Read(b)
+	}
+	if hs := t.hs; hs != nil {
+		return hs.read(b)
+	}
+	if len(t.raw) > 0 {
+		n := copy(b, t.raw)
+		t.raw = t.raw[n:]
+		return n, nil
+	}
+	if t.eof {
+		return 0, io.EOF
+	}
+	return 0, errAgain
+}
+
+// Write is called by crypto/tls.
+func (t *tlsConn) Write(b []byte) (int, error) {
+	if t.nc != nil {
+		return t.nc.Write(b)
+	}
+	if hs := t.hs; hs != nil && hs.started {
+		b := bytes.Clone(b)
+		t.c.loop.Post(func() { t.c.queue(b); t.c.kick() })
+		return len(b), nil
+	}
+	t.c.queue(b)
+	t.c.wantFlush()
+	return len(b), nil
+}
+
+// Close is called by crypto/tls when the owner of a detached connection closes it.
+func (t *tlsConn) Close() error {
+	if t.nc != nil {
+		return t.nc.Close()
+	}
+	return nil
+}
+
+func (t *tlsConn) LocalAddr() net.Addr {
+	if t.nc != nil {
+		return t.nc.LocalAddr()
+	}
+	return net.TCPAddrFromAddrPort(t.c.LocalAddr())
+}
+
+func (t *tlsConn) RemoteAddr() net.Addr {
+	if t.nc != nil {
+		return t.nc.RemoteAddr()
+	}
+	return net.TCPAddrFromAddrPort(t.c.RemoteAddr())
+}
+
+func (t *tlsConn) SetDeadline(d time.Time) error {
+	if t.nc != nil {
+		return t.nc.SetDeadline(d)
+	}
+	return nil // on a loop, timers are the owner's
+}
+
+func (t *tlsConn) SetReadDeadline(d time.Time) error {
+	if t.nc != nil {
+		return t.nc.SetReadDeadline(d)
+	}
+	return nil
+}
+
+func (t *tlsConn) SetWriteDeadline(d time.Time) error {
+	if t.nc != nil {
+		return t.nc.SetWriteDeadline(d)
+	}
+	return nil
+}
+
+// The record buffers of a tls.Conn (2 KiB after the handshake, 17 KiB and more after a large record) stay with it for
+// its life: golang/go#43563. A loop frees those of connections that were silent for a while. This is the only use of
+// unsafe on crypto/tls; when the fields are not what they were, nothing is freed.
+
+const sweepTime = time.Second
+
+var idleBuffers = sync.OnceValue(func() (offsets []uintptr) {
+	t := reflect.TypeFor[tls.Conn]()
+	for _, name := range []string{"rawInput", "hand"} {
+		f, ok := t.FieldByName(name)
+		if !ok || f.Type != reflect.TypeFor[bytes.Buffer]() {
+			return nil
+		}
+		offsets = append(offsets, f.Offset)
+	}
+	return offsets
+})
+
+// dropIdle frees the record buffers if they are empty and reports whether it did.
+func (t *tlsConn) dropIdle() bool {
+	offsets := idleBuffers()
+	for _, o := range offsets {
+		if (*bytes.Buffer)(unsafe.Add(unsafe.Pointer(t.tc), o)).Len() > 0 {
+			return false
+		}
+	}
+	for _, o := range offsets {
+		*(*bytes.Buffer)(unsafe.Add(unsafe.Pointer(t.tc), o)) = bytes.Buffer{}
+	}
+	return true
+}
+
+// warmUp puts t on the loop's list of connections that may hold buffers.
+func (t *tlsConn) warmUp() {
+	l := t.c.loop
+	t.used = true
+	if t.warm == nil && idleBuffers() != nil {
+		t.warm = l.warm.PushBack(t)
+		if l.sweeper.next == nil {
+			l.Arm(&l.sweeper, sweepTime, l.sweep)
+		}
+	}
+}
+
+func (t *tlsConn) coolDown() {
+	if t.warm != nil {
+		t.c.loop.warm.Remove(t.warm)
+		t.warm = nil
+	}
+}
+
+// sweep frees the buffers of connections that were not used since the last sweep.
+func (l *Loop) sweep() {
+	for e := l.warm.Front(); e != nil; {
+		next := e.Next()
+		t := e.Value.(*tlsConn)
+		if t.used {
+			t.used = false
+		} else if t.dropIdle() {
+			t.coolDown()
+		}
+		e = next
+	}
+	if l.warm.Len() > 0 {
+		l.Arm(&l.sweeper, sweepTime, l.sweep)
+	}
+}
+
+// wholeHello reports whether b starts with a complete ClientHello, which may span several records (RFC 8446,
+// section 5.1). It fails on what cannot become one.
+func wholeHello(b []byte) (bool, error) {
+	const recordHeader, maxRecord, maxHello = 5, 16 << 10, 64 << 10
+	need, have := 4, 0
+	for {
+		if len(b) > 0 && b[0] != 22 || len(b) > 1 && b[1] != 3 {
+			return false, fmt.Errorf("tls: first bytes are no handshake")
+		}
+		if len(b) < recordHeader {
+			return false, nil
+		}
+		n := int(b[3])<<8 | int(b[4])
+		if n == 0 || n > maxRecord {
+			return false, fmt.Errorf("tls: first record has impossible length %d", n)
+		}
+		if have == 0 && len(b) > recordHeader && b[recordHeader] != 1 {
+			return false, fmt.Errorf("tls: first message is no ClientHello")
+		}
+		if have == 0 && n >= 4 && len(b) >= recordHeader+4 {
+			need = 4 + (int(b[6])<<16 | int(b[7])<<8 | int(b[8]))
+			if need > maxHello {
+				return false, fmt.Errorf("tls: ClientHello has impossible length %d", need)
+			}
+		} else if have == 0 && n < 4 {
+			return false, fmt.Errorf("tls: ClientHello is fragmented below its header")
+		}
+		have += n
+		if len(b) < recordHeader+n {
+			return false, nil
+		}
+		if have >= need {
+			return true, nil
+		}
+		b = b[recordHeader+n:]
+	}
+}
+
+// PeekClientHello waits for a complete ClientHello and calls done with its server name ("" if it has none) and
+// protocols, leaving it unread: StartTLS comes next, usually. An error means that what came is no ClientHello, or
+// that the connection ended. The time it may take is the caller's to bound. It is the handler until then.
+func (c *Conn) PeekClientHello(done func(sni string, alpn []string, err error)) {
+	c.SetHandler(&helloPeek{c: c, done: done})
+}
+
+type helloPeek struct {
+	c    *Conn
+	done func(string, []string, error)
+}
+
+func (p *helloPeek) end(sni string, alpn []string, err error) {
+	if done := p.done; done != nil {
+		p.done = nil
+		done(sni, alpn, err)
+	}
+}
+
+func (p *helloPeek) OnData(b []byte) int {
+	if p.done == nil {
+		return 0
+	}
+	whole, err := wholeHello(b)
+	if err != nil {
+		p.end("", nil, err)
+		return 0
+	}
+	if whole {
+		var hello *tls.ClientHelloInfo
+		err := tls.Server(&helloConn{r: bytes.NewReader(b)}, &tls.Config{
+			GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+				hello = h
+				return nil, errPeeked
+			},
+		}).Handshake()
+		if hello == nil {
+			p.end("", nil, err)
+			return 0
+		}
+		p.end(hello.ServerName, hello.SupportedProtos, nil)
+	}
+	return 0
+}
+
+func (p *helloPeek) OnEOF()            { p.end("", nil, io.ErrUnexpectedEOF) }
+func (p *helloPeek) OnDrain()          {}
+func (p *helloPeek) OnClose(err error) { p.end("", nil, cmpErr(err, net.ErrClosed)) }
+
+// cmpErr returns the first of errs that is not nil.
+func cmpErr(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var errPeeked = errors.New("peeked")
+
+// helloConn gives crypto/tls a ClientHello to parse and nothing else.
+type helloConn struct {
+	net.Conn // nil: any other use is a bug
+	r        *bytes.Reader
+}
+
+func (h *helloConn) Read(b []byte) (int, error)  { return h.r.Read(b) }
+func (h *helloConn) Write(b []byte) (int, error) { return len(b), nil }
+func (h *helloConn) RemoteAddr() net.Addr        { return nil }
+func (h *helloConn) LocalAddr() net.Addr         { return nil }
