@@ -1,0 +1,179 @@
+package private
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"culvert.dev/pkg/evloop"
+)
+
+// Relay is a private relay. The exported fields are set before Run and not changed afterwards.
+type Relay struct {
+	// Core runs the sessions, each on one of its loops, and everything that belongs to them.
+	Core *evloop.Core
+
+	// Relays are the public relays, host:port. The site has a session with each of them.
+	Relays []string
+
+	// Site is the name that the public relays know the site by; Key proves it.
+	Site string
+	Key  ed25519.PrivateKey
+
+	// RootCAs verify the certificates of the public relays. If nil, the system's do.
+	RootCAs *x509.CertPool
+
+	// Services are what the site offers from the start; see Reload.
+	Services []Service
+
+	// MaxStreams bounds the open streams of one session. 0: 131072.
+	MaxStreams int
+
+	// DrainTimeout is how long streams may go on after Run's context has ended. 0: they are cut.
+	DrainTimeout time.Duration
+
+	// Software is what the site tells the public relay it is, for operators to see.
+	Software string
+
+	// Log hears of links, sessions and targets when they change. If nil, nobody does.
+	Log *slog.Logger
+
+	// OnReady is called once, when the first public relay has answered what it publishes. If nil, nobody is.
+	OnReady func()
+
+	// Dial replaces the network on the way to a public relay. If nil, TCP, through a proxy when the
+	// environment names one.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	log      *slog.Logger // never nil while running
+	ready    sync.Once
+	services atomic.Pointer[services]
+
+	mu    sync.Mutex
+	peers []*peer // nil until Run
+}
+
+// services are those of one configuration. It is immutable; a reload makes a new one.
+type services struct {
+	list   []*service
+	byName map[string]*service
+}
+
+func (r *Relay) makeServices(list []Service) (*services, error) {
+	made := &services{byName: make(map[string]*service, len(list))}
+	var errs []error
+	for _, s := range list {
+		svc, err := newService(s)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if made.byName[s.Name] != nil {
+			errs = append(errs, fmt.Errorf("service %q is defined twice", s.Name))
+		}
+		made.list = append(made.list, svc)
+		made.byName[s.Name] = svc
+	}
+	return made, errors.Join(errs...)
+}
+
+// Run keeps the sessions with the public relays. It returns nil when ctx has ended and the streams have
+// finished or the DrainTimeout is over. It returns an error that says what to do when no public relay is
+// left that may take the site: each has refused for a reason that waiting does not heal.
+func (r *Relay) Run(ctx context.Context) error {
+	r.log = r.Log
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	list, err := r.makeServices(r.Services)
+	if err != nil {
+		return err
+	}
+	r.services.Store(list)
+
+	ended := make(chan error, len(r.Relays))
+	r.mu.Lock()
+	for i, address := range r.Relays {
+		p := &peer{relay: r, address: address, loop: r.Core.Loop(i % r.Core.NumLoops()), ended: ended}
+		r.peers = append(r.peers, p)
+		p.loop.Post(p.start)
+	}
+	r.mu.Unlock()
+
+	stop := context.AfterFunc(ctx, r.drain)
+	defer stop()
+	var errs []error
+	for range r.Relays {
+		errs = append(errs, <-ended)
+	}
+	return errors.Join(errs...)
+}
+
+// drain tells every session to end with its last stream.
+func (r *Relay) drain() {
+	for _, p := range r.peers {
+		p.loop.Post(p.drain)
+	}
+}
+
+// Reload replaces the services and announces the new ones. Streams that are open stay as they are, to the
+// end. After an error, such as a folder that is not there, the old services stay. It may be called from any
+// goroutine while Run runs.
+func (r *Relay) Reload(list []Service) error {
+	made, err := r.makeServices(list)
+	if err != nil {
+		return err
+	}
+	r.services.Store(made)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range r.peers {
+		p.loop.Post(p.announce)
+	}
+	return nil
+}
+
+// Status is the state of a Relay at one moment.
+type Status struct {
+	Relays   []PeerStatus
+	Services []ServiceStatus
+}
+
+// PeerStatus is the session with one public relay.
+type PeerStatus struct {
+	Address string
+	Linked  bool   // a link is up
+	Resumed int    // links that have taken up the session of an earlier one
+	Problem string // why no link is up, or ""
+}
+
+// ServiceStatus counts the streams of one service since it was last loaded.
+type ServiceStatus struct {
+	Name   string
+	Open   int64
+	Total  uint64
+	Failed uint64 // the target could not be reached
+}
+
+// Status may be called from any goroutine.
+func (r *Relay) Status() Status {
+	var s Status
+	r.mu.Lock()
+	for _, p := range r.peers {
+		s.Relays = append(s.Relays, *p.status.Load())
+	}
+	r.mu.Unlock()
+	if list := r.services.Load(); list != nil {
+		for _, svc := range list.list {
+			s.Services = append(s.Services, ServiceStatus{svc.Name, svc.open.Load(), svc.total.Load(), svc.failed.Load()})
+		}
+	}
+	return s
+}

@@ -1,0 +1,128 @@
+package private
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/forward"
+	"culvert.dev/pkg/httpd"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tunnel"
+)
+
+// connectTimeout bounds the look-up of the target's name and its TCP connect, and again its TLS handshake.
+const connectTimeout = 10 * time.Second
+
+// accept joins a new stream of the peer to the service that its header names.
+func (p *peer) accept(s *tunnel.Stream, header []byte) {
+	h, err := relay.DecodeHeader(header)
+	if err != nil || h.Kind != relay.KindConnect {
+		s.Reset(tunnel.CodeInternal)
+		return
+	}
+	svc := p.relay.services.Load().byName[h.Service]
+	if svc == nil {
+		s.Reset(tunnel.CodeNotFound)
+		return
+	}
+	svc.total.Add(1)
+	svc.open.Add(1)
+	if svc.files != nil {
+		httpd.Serve(s, p.loop, svc.files, httpd.Config{OnClose: svc.streamEnded})
+		return
+	}
+	s.Pause() // what comes before the target is there stays in the stream's window
+	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
+	d := &dial{peer: p, service: svc, stream: s, cancel: cancel}
+	s.SetHandler(d)
+	p.loop.Dial(ctx, svc.network, svc.address, d.connected)
+}
+
+func (s *service) streamEnded(error) { s.open.Add(-1) }
+
+// dial is a stream that waits for its target, and until then the stream's handler. It is owned by the loop.
+type dial struct {
+	peer    *peer
+	service *service
+	stream  *tunnel.Stream
+	cancel  context.CancelFunc
+	eof     bool // the visitor has already finished sending
+	gone    bool // the stream is closed
+}
+
+func (d *dial) OnData([]byte) int { return 0 }
+func (d *dial) OnEOF()            { d.eof = true }
+func (d *dial) OnDrain()          {}
+func (d *dial) OnClose(error) {
+	d.gone = true
+	d.cancel()
+	d.service.open.Add(-1)
+}
+
+func (d *dial) connected(c *evloop.Conn, err error) {
+	d.cancel()
+	switch {
+	case err != nil:
+		d.fail(err)
+	case d.gone:
+		c.Abort(nil)
+	case d.service.tls != nil:
+		c.StartTLS(d.service.tls, true, connectTimeout, func(err error) {
+			switch {
+			case err != nil:
+				d.fail(err)
+			case d.gone:
+				c.Abort(nil)
+			default:
+				d.splice(c)
+			}
+		})
+	default:
+		d.splice(c)
+	}
+}
+
+func (d *dial) splice(c *evloop.Conn) {
+	if d.service.down.Swap(false) {
+		d.peer.relay.log.Info("target is back", "service", d.service.Name)
+	}
+	forward.Splice(c, d.stream, d.service.streamEnded)
+	if d.eof {
+		c.CloseWrite() // the splice has not seen it
+	}
+}
+
+// fail tells the visitor's side why there is no target. The log hears of the first failure in a row.
+func (d *dial) fail(err error) {
+	if d.gone {
+		return // the visitor went away, which ended the dial
+	}
+	d.service.failed.Add(1)
+	if !d.service.down.Swap(true) {
+		d.peer.relay.log.Warn("target cannot be reached", "service", d.service.Name, "target", d.service.Target, "err", err)
+	}
+	d.stream.Reset(code(err))
+}
+
+// code is the stream code for a failed dial or handshake.
+func code(err error) tunnel.Code {
+	var netErr net.Error
+	var record tls.RecordHeaderError
+	var certificate *tls.CertificateVerificationError
+	var alert tls.AlertError
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET),
+		errors.As(err, &record), errors.As(err, &certificate), errors.As(err, &alert):
+		return tunnel.CodeRefused
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
+		errors.As(err, &netErr) && netErr.Timeout():
+		return tunnel.CodeTimeout
+	}
+	return tunnel.CodeUnreachable
+}

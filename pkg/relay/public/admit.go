@@ -1,0 +1,84 @@
+package public
+
+import (
+	"net/netip"
+	"sync"
+)
+
+// admission counts the visitors that are connected, in total and per address,
+// and decides who may come in. It is used from every loop.
+type admission struct {
+	total, perAddr int // immutable limits
+
+	mu    sync.Mutex
+	n     int                // admitted
+	spare int                // let in above a limit to be told so
+	addrs map[netip.Addr]int // both, by address
+}
+
+// verdict is what admission says about one connection.
+type verdict uint8
+
+const (
+	turnedAway verdict = iota // close at once, say nothing
+	sayFull                   // answer 503 to the first request, then close
+	admitted
+)
+
+// maxSpare is how many connections above the limits are held at a time in order
+// to answer them with 503 instead of a closed connection, each for as long as a
+// request head may take.
+const maxSpare = 256
+
+// source is the address that limits are counted by: a host with IPv6 usually
+// has a whole /64 to itself.
+func source(a netip.Addr) netip.Addr {
+	a = a.Unmap().WithZone("")
+	if a.Is6() {
+		p, _ := a.Prefix(64)
+		return p.Addr()
+	}
+	return a
+}
+
+// enter counts one connection from addr. Whoever gets something other than
+// turnedAway calls leave when it ends.
+func (a *admission) enter(addr netip.Addr) verdict {
+	addr = source(addr)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	of := a.addrs[addr]
+	switch {
+	case a.n < a.total && of < a.perAddr:
+		a.n++
+		a.addrs[addr] = of + 1
+		return admitted
+	case a.spare < maxSpare:
+		a.spare++
+		a.addrs[addr] = of + 1
+		return sayFull
+	}
+	return turnedAway
+}
+
+// leave ends the count of one connection that entered with v.
+func (a *admission) leave(addr netip.Addr, v verdict) {
+	addr = source(addr)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if v == admitted {
+		a.n--
+	} else {
+		a.spare--
+	}
+	if a.addrs[addr]--; a.addrs[addr] <= 0 {
+		delete(a.addrs, addr)
+	}
+}
+
+// connected is the number of admitted connections.
+func (a *admission) connected() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.n
+}

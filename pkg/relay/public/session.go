@@ -1,0 +1,322 @@
+package public
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"net"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tunnel"
+)
+
+var (
+	errReplaced = errors.New("the private relay has begun a new session")
+	errRevoked  = errors.New("the site's key was revoked")
+)
+
+// session is a site that is connected: a tunnel.Session, and the services that
+// it publishes. All of it, its links, its streams and their visitors included,
+// belongs to one loop.
+type session struct {
+	// Immutable.
+	relay  *Relay
+	loop   *loop
+	site   string
+	id     string // to resume by, with secret
+	secret string
+	since  time.Time
+
+	// Owned by the loop.
+	tun      *tunnel.Session
+	timer    evloop.Timer
+	fires    time.Time // when timer does; zero: it is stopped
+	lostAt   time.Time // since when there is no link; zero: there is one
+	remote   netip.AddrPort
+	software string
+	services []*service
+	ports    map[relay.Publish]*port
+	ended    bool
+
+	// Guarded by relay.mu.
+	linked bool // or about to be
+}
+
+// port is the listener of a tcp service, which outlives a reload that only
+// changes the rest of the service.
+type port struct {
+	*evloop.Listener
+	service *service
+}
+
+// newSession makes a session of a site on a loop. It is started there.
+func newSession(r *Relay, l *loop, site string) *session {
+	var b [16 + 32]byte
+	rand.Read(b[:])
+	return &session{
+		relay: r, loop: l, site: site,
+		id: hex.EncodeToString(b[:16]), secret: hex.EncodeToString(b[16:]),
+		since: time.Now(),
+		ports: make(map[relay.Publish]*port),
+	}
+}
+
+// start makes the tunnel. On the loop.
+func (s *session) start() {
+	s.tun = tunnel.New(tunnel.Config{
+		MaxStreams:    s.relay.MaxStreams,
+		Budget:        s.relay.Budget,
+		ResumeTimeout: s.relay.ResumeTimeout,
+		Wake:          func() { s.loop.AfterTurn(s.flush) },
+		Accept:        s.accept,
+		OnClose:       s.onClose,
+	}, s.loop.Now())
+}
+
+// flush sends what is to be sent, at the end of a turn.
+func (s *session) flush() {
+	s.tun.Flush(s.loop.Now())
+	s.rearm()
+}
+
+// rearm keeps the timer no later than the session needs it.
+func (s *session) rearm() {
+	next := s.tun.Next()
+	if next.IsZero() {
+		s.timer.Stop()
+		s.fires = time.Time{}
+		return
+	}
+	if s.fires.IsZero() || next.Before(s.fires) {
+		s.fires = next
+		s.loop.Arm(&s.timer, next.Sub(s.loop.Now()), s.onTimer)
+	}
+}
+
+func (s *session) onTimer() {
+	s.fires = time.Time{}
+	s.tun.Advance(s.loop.Now())
+	s.rearm()
+}
+
+// attached notes that a link carries the session from now on.
+func (s *session) attached(remote netip.AddrPort, software string, resumed bool) {
+	gap := time.Duration(0)
+	if !s.lostAt.IsZero() {
+		gap = s.loop.Now().Sub(s.lostAt)
+	}
+	s.lostAt = time.Time{}
+	s.remote, s.software = remote, software
+	if resumed {
+		s.relay.log.Info("site resumed", "site", s.site, "remote", remote, "gap", gap.Round(time.Millisecond))
+	} else {
+		s.relay.log.Info("site up", "site", s.site, "remote", remote, "software", software)
+	}
+	s.rearm()
+}
+
+// lost notes that the session has no link any more. Its streams wait.
+func (s *session) lost(err error) {
+	if s.ended {
+		return
+	}
+	s.lostAt = s.loop.Now()
+	s.relay.mu.Lock()
+	s.linked = false
+	s.relay.mu.Unlock()
+	s.relay.log.Warn("site lost its link", "site", s.site, "err", err)
+	s.rearm()
+}
+
+// lostFor is how long the session has been without a link.
+func (s *session) lostFor() time.Duration {
+	if s.lostAt.IsZero() {
+		return 0
+	}
+	return s.loop.Now().Sub(s.lostAt)
+}
+
+// onClose is the end of the session, after that of its streams.
+func (s *session) onClose(err error) {
+	s.ended = true
+	s.timer.Stop()
+	s.relay.removeSession(s)
+	for _, svc := range s.services {
+		svc.remove()
+	}
+	for _, p := range s.ports {
+		p.Close()
+	}
+	s.services, s.ports = nil, nil
+	if err == nil {
+		s.relay.log.Info("site down", "site", s.site)
+	} else {
+		s.relay.log.Warn("site down", "site", s.site, "err", err)
+	}
+}
+
+// accept takes a stream that the private relay opened: an announcement.
+func (s *session) accept(st *tunnel.Stream, header []byte) {
+	h, err := relay.DecodeHeader(header)
+	if err != nil || h.Kind != relay.KindAnnounce {
+		st.Reset(tunnel.CodeForbidden)
+		return
+	}
+	st.SetHandler(&announcement{session: s, stream: st})
+}
+
+// announcement is the handler of an announce stream.
+type announcement struct {
+	session *session
+	stream  *tunnel.Stream
+	list    []byte
+}
+
+func (a *announcement) OnData(b []byte) int {
+	if len(a.list)+len(b) > relay.MaxAnnounce {
+		a.stream.Reset(tunnel.CodeOverload)
+		return len(b)
+	}
+	a.list = append(a.list, b...)
+	return len(b)
+}
+
+func (a *announcement) OnEOF() {
+	list, err := relay.DecodeAnnounce(a.list)
+	a.list = nil
+	if err != nil {
+		a.session.relay.log.Warn("announcement refused", "site", a.session.site, "err", err)
+		a.stream.Reset(tunnel.CodeForbidden)
+		return
+	}
+	a.stream.Write(relay.Encode(a.session.publish(list)))
+	a.stream.CloseWrite()
+}
+
+func (a *announcement) OnDrain()      {}
+func (a *announcement) OnClose(error) {}
+
+// publish replaces the services of the session by those of list and tells for
+// each where it is to be found, or why it is not published.
+func (s *session) publish(list []relay.Announcement) []relay.AnnounceReply {
+	r := s.relay
+	replies := make([]relay.AnnounceReply, len(list))
+	r.mu.Lock()
+	allowed := r.allowed(s.site)
+	old := s.services
+	s.services = make([]*service, 0, len(list))
+	ports := make(map[relay.Publish]*port)
+	routes := make(map[route]*service)
+	for i, a := range list {
+		replies[i].Name = a.Name
+		svc, err := s.newService(a, allowed)
+		if err == nil {
+			for _, o := range old {
+				if o.same(svc) {
+					svc = o
+				}
+			}
+			err = s.claim(svc, routes, ports)
+		}
+		if err != nil {
+			replies[i].Error = err.Error()
+			r.log.Warn("service refused", "site", s.site, "service", a.Name, "publish", a.Publish, "err", err)
+			continue
+		}
+		replies[i].Addresses = r.addresses(svc, ports)
+		s.services = append(s.services, svc)
+	}
+	for p, o := range s.ports {
+		if ports[p] == nil {
+			o.Close()
+		}
+	}
+	s.ports = ports
+	r.replaceRoutes(s, routes)
+	r.mu.Unlock()
+	for _, o := range old {
+		kept := false
+		for _, svc := range s.services {
+			kept = kept || svc == o
+		}
+		if !kept {
+			o.remove()
+		}
+	}
+	r.log.Info("services published", "site", s.site, "services", len(s.services), "refused", len(list)-len(s.services))
+	return replies
+}
+
+// newService makes the service of an announcement, if the site may publish it.
+func (s *session) newService(a relay.Announcement, allowed []relay.Pattern) (*service, error) {
+	if a.Publish == "" {
+		return newService(s, a, relay.Publish{}), nil
+	}
+	p, err := relay.ParsePublish(a.Publish)
+	if err != nil {
+		return nil, err
+	}
+	if err := (relay.Service{Name: a.Name, Publish: p, Target: relay.Target{Scheme: a.TargetScheme}}).Validate(); err != nil {
+		return nil, err
+	}
+	for _, pattern := range allowed {
+		if pattern.Allows(p) {
+			return newService(s, a, p), nil
+		}
+	}
+	return nil, errors.New("publish \"" + p.String() + "\": site \"" + s.site + "\" may not publish this: the public relay's configuration says what it may")
+}
+
+// claim takes the route or port of svc, unless somebody has it. relay.mu is held.
+func (s *session) claim(svc *service, routes map[route]*service, ports map[relay.Publish]*port) error {
+	p := svc.publish
+	switch {
+	case p.IsZero():
+		return nil
+	case p.Scheme == "tcp":
+		if ports[p] != nil {
+			return errors.New("publish \"" + p.String() + "\": service \"" + ports[p].service.name + "\" has this port")
+		}
+		if old := s.ports[p]; old != nil {
+			old.service = svc
+			ports[p] = old
+			return nil
+		}
+		t := &port{service: svc}
+		ln, err := s.loop.Listen("tcp", net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port))), func(c *evloop.Conn) { t.service.accept(c) })
+		if err != nil {
+			return errors.New("publish \"" + p.String() + "\": " + reasonOf(err))
+		}
+		ln.OnError = s.relay.listenerError(p.String())
+		t.Listener = ln
+		ports[p] = t
+		return nil
+	}
+	k := svc.route()
+	other := routes[k]
+	if other == nil {
+		if o := s.relay.claims[k]; o != nil && o.session != s {
+			other = o
+		}
+	}
+	if other != nil {
+		if other.session == s {
+			return errors.New("publish \"" + p.String() + "\": service \"" + other.name + "\" has this address")
+		}
+		return errors.New("publish \"" + p.String() + "\": another site has this address")
+	}
+	routes[k] = svc
+	return nil
+}
+
+// reasonOf is the part of a listen error that a private relay may know.
+func reasonOf(err error) string {
+	if e, ok := errors.AsType[*net.OpError](err); ok && e.Err != nil {
+		err = e.Err
+	}
+	return "the public relay cannot listen there: " + err.Error()
+}

@@ -1,0 +1,410 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// A Service is what a site publishes: where visitors come in and where they end
+// up.
+type Service struct {
+	Name    string
+	Publish Publish // zero: reachable by operators only
+	Target  Target
+}
+
+// Validate reports what is wrong with s, naming the service.
+func (s Service) Validate() error {
+	if err := CheckName(s.Name); err != nil {
+		return fmt.Errorf("service: %w", err)
+	}
+	if s.Target.Scheme == "" {
+		return fmt.Errorf("service %q: no target", s.Name)
+	}
+	switch {
+	case s.Publish.IsZero():
+	case s.Publish.Scheme == "tcp":
+		if s.Target.Scheme != "tcp" && s.Target.Scheme != "unix" {
+			return fmt.Errorf("service %q: a tcp:// publish needs a tcp:// or unix:// target, not %s://", s.Name, s.Target.Scheme)
+		}
+	case s.Target.Scheme == "tcp":
+		return fmt.Errorf("service %q: an %s:// publish needs an http://, https://, unix:// or file:// target, not tcp://", s.Name, s.Publish.Scheme)
+	}
+	return nil
+}
+
+// A Publish says where visitors reach a service. The zero value is a service that
+// no visitor reaches. It is comparable, and marshals as its URL.
+type Publish struct {
+	Scheme string // "https", "http", "wss", "ws" or "tcp". https carries WebSocket too, and so does http
+	Host   string // lower case, without brackets; may be "*.example.com", except for tcp, where "" means every address
+	Port   uint16 // tcp only; 0 lets the public relay choose
+	Path   string // prefix at a segment boundary: "/" or "/a/b"; "" for tcp
+}
+
+// A Target says where the private relay connects the visitors of a service to. It
+// marshals as its URL.
+type Target struct {
+	Scheme string // "http", "https", "tcp", "unix" or "file"; ws:// and wss:// are read as http and https
+	Host   string // of http, https and tcp: a name or an address without brackets
+	Port   uint16 // of http, https and tcp
+	Path   string // of unix and file: absolute
+}
+
+// ParsePublish reads a publish URL.
+func ParsePublish(s string) (Publish, error) {
+	p, err := parsePublish(s)
+	if err != nil {
+		return Publish{}, fmt.Errorf("publish %q: %w", clip(s), err)
+	}
+	return p, nil
+}
+
+func parsePublish(s string) (Publish, error) {
+	u, err := splitURL(s)
+	if err != nil {
+		return Publish{}, err
+	}
+	p := Publish{Scheme: u.scheme, Host: u.host}
+	switch u.scheme {
+	case "https", "http", "wss", "ws":
+		if u.port != "" {
+			return Publish{}, errors.New("leave the port out: the public relay's listeners have it")
+		}
+		if err := checkHost(u.host, true); err != nil {
+			return Publish{}, err
+		}
+		p.Path, err = cleanPath(u.path)
+		return p, err
+	case "tcp":
+		if u.path != "" && u.path != "/" {
+			return Publish{}, errors.New("tcp has no path")
+		}
+		if u.host != "" {
+			if err := checkHost(u.host, false); err != nil {
+				return Publish{}, err
+			}
+		}
+		if u.port == "" {
+			return Publish{}, errors.New("no port: want tcp://:15432")
+		}
+		p.Port, err = parsePort(u.port)
+		return p, err
+	}
+	return Publish{}, unsupported(u.scheme)
+}
+
+// ParseTarget reads a target URL.
+func ParseTarget(s string) (Target, error) {
+	t, err := parseTarget(s)
+	if err != nil {
+		return Target{}, fmt.Errorf("target %q: %w", redact(clip(s)), err)
+	}
+	return t, nil
+}
+
+func parseTarget(s string) (Target, error) {
+	u, err := splitURL(s)
+	if err != nil {
+		return Target{}, err
+	}
+	t := Target{Scheme: u.scheme, Host: u.host}
+	switch u.scheme {
+	case "ws":
+		t.Scheme = "http"
+	case "wss":
+		t.Scheme = "https"
+	}
+	switch t.Scheme {
+	case "http", "https", "tcp":
+		if u.path != "" && u.path != "/" {
+			if t.Scheme == "tcp" {
+				return Target{}, errors.New("tcp has no path")
+			}
+			return Target{}, errors.New("leave the path out: the visitor's path reaches the target as it is")
+		}
+		if err := checkHost(u.host, false); err != nil {
+			return Target{}, err
+		}
+		switch {
+		case u.port != "":
+			if t.Port, err = parsePort(u.port); err != nil {
+				return Target{}, err
+			}
+			if t.Port == 0 {
+				return Target{}, errors.New("port 0: want 1 to 65535")
+			}
+		case t.Scheme == "http":
+			t.Port = 80
+		case t.Scheme == "https":
+			t.Port = 443
+		default:
+			return Target{}, errors.New("no port: want tcp://host:port")
+		}
+		return t, nil
+	case "unix", "file":
+		if u.host != "" || u.port != "" {
+			return Target{}, fmt.Errorf("want an absolute path after three slashes: %s:///path", t.Scheme)
+		}
+		if len(u.path) < 2 || u.path[0] != '/' {
+			return Target{}, fmt.Errorf("no path: want %s:///path", t.Scheme)
+		}
+		t.Path = u.path
+		if len(t.Path) >= 3 && t.Path[2] == ':' && isAlnum(t.Path[1]) {
+			t.Path = t.Path[1:] // file:///C:/srv on Windows
+		}
+		return t, nil
+	}
+	return Target{}, unsupported(u.scheme)
+}
+
+// IsZero reports whether p publishes nothing.
+func (p Publish) IsZero() bool { return p == Publish{} }
+
+// String returns the URL that ParsePublish reads, or "" for the zero value.
+func (p Publish) String() string {
+	switch p.Scheme {
+	case "":
+		return ""
+	case "tcp":
+		return "tcp://" + net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port)))
+	}
+	path := p.Path
+	if path == "/" {
+		path = ""
+	}
+	return p.Scheme + "://" + bracket(p.Host) + path
+}
+
+// MarshalText returns the URL.
+func (p Publish) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText reads what ParsePublish reads, or "" as the zero value.
+func (p *Publish) UnmarshalText(b []byte) (err error) {
+	if len(b) == 0 {
+		*p = Publish{}
+		return nil
+	}
+	*p, err = ParsePublish(string(b))
+	return err
+}
+
+// String returns the URL that ParseTarget reads, or "" for the zero value.
+func (t Target) String() string {
+	switch t.Scheme {
+	case "":
+		return ""
+	case "unix", "file":
+		if strings.HasPrefix(t.Path, "/") {
+			return t.Scheme + "://" + t.Path
+		}
+		return t.Scheme + ":///" + t.Path
+	}
+	return t.Scheme + "://" + net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port)))
+}
+
+// MarshalText returns the URL.
+func (t Target) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
+// UnmarshalText reads what ParseTarget reads, or "" as the zero value.
+func (t *Target) UnmarshalText(b []byte) (err error) {
+	if len(b) == 0 {
+		*t = Target{}
+		return nil
+	}
+	*t, err = ParseTarget(string(b))
+	return err
+}
+
+// rawURL is a URL taken apart at its delimiters. net/url is not used because it
+// refuses port ranges, repairs what should be an error and decodes what must
+// arrive as it is.
+type rawURL struct {
+	scheme     string
+	host, port string // host in lower case, without brackets
+	path       string // as written, with its leading slash, or ""
+}
+
+func splitURL(s string) (u rawURL, err error) {
+	if s == "" {
+		return u, errors.New("is empty")
+	}
+	if len(s) > MaxURL {
+		return u, fmt.Errorf("has %d bytes, more than %d", len(s), MaxURL)
+	}
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok || scheme == "" {
+		return u, errors.New("want scheme://host/path")
+	}
+	u.scheme = strings.ToLower(scheme)
+	for i := range len(s) {
+		if s[i] > '~' {
+			if i := strings.IndexByte(rest, '/'); i < 0 || isPrintable(rest[:i]) {
+				// A folder may have any name; a host may not.
+				if i >= 0 && (u.scheme == "file" || u.scheme == "unix") {
+					break
+				}
+			}
+			return u, errors.New("is not ASCII: write the host in its xn-- form")
+		}
+		if s[i] <= ' ' && (s[i] != ' ' || u.scheme != "file" && u.scheme != "unix") {
+			return u, errors.New("contains a space or a control character")
+		}
+	}
+	authority := rest
+	if i := strings.IndexByte(rest, '/'); i >= 0 {
+		authority, u.path = rest[:i], rest[i:]
+	}
+	if strings.IndexByte(u.path, 0) >= 0 || strings.ContainsAny(u.path, "\r\n\t\x7f") {
+		return u, errors.New("contains a space or a control character")
+	}
+	if u.scheme != "file" && u.scheme != "unix" && strings.ContainsAny(u.path, "?#") || strings.ContainsAny(authority, "?#") {
+		return u, errors.New("has a query or a fragment")
+	}
+	if strings.Contains(authority, "@") {
+		if !isKnown(u.scheme) {
+			return u, unsupported(u.scheme)
+		}
+		return u, errors.New("has a user or password, which is not supported by this version")
+	}
+	if strings.HasPrefix(authority, "[") {
+		i := strings.IndexByte(authority, ']')
+		if i < 0 {
+			return u, errors.New("missing ']' in the host")
+		}
+		a, err := netip.ParseAddr(authority[1:i])
+		if err != nil || !a.Is6() || a.Zone() != "" {
+			return u, fmt.Errorf("host %q is not an IPv6 address", authority[:i+1])
+		}
+		u.host = a.String()
+		authority = authority[i+1:]
+		if authority != "" && authority[0] != ':' {
+			return u, errors.New("want ':' and a port after ']'")
+		}
+		if authority == ":" {
+			return u, errors.New("no port after ':'")
+		}
+		u.port = strings.TrimPrefix(authority, ":")
+		return u, nil
+	}
+	host, port, found := strings.Cut(authority, ":")
+	if strings.Contains(port, ":") {
+		return u, errors.New("an IPv6 address needs brackets: [::1]")
+	}
+	if found && port == "" {
+		return u, errors.New("no port after ':'")
+	}
+	u.host, u.port = strings.ToLower(host), port
+	return u, nil
+}
+
+// isKnown reports whether scheme is one that this version can publish or reach.
+func isKnown(scheme string) bool {
+	switch scheme {
+	case "http", "https", "ws", "wss", "tcp", "unix", "file":
+		return true
+	}
+	return false
+}
+
+func unsupported(scheme string) error {
+	if len(scheme) > 16 {
+		scheme = scheme[:16]
+	}
+	return fmt.Errorf("%s is not supported by this version", strings.TrimFunc(scheme, func(r rune) bool { return r < '!' || r > '~' }))
+}
+
+// checkHost accepts an IP address or a host name as rfc1123#section-2.1 has it,
+// plus underscores. A wildcard stands for exactly one label, the first one.
+func checkHost(host string, wildcard bool) error {
+	if host == "" {
+		return errors.New("no host")
+	}
+	if a, err := netip.ParseAddr(host); err == nil && a.Zone() == "" {
+		return nil
+	}
+	name := host
+	if strings.HasPrefix(host, "*.") {
+		if !wildcard {
+			return fmt.Errorf("host %q: no wildcard here", host)
+		}
+		name = host[2:]
+		if _, err := netip.ParseAddr(name); err == nil {
+			return fmt.Errorf("host %q: a wildcard needs a name", host)
+		}
+	}
+	if len(host) > 253 {
+		return errors.New("host is longer than 253 bytes")
+	}
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' {
+			return fmt.Errorf("host %q is not a host name", host)
+		}
+		for i := range len(label) {
+			if c := label[i]; !isAlnum(c) && c != '-' && c != '_' {
+				return fmt.Errorf("host %q is not a host name", host)
+			}
+		}
+	}
+	return nil
+}
+
+// cleanPath checks a path prefix and returns it without a trailing slash. Only
+// characters that have one spelling are accepted, so that a prefix cannot be
+// passed by writing it differently (%2e, //, /./).
+func cleanPath(path string) (string, error) {
+	path = strings.TrimSuffix(path, "/")
+	if path == "" {
+		return "/", nil
+	}
+	for seg := range strings.SplitSeq(path[1:], "/") {
+		if seg == "" || seg == "." || seg == ".." {
+			return "", fmt.Errorf("path %q has an empty, \".\" or \"..\" segment", path)
+		}
+		for i := range len(seg) {
+			if c := seg[i]; !isAlnum(c) && strings.IndexByte("-._~!$&'()+,;=:@", c) < 0 {
+				return "", fmt.Errorf("path %q: character %q is not supported in a path prefix", path, c)
+			}
+		}
+	}
+	return path, nil
+}
+
+func parsePort(s string) (uint16, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || s[0] == '+' || len(s) > 1 && s[0] == '0' {
+		return 0, fmt.Errorf("port %q: want 0 to 65535", s)
+	}
+	return uint16(n), nil
+}
+
+func bracket(host string) string {
+	if strings.Contains(host, ":") {
+		return "[" + host + "]"
+	}
+	return host
+}
+
+// clip keeps an error message short whatever the input was.
+func clip(s string) string {
+	if len(s) > 100 {
+		return s[:97] + "..."
+	}
+	return s
+}
+
+// redact hides the user part of a URL, which may hold a password.
+func redact(s string) string {
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok {
+		return s
+	}
+	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
+		rest = "…@" + rest[i+1:]
+	}
+	return scheme + "://" + rest
+}
