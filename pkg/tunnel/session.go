@@ -1,0 +1,476 @@
+package tunnel
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// A Session is one side of a session. Everything in it is owned by the loop that
+// calls its methods.
+//
+// It has no state of its own beside closed: a link is attached or not, and an
+// attached one is ready once the END of both sides has crossed (see linkState).
+type Session struct {
+	cfg   Config        // immutable
+	start time.Time     // immutable; all times below count from it
+	now   time.Duration // of the last call
+	pool  pool          // chunks of all streams
+	rtt   time.Duration // smoothed; 0 until a ping was answered
+	stats Stats         // counters only
+	batch []byte        // nil while idle
+	used  bool          // batch was used since the last trim
+	trim  time.Duration // when to trim
+	woken bool          // Wake was called since the last Flush
+	busy  bool          // inside Receive, Flush or runEvents: events wait for its end
+
+	streams map[uint32]*Stream
+	last    *Stream // of the last look-up
+	nextID  uint32  // of Open
+	highest uint32  // opened by the peer
+	unacked int     // bytes sent and not acknowledged, all streams
+	grown   int     // window beyond Config.Window, all streams
+	events  []event // callbacks to come
+
+	tombs map[uint32]Code // streams that were reset here, until RESET_ACK
+
+	goaway     bool // GoAway was called
+	peerGoaway bool // GOAWAY came
+	closed     bool
+	over       bool // OnClose was called
+	closeErr   error
+
+	lostAt    time.Duration // since when there is no link
+	link      Link          // nil while there is none
+	linkState               // of link
+	rx        decoder       // of link
+}
+
+// linkState is what a session has to forget when its link is lost.
+//
+// A link starts silent: both sides send what resets they have, STATE for each
+// stream, and END. OPEN, DATA and CREDIT flow once END was sent and has come.
+type linkState struct {
+	sentEnd, gotEnd bool
+	sentGoaway      bool
+	states          []uint32      // ids whose STATE is to be sent
+	pong            uint64        // to be sent if wantPong
+	wantPong        bool          // only the last ping is answered
+	pingID          uint64        // last one sent
+	pingSent        bool          // it is not answered
+	wantPing        bool          // one is to be sent
+	askedAt         time.Duration // when it was wanted
+	pingAt          time.Duration // when the last one was sent
+	heard           time.Duration // when anything was received last
+	owedAt          time.Duration // when the owed acknowledgements go; 0: none
+
+	resetAcks queue[uint32]
+	resets    queue[uint32]  // ids in tombs that were not sent on this link
+	opens     queue[*Stream] // in the order of their ids
+	credits   queue[*Stream] // CREDIT is to be sent now (flagCredit)
+	owed      []*Stream      // CREDIT is to be sent soon (flagOwed)
+	fresh     list           // streams with something to send that have not used up their quantum
+	bulk      list           // those that have
+}
+
+// ready reports whether streams may use the link.
+func (l *linkState) ready() bool { return l.sentEnd && l.gotEnd }
+
+// An event is a callback to come: of st, which has ended if over.
+type event struct {
+	st   *Stream
+	over bool
+	err  error
+}
+
+// New returns a session that waits for its first link.
+func New(cfg Config, now time.Time) *Session {
+	cfg.setDefaults()
+	s := &Session{
+		cfg:     cfg,
+		start:   now,
+		streams: make(map[uint32]*Stream),
+		tombs:   make(map[uint32]Code),
+		nextID:  2,
+		trim:    trimInterval,
+	}
+	if cfg.Client {
+		s.nextID = 1
+	}
+	return s
+}
+
+// Open opens a stream. header is copied. Without a link the stream waits for one.
+// The caller sets a handler before the next Receive or Flush.
+func (s *Session) Open(header []byte) (*Stream, error) {
+	switch {
+	case s.closed:
+		return nil, ErrClosed
+	case s.goaway || s.peerGoaway:
+		return nil, ErrDraining
+	case len(header) > MaxHeader:
+		return nil, ErrHeaderTooLong
+	case len(s.streams) >= s.cfg.MaxStreams:
+		return nil, ErrTooManyStreams
+	}
+	for s.taken(s.nextID) { // only after two thousand million streams
+		s.skipID()
+	}
+	st := s.newStream(s.nextID, flagLocal)
+	s.skipID()
+	st.header = string(header)
+	if s.gotEnd {
+		s.opens.push(st)
+		s.wake()
+	}
+	return st, nil
+}
+
+func (s *Session) skipID() {
+	s.nextID += 2
+	if s.nextID == 0 { // 0 is the session's own
+		s.nextID = 2
+	}
+}
+
+func (s *Session) taken(id uint32) bool {
+	_, tomb := s.tombs[id]
+	return tomb || s.streams[id] != nil
+}
+
+func (s *Session) newStream(id uint32, flags streamFlags) *Stream {
+	st := &Stream{
+		s:         s,
+		id:        id,
+		flags:     flags,
+		limit:     initialWindow,
+		deficit:   quantum,
+		window:    uint32(s.cfg.Window),
+		sentLimit: initialWindow,
+		growAt:    s.ms(),
+	}
+	s.streams[id] = st
+	return st
+}
+
+// lookup returns an open stream, or nil.
+func (s *Session) lookup(id uint32) *Stream {
+	if st := s.last; st != nil && st.id == id && st.s != nil {
+		return st
+	}
+	st := s.streams[id]
+	if st != nil {
+		s.last = st
+	}
+	return st
+}
+
+// local reports whether id is one that this side opens.
+func (s *Session) local(id uint32) bool { return id&1 == 1 == s.cfg.Client }
+
+// end takes a stream out of the session. Its OnClose follows.
+func (s *Session) end(st *Stream, err error) {
+	delete(s.streams, st.id)
+	if s.last == st {
+		s.last = nil
+	}
+	s.unacked -= int(st.next - st.acked)
+	s.grown -= int(st.window) - s.cfg.Window
+	s.pool.putAll(&st.out)
+	s.pool.putAll(&st.in)
+	st.cur = nil
+	st.next = st.end
+	st.header = ""
+	st.s = nil
+	s.events = append(s.events, event{st: st, over: true, err: err})
+	s.wake()
+}
+
+// finish ends a stream whose two directions are finished.
+func (s *Session) finish(st *Stream) {
+	if st.flags&flagFin != 0 && st.acked == st.end+1 &&
+		st.flags&flagPeerFin != 0 && st.flags&(flagEOF|flagDiscard) != 0 {
+		s.end(st, nil)
+	}
+}
+
+// bury remembers a reset until the peer acknowledges it.
+func (s *Session) bury(id uint32, code Code) {
+	s.tombs[id] = code
+	if s.link != nil {
+		s.resets.push(id)
+		s.wake()
+	}
+}
+
+func (s *Session) queuePump(st *Stream) {
+	if st.flags&flagPump == 0 {
+		st.flags |= flagPump
+		s.events = append(s.events, event{st: st})
+		s.wake()
+	}
+}
+
+// runEvents makes the callbacks that are due, in the order of their causes.
+func (s *Session) runEvents() {
+	for i := 0; i < len(s.events); i++ {
+		e := s.events[i]
+		s.events[i] = event{}
+		st := e.st
+		if e.over {
+			if st.h != nil {
+				st.h.OnClose(e.err)
+			}
+			continue
+		}
+		st.flags &^= flagPump
+		if st.s == nil {
+			continue
+		}
+		if st.flags&flagHigh != 0 && st.Pending() <= s.highMark()/4 {
+			st.flags &^= flagHigh
+			if st.h != nil {
+				st.h.OnDrain()
+			}
+		}
+		if st.s != nil {
+			st.pump()
+		}
+	}
+	s.events = s.events[:0]
+	if s.closed && !s.over {
+		s.over = true
+		if s.cfg.OnClose != nil {
+			s.cfg.OnClose(s.closeErr)
+		}
+	}
+}
+
+// wake asks the owner for a Flush.
+func (s *Session) wake() {
+	if s.woken || s.busy {
+		return
+	}
+	s.woken = true
+	if s.cfg.Wake != nil {
+		s.cfg.Wake()
+	}
+}
+
+// enter notes the time. Times before an earlier call's count as that one's.
+func (s *Session) enter(now time.Time) { s.now = max(s.now, now.Sub(s.start)) }
+
+// ms is the session's time in milliseconds. It wraps around.
+func (s *Session) ms() uint32 { return uint32(s.now / time.Millisecond) }
+
+// highMark shrinks as the memory budget runs out.
+func (s *Session) highMark() int {
+	switch {
+	case s.pool.used < s.cfg.Budget/2:
+		return highMark
+	case s.pool.used < s.cfg.Budget:
+		return quantum
+	}
+	return 0
+}
+
+// GoAway ends the session in good order: neither side opens streams any more, and
+// OnClose(nil) comes, on both sides, after the last one has ended.
+func (s *Session) GoAway() {
+	if !s.closed && !s.goaway {
+		s.goaway = true
+		s.wake()
+	}
+}
+
+// drained reports whether a GoAway is finished.
+func (s *Session) drained() bool {
+	return (s.goaway && s.sentGoaway || s.peerGoaway) && s.ready() && len(s.streams) == 0 &&
+		len(s.tombs) == 0 && s.resetAcks.empty() && s.credits.empty() && len(s.owed) == 0
+}
+
+// Close ends the session now. Every stream gets OnClose with CodeSessionLost, then
+// the session gets OnClose(err). The link is closed.
+func (s *Session) Close(err error) {
+	if s.closed {
+		return
+	}
+	s.closed = true
+	s.closeErr = err
+	for _, st := range s.sorted() {
+		s.end(st, &StreamError{Code: CodeSessionLost})
+	}
+	link := s.link
+	s.detach()
+	clear(s.tombs)
+	s.batch = nil
+	s.pool.free = [2]chunkList{}
+	if link != nil {
+		link.Close(err)
+	}
+	if !s.busy {
+		s.busy = true
+		s.runEvents()
+		s.busy = false
+	}
+}
+
+// sorted returns the open streams in the order of their ids.
+func (s *Session) sorted() []*Stream {
+	all := make([]*Stream, 0, len(s.streams))
+	for _, st := range s.streams {
+		all = append(all, st)
+	}
+	slices.SortFunc(all, func(a, b *Stream) int { return int(int64(a.id) - int64(b.id)) })
+	return all
+}
+
+// Next returns when Advance is to be called, or the zero time if the session is over.
+func (s *Session) Next() time.Time {
+	if s.closed {
+		return time.Time{}
+	}
+	at := s.trim
+	if s.link == nil {
+		at = min(at, s.lostAt+s.cfg.ResumeTimeout)
+	} else {
+		at = min(at, s.linkDeadline())
+		if s.owedAt != 0 {
+			at = min(at, s.owedAt)
+		}
+	}
+	return s.start.Add(at)
+}
+
+// Advance does what is due: pings, acknowledgements, the resume timeout. It returns
+// Next. What is to be sent waits for Flush.
+func (s *Session) Advance(now time.Time) (next time.Time) {
+	s.enter(now)
+	if s.closed {
+		return time.Time{}
+	}
+	if s.now >= s.trim {
+		s.trimBuffers()
+	}
+	if s.link == nil {
+		if s.now >= s.lostAt+s.cfg.ResumeTimeout {
+			s.Close(fmt.Errorf("%w of %v", ErrResumeTimeout, s.cfg.ResumeTimeout))
+		}
+		return s.Next()
+	}
+	if s.owedAt != 0 && s.now >= s.owedAt {
+		s.payOwed()
+	}
+	asked := s.wantPing || s.pingSent
+	switch due := s.now >= s.linkDeadline(); {
+	case due && asked:
+		link := s.link
+		s.detach()
+		link.Close(ErrLinkTimeout)
+	case due, !asked && s.ready() && s.now >= s.pingAt+rttInterval:
+		s.ping()
+	}
+	return s.Next()
+}
+
+// linkDeadline is when a silent link is asked for a sign of life, or given up if it
+// was asked.
+func (s *Session) linkDeadline() time.Duration {
+	at := s.heard + s.cfg.PingInterval
+	if s.wantPing || s.pingSent {
+		at = max(at, s.askedAt) + s.cfg.PingTimeout
+	}
+	return at
+}
+
+func (s *Session) ping() {
+	s.wantPing = true
+	s.askedAt = s.now
+	s.wake()
+}
+
+func (s *Session) trimBuffers() {
+	s.trim = s.now + trimInterval
+	s.pool.trim()
+	if !s.used {
+		s.batch = nil
+	}
+	s.used = false
+	if len(s.events) == 0 && cap(s.events) > 1024 && !s.busy {
+		s.events = nil
+	}
+}
+
+// Stats is a snapshot of a session.
+type Stats struct {
+	Streams  int           // open now
+	Sent     uint64        // bytes of data put into frames, re-sent ones included
+	Received uint64        // bytes of data that were new
+	Buffered int           // memory that the streams' data takes
+	Links    int           // attached so far
+	Attached bool          // a link is attached
+	RTT      time.Duration // smoothed; 0 until a ping was answered
+}
+
+// Stats returns a snapshot.
+func (s *Session) Stats() Stats {
+	v := s.stats
+	v.Streams = len(s.streams)
+	v.Buffered = s.pool.used
+	v.Attached = s.link != nil
+	v.RTT = s.rtt
+	return v
+}
+
+// A queue is a FIFO whose array is reused.
+type queue[T any] struct {
+	items []T
+	head  int
+}
+
+func (q *queue[T]) push(v T)    { q.items = append(q.items, v) }
+func (q *queue[T]) empty() bool { return q.head == len(q.items) }
+func (q *queue[T]) len() int    { return len(q.items) - q.head }
+
+func (q *queue[T]) pop() T {
+	var zero T
+	v := q.items[q.head]
+	q.items[q.head] = zero
+	q.head++
+	if q.head == len(q.items) {
+		q.items, q.head = q.items[:0], 0
+	} else if q.head > 1024 && q.head > len(q.items)/2 {
+		n := copy(q.items, q.items[q.head:])
+		clear(q.items[n:])
+		q.items, q.head = q.items[:n], 0
+	}
+	return v
+}
+
+func (q *queue[T]) clear() {
+	clear(q.items)
+	q.items, q.head = q.items[:0], 0
+}
+
+// A list is a FIFO of streams through Stream.link.
+type list struct{ head, tail *Stream }
+
+func (l *list) push(st *Stream) {
+	st.link = nil
+	if l.tail == nil {
+		l.head = st
+	} else {
+		l.tail.link = st
+	}
+	l.tail = st
+}
+
+func (l *list) pop() *Stream {
+	st := l.head
+	l.head = st.link
+	if l.head == nil {
+		l.tail = nil
+	}
+	st.link = nil
+	return st
+}
