@@ -1,7 +1,6 @@
 # Culvert. `make` alone lists what there is.
 
-VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS     := -X main.version=$(VERSION)
+VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME    ?= 5s
 ONCE        ?=
@@ -11,7 +10,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## put relay-public, relay-private and tunnelctl into bin/
-	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	go build -trimpath -buildvcs=false -ldflags '-X main.version=$(VERSION)' -o bin/ ./cmd/...
 
 demo: build ## both relays and sample servers on this machine, until Ctrl-C (ONCE=1: try everything and exit)
 	bin/tunnelctl demo --dir certs $(if $(ONCE),--once)

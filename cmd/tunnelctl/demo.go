@@ -1,0 +1,578 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/spf13/cobra"
+
+	"culvert.dev/pkg/admin"
+)
+
+// The names of the demo. Browsers and curl take every name under localhost for this machine.
+const (
+	demoDomain = "localhost"
+	demoSite   = "office"
+	webHost    = "intranet.localhost"
+	filesHost  = "files.localhost"
+)
+
+// startTimeout bounds the start of one relay, the visit of one service and the end of one relay.
+const startTimeout = 30 * time.Second
+
+func demoCommand() *cobra.Command {
+	var d demo
+	var once bool
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Start both relays and sample servers on this machine and try them",
+		Args:  usage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d.out = cmd.OutOrStdout()
+			return d.run(cmd.Context(), once)
+		},
+	}
+	cmd.Flags().StringVar(&d.certs, "dir", "certs", "`folder` of the development CA")
+	cmd.Flags().BoolVar(&once, "once", false, "exit after the visits, with 0 if all went well")
+	return cmd
+}
+
+// demo is one run of `tunnelctl demo`: everything it starts, it ends.
+type demo struct {
+	out   io.Writer
+	certs string
+	dir   string // of state, configuration and logs; removed at the end if all went well
+	roots *x509.CertPool
+
+	samples         *samples
+	public, private *child
+	https, admin    string // addresses of the public relay
+	tcpPort         int    // of the published TCP service
+	client          *admin.Client
+}
+
+func (d *demo) run(ctx context.Context, once bool) (err error) {
+	if d.dir, err = os.MkdirTemp("", "culvert-demo-"); err != nil {
+		return err
+	}
+	defer func() {
+		d.stop()
+		if err == nil {
+			os.RemoveAll(d.dir)
+		} else {
+			err = fmt.Errorf("%w\nthe logs are in %s", err, d.dir)
+		}
+	}()
+	if err := d.start(ctx); err != nil {
+		return interrupted(ctx, err)
+	}
+	if err := d.visit(ctx); err != nil {
+		return interrupted(ctx, err)
+	}
+	d.printCommands()
+	if once {
+		return nil
+	}
+	fmt.Fprintln(d.out, "\nIt stays up until Ctrl-C.")
+	select {
+	case <-ctx.Done():
+		fmt.Fprintln(d.out, "\nstopping")
+		return nil
+	case <-d.public.done:
+		return fmt.Errorf("relay-public ended by itself: %v", d.public.err)
+	case <-d.private.done:
+		return fmt.Errorf("relay-private ended by itself: %v", d.private.err)
+	}
+}
+
+// interrupted is nil for an error that Ctrl-C caused.
+func interrupted(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// start brings up sample servers and relays, joining the site with a token as a user does.
+func (d *demo) start(ctx context.Context) (err error) {
+	bin, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	bin = filepath.Dir(bin)
+	fmt.Fprintf(d.out, "logs and state      %s\n", d.dir)
+
+	cert, key, err := d.makeCertificates()
+	if err != nil {
+		return err
+	}
+	if d.samples, err = startSamples(d.dir); err != nil {
+		return fmt.Errorf("sample servers: %w", err)
+	}
+	fmt.Fprintf(d.out, "sample servers      http://%s (web, WebSocket echo), tcp://%s (echo), %s (files)\n", d.samples.web.Addr(), d.samples.tcp.Addr(), d.samples.files)
+
+	if d.tcpPort, err = freePort(); err != nil {
+		return err
+	}
+	publicConfig := filepath.Join(d.dir, "public.toml")
+	if err := os.WriteFile(publicConfig, fmt.Appendf(nil, `domain = %q
+state  = "state"
+drain_timeout = "2s"
+
+[listen]
+https = "127.0.0.1:0"
+http  = ""
+admin = "127.0.0.1:0"
+
+[tls]
+certificate = %q
+key         = %q
+`, demoDomain, filepath.ToSlash(cert), filepath.ToSlash(key)), 0o600); err != nil {
+		return err
+	}
+	began := time.Now()
+	if d.public, err = startChild(filepath.Join(d.dir, "relay-public.log"), filepath.Join(bin, "relay-public"), "--config", publicConfig); err != nil {
+		return err
+	}
+	ready, err := d.public.ready(ctx)
+	if err != nil {
+		return err
+	}
+	d.https, d.admin = ready["https"], ready["admin"]
+	if d.https == "" || d.admin == "" {
+		return fmt.Errorf("relay-public is ready without https and admin addresses: %v", ready)
+	}
+	fmt.Fprintf(d.out, "public relay        https://%s, admin http://%s, ready after %s\n", d.https, d.admin, took(began))
+
+	at := where{admin: d.admin, state: filepath.Join(d.dir, "state"), env: func(string) string { return "" }}
+	if d.client, err = at.client(); err != nil {
+		return err
+	}
+	if err := d.join(ctx, filepath.Join(bin, "relay-private")); err != nil {
+		return err
+	}
+	return nil
+}
+
+// join invites the site, joins it, adds its services and starts its relay.
+func (d *demo) join(ctx context.Context, program string) error {
+	inv, err := d.client.AddSite(ctx, admin.Invite{
+		Name:    demoSite,
+		Publish: []string{"https://*.localhost", "tcp://:" + strconv.Itoa(d.tcpPort)},
+		TTL:     time.Minute.Seconds(),
+	})
+	if err != nil {
+		return fmt.Errorf("invite the site: %w", err)
+	}
+	dir := filepath.Join(d.dir, "site")
+	join := exec.CommandContext(ctx, program, "join", "--dir", dir)
+	join.Env = append(os.Environ(), "CULVERT_TOKEN="+inv.Token)
+	if out, err := join.CombinedOutput(); err != nil {
+		return fmt.Errorf("relay-private join: %w\n%s", err, out)
+	}
+	config := filepath.Join(dir, "private.toml")
+	f, err := os.OpenFile(config, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("relay-private join has written no configuration: %w", err)
+	}
+	_, err = fmt.Fprintf(f, `
+[[service]]
+name    = "intranet"
+publish = "https://%s"
+target  = "http://%s"
+
+[[service]]
+name    = "files"
+publish = "https://%s"
+target  = "file://%s"
+
+[[service]]
+name    = "echo"
+publish = "tcp://:%d"
+target  = "tcp://%s"
+
+[[service]]
+name    = "operators-echo"
+target  = "tcp://%[6]s"
+`, webHost, d.samples.web.Addr(), filesHost, filePath(d.samples.files), d.tcpPort, d.samples.tcp.Addr())
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	began := time.Now()
+	if d.private, err = startChild(filepath.Join(d.dir, "relay-private.log"), program, "--config", config); err != nil {
+		return err
+	}
+	if _, err := d.private.ready(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintf(d.out, "private relay       site %q, joined with a token, ready after %s\n\n", demoSite, took(began))
+	return nil
+}
+
+// filePath is the path part of a file URL.
+func filePath(name string) string {
+	p := filepath.ToSlash(name)
+	if !strings.HasPrefix(p, "/") {
+		p = "/" + p // C:/x
+	}
+	return (&url.URL{Path: p}).EscapedPath()
+}
+
+// freePort finds a port for the published TCP service: in a publish URL the port has to be a number.
+func freePort() (int, error) {
+	ln, err := net.Listen("tcp", ":0")
+	if err != nil {
+		return 0, err
+	}
+	defer ln.Close()
+	return ln.Addr().(*net.TCPAddr).Port, nil
+}
+
+func took(began time.Time) time.Duration {
+	d := time.Since(began)
+	if d < 10*time.Millisecond {
+		return d.Round(10 * time.Microsecond)
+	}
+	return d.Round(time.Millisecond)
+}
+
+// visit asks each service once through the tunnel and prints what went where and how fast.
+func (d *demo) visit(ctx context.Context) error {
+	_, port, _ := net.SplitHostPort(d.https)
+	rows := []struct {
+		visitor, target string
+		visit           func(context.Context) (string, error)
+	}{
+		{"https://" + webHost + ":" + port, "http://" + d.samples.web.Addr().String(), d.visitWeb},
+		{"wss://" + webHost + ":" + port + "/echo", "http://" + d.samples.web.Addr().String() + "/echo", d.visitWebSocket},
+		{"https://" + filesHost + ":" + port + "/" + bigFile, "file://" + d.samples.files, d.visitFile},
+		{fmt.Sprintf("tcp://127.0.0.1:%d", d.tcpPort), "tcp://" + d.samples.tcp.Addr().String(), d.visitTCP},
+		{"tunnelctl forward " + demoSite + "/operators-echo", "tcp://" + d.samples.tcp.Addr().String(), d.visitForward},
+	}
+	w := tabwriter.NewWriter(d.out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "VISITOR\tREACHED\tRESULT")
+	var failed error
+	for _, r := range rows {
+		vctx, cancel := context.WithTimeout(ctx, startTimeout)
+		result, err := r.visit(vctx)
+		cancel()
+		if err != nil {
+			result = "FAILED: " + printable(err.Error())
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", r.visitor, err))
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", r.visitor, r.target, result)
+	}
+	w.Flush()
+	return failed
+}
+
+// visitor is an HTTP client that finds every name at the public relay.
+func (d *demo) visitor() *http.Client {
+	dialer := new(net.Dialer)
+	return &http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: d.roots},
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, network, d.https)
+		},
+	}}
+}
+
+func (d *demo) visitWeb(ctx context.Context) (string, error) {
+	c := d.visitor()
+	defer c.CloseIdleConnections()
+	began := time.Now()
+	body, err := get(ctx, c, "https://"+webHost+"/")
+	if err != nil {
+		return "", err
+	}
+	firstTook := took(began)
+	if !bytes.Contains(body, []byte("behind the firewall")) {
+		return "", fmt.Errorf("unexpected answer %q", body)
+	}
+	const n = 200
+	began = time.Now()
+	for range n {
+		if _, err := get(ctx, c, "https://"+webHost+"/"); err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("200 OK, %d bytes in %v; %d more on the same connection, %v each", len(body), firstTook, n, (time.Since(began) / n).Round(time.Microsecond)), nil
+}
+
+func get(ctx context.Context, c *http.Client, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(body))
+	}
+	return body, err
+}
+
+func (d *demo) visitWebSocket(ctx context.Context) (string, error) {
+	c, _, err := websocket.Dial(ctx, "wss://"+webHost+"/echo", &websocket.DialOptions{HTTPClient: d.visitor()})
+	if err != nil {
+		return "", err
+	}
+	defer c.CloseNow()
+	const n = 200
+	began := time.Now()
+	for i := range n {
+		sent := fmt.Appendf(nil, "message %d", i)
+		if err := c.Write(ctx, websocket.MessageText, sent); err != nil {
+			return "", err
+		}
+		_, got, err := c.Read(ctx)
+		if err != nil {
+			return "", err
+		}
+		if !bytes.Equal(got, sent) {
+			return "", fmt.Errorf("sent %q, got %q back", sent, got)
+		}
+	}
+	each := (time.Since(began) / n).Round(time.Microsecond)
+	if err := c.Close(websocket.StatusNormalClosure, ""); err != nil {
+		return "", fmt.Errorf("close: %w", err)
+	}
+	return fmt.Sprintf("%d messages there and back, %v each", n, each), nil
+}
+
+func (d *demo) visitFile(ctx context.Context) (string, error) {
+	c := d.visitor()
+	defer c.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+filesHost+"/"+bigFile, nil)
+	if err != nil {
+		return "", err
+	}
+	began := time.Now()
+	resp, err := c.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	h := sha256.New()
+	n, err := io.Copy(h, resp.Body)
+	switch {
+	case err != nil:
+		return "", err
+	case resp.StatusCode != http.StatusOK:
+		return "", errors.New(resp.Status)
+	case !bytes.Equal(h.Sum(nil), d.samples.sum[:]):
+		return "", fmt.Errorf("%d bytes came, and their SHA-256 is wrong", n)
+	}
+	return fmt.Sprintf("%s, SHA-256 right, %s", size(uint64(n)), rate(n, began)), nil
+}
+
+// rate is a speed in MiB/s.
+func rate(n int64, began time.Time) string {
+	return fmt.Sprintf("%.0f MiB/s", float64(n)/(1<<20)/time.Since(began).Seconds())
+}
+
+func (d *demo) visitTCP(ctx context.Context) (string, error) {
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(d.tcpPort)))
+	if err != nil {
+		return "", err
+	}
+	return echoed(ctx, c.(*net.TCPConn))
+}
+
+func (d *demo) visitForward(ctx context.Context) (string, error) {
+	c, err := d.client.Forward(ctx, demoSite, "operators-echo")
+	if err != nil {
+		return "", err
+	}
+	return echoed(ctx, c)
+}
+
+// echoed sends 16 MiB and our end of the stream, and expects both back.
+func echoed(ctx context.Context, c duplex) (string, error) {
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	sent := make([]byte, 16<<20)
+	rand.Read(sent)
+	began := time.Now()
+	writec := make(chan error, 1)
+	go sendAll(writec, c, sent)
+	got, err := io.ReadAll(io.LimitReader(c, int64(len(sent))+1))
+	if err != nil {
+		return "", err
+	}
+	if err := <-writec; err != nil {
+		return "", err
+	}
+	if !bytes.Equal(got, sent) {
+		return "", fmt.Errorf("sent %d bytes and got %d others back", len(sent), len(got))
+	}
+	return fmt.Sprintf("%s there and back, %s each way, half-close passed on", size(uint64(len(sent))), rate(int64(len(sent)), began)), nil
+}
+
+func sendAll(c chan<- error, to duplex, b []byte) {
+	_, err := to.Write(b)
+	if err == nil {
+		err = to.CloseWrite()
+	}
+	c <- err
+}
+
+// printCommands prints what to try by hand.
+func (d *demo) printCommands() {
+	_, port, _ := net.SplitHostPort(d.https)
+	ca := filepath.Join(d.certs, "ca.pem")
+	curl := func(host, path string) string {
+		return fmt.Sprintf("  curl --cacert %s --resolve %s:%s:127.0.0.1 https://%[2]s:%[3]s%[4]s", ca, host, port, path)
+	}
+	self, _ := os.Executable()
+	if wd, err := os.Getwd(); err == nil {
+		if rel, err := filepath.Rel(wd, self); err == nil && !strings.HasPrefix(rel, "..") {
+			self = rel
+		}
+	}
+	tunnelctl := fmt.Sprintf("  %s --admin %s --state %s", self, d.admin, filepath.Join(d.dir, "state"))
+	fmt.Fprintln(d.out, "\nTo try it yourself:")
+	for _, line := range []string{
+		curl(webHost, "/"),
+		curl(filesHost, "/hello.txt"),
+		curl(filesHost, "/"+bigFile) + " -o /dev/null",
+		fmt.Sprintf("  nc 127.0.0.1 %d", d.tcpPort),
+		tunnelctl + " status",
+		tunnelctl + " forward " + demoSite + "/operators-echo",
+	} {
+		fmt.Fprintln(d.out, line)
+	}
+}
+
+func (d *demo) stop() {
+	// The private relay first: its visitors learn that it leaves, not that it is lost.
+	for _, c := range []*child{d.private, d.public} {
+		if c != nil {
+			c.stop()
+		}
+	}
+	if d.samples != nil {
+		d.samples.close()
+	}
+}
+
+// child is a relay that the demo runs.
+type child struct {
+	cmd  *exec.Cmd
+	log  string
+	done chan struct{} // closed when it has ended
+	err  error         // of Wait, after done
+}
+
+// startChild starts a program with its output going to a file.
+func startChild(log, program string, args ...string) (*child, error) {
+	f, err := os.Create(log)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // the child has its own descriptor
+	cmd := exec.Command(program, args...)
+	cmd.Stdout, cmd.Stderr = f, f
+	ownGroup(cmd)
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("%w: make build puts the relays beside tunnelctl", err)
+	}
+	c := &child{cmd: cmd, log: log, done: make(chan struct{})}
+	go c.wait()
+	return c, nil
+}
+
+func (c *child) wait() {
+	c.err = c.cmd.Wait()
+	close(c.done)
+}
+
+// ready waits for the log line with msg=ready and returns its attributes that are strings.
+func (c *child) ready(ctx context.Context) (map[string]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		if attrs, ok := c.readyLine(); ok {
+			return attrs, nil
+		}
+		name := filepath.Base(c.cmd.Path)
+		select {
+		case <-c.done:
+			return nil, fmt.Errorf("%s ended before it was ready: %v\n%s", name, c.err, c.tail())
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s is not ready after %v\n%s", name, startTimeout, c.tail())
+		case <-time.After(10 * time.Millisecond): // a log file tells nobody that it has grown
+		}
+	}
+}
+
+func (c *child) readyLine() (map[string]string, bool) {
+	b, err := os.ReadFile(c.log)
+	if err != nil {
+		return nil, false
+	}
+	for line := range bytes.Lines(b) {
+		var attrs map[string]any
+		if json.Unmarshal(line, &attrs) != nil || attrs["msg"] != "ready" {
+			continue
+		}
+		values := map[string]string{}
+		for k, v := range attrs {
+			if s, ok := v.(string); ok {
+				values[k] = s
+			}
+		}
+		return values, true
+	}
+	return nil, false
+}
+
+// tail is the end of the child's log.
+func (c *child) tail() string {
+	b, _ := os.ReadFile(c.log)
+	lines := slices.Collect(strings.Lines(string(b)))
+	return strings.Join(lines[max(0, len(lines)-10):], "")
+}
+
+// stop asks the child to end, and makes it if it does not.
+func (c *child) stop() {
+	select {
+	case <-c.done:
+		return
+	default:
+	}
+	if c.cmd.Process.Signal(syscall.SIGTERM) != nil {
+		c.cmd.Process.Kill() // Windows has no SIGTERM
+	}
+	select {
+	case <-c.done:
+	case <-time.After(5 * time.Second):
+		c.cmd.Process.Kill()
+		<-c.done
+	}
+}

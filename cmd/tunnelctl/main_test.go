@@ -1,0 +1,277 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"culvert.dev/pkg/admin"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const token = "operators-token"
+
+// startRelay serves an admin API whose forwarded streams end at an echo, and returns the flags
+// that lead to it.
+func startRelay(t *testing.T, status *admin.Status) []string {
+	h := &admin.Handler{
+		Authorize: func(s string) bool { return s == token },
+		Status:    func() (*admin.Status, error) { return status, nil },
+		AddSite: func(in admin.Invite) (*admin.Invitation, error) {
+			if in.Name == "office" {
+				return nil, &admin.Error{Code: 409, Message: `site "office" exists`}
+			}
+			return &admin.Invitation{Site: in.Name, Token: "join-me", Expires: time.Now().Add(in.Lifetime())}, nil
+		},
+		RevokeSite: func(name string) error {
+			if name != "office" {
+				return &admin.Error{Code: 404, Message: fmt.Sprintf("no site %q", name)}
+			}
+			return nil
+		},
+		Forward: http.HandlerFunc(echoStream),
+	}
+	srv := httptest.NewServer(h)
+	t.Cleanup(srv.Close)
+	file := filepath.Join(t.TempDir(), "admin.token")
+	if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return []string{"--admin", srv.Listener.Addr().String(), "--token-file", file}
+}
+
+func echoStream(w http.ResponseWriter, r *http.Request) {
+	switch r.URL.Path {
+	case admin.ForwardPath + "office/echo":
+	case admin.ForwardPath + "office/away":
+		http.Error(w, "site office is away", http.StatusServiceUnavailable)
+		return
+	default:
+		http.Error(w, "no such service", http.StatusNotFound)
+		return
+	}
+	conn, rw, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+admin.Upgrade+"\r\n\r\n")
+	io.Copy(conn, rw)
+	io.WriteString(conn, "|end")
+}
+
+// tunnelctl runs the program and returns its exit code and output.
+func tunnelctl(ctx context.Context, stdin string, args ...string) (code int, stdout, stderr string) {
+	var out, errs bytes.Buffer
+	code = command(ctx, args, strings.NewReader(stdin), &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+func TestCommands(t *testing.T) {
+	for _, name := range []string{"CULVERT_ADMIN", "CULVERT_RELAY", "CULVERT_CA", "CULVERT_TOKEN_FILE"} {
+		t.Setenv(name, "")
+	}
+	since := time.Now().Add(-90 * time.Minute)
+	relay := startRelay(t, &admin.Status{
+		Version: "v1.2.3", Wire: 1, Domain: "relay.example.com", Uptime: 7265,
+		Listeners: []admin.Listener{{Name: "https", Addr: "0.0.0.0:443"}},
+		Sites: []admin.Site{
+			{Name: "office", State: admin.StateConnected, Publish: []string{"https://*.example.com"}, Remote: "203.0.113.7:5000", RTT: 12.34, Streams: 3, Received: 3 << 30, Sent: 100, ConnectedSince: &since},
+			{Name: "lab", State: admin.StateAway},
+		},
+		Services: []admin.Service{{Site: "office", Name: "intranet", Publish: "https://intranet.example.com", Target: "http"}, {Site: "office", Name: "jump", Target: "tcp"}},
+	})
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody.Close()
+
+	for _, tc := range []struct {
+		args   string
+		code   int
+		stdout []string // every one of them
+		stderr []string
+	}{
+		{"status", 0, []string{"relay relay.example.com, version v1.2.3, wire 1, up 2h1m", "0.0.0.0:443", "connected for 1h30m", "12.3 ms", "3.0 GiB", "intranet.example.com", "operators only"}, nil},
+		{"sites", 0, []string{"office", "lab", "away"}, nil},
+		{"services", 0, []string{"office/intranet", "office/jump"}, nil},
+		{"site add lab2 --publish tcp://:15000 --ttl 1h", 0, []string{"join-me\n"}, []string{"relay-private join"}},
+		{"site add office --publish tcp://:15000", 1, nil, []string{`site "office" exists`}},
+		{"site add lab2", 2, nil, []string{"--publish is missing"}},
+		{"site add --publish tcp://:1", 2, nil, []string{"usage: tunnelctl site add NAME"}},
+		{"site revoke office", 0, nil, nil},
+		{"site revoke nowhere", 1, nil, []string{`no site "nowhere"`}},
+		{"site", 2, nil, []string{"site add or site revoke"}},
+		{"", 2, nil, []string{"which command"}},
+		{"nonsense", 2, nil, []string{"nonsense"}},
+		{"status --nonsense", 2, nil, []string{"nonsense"}},
+		{"connect office", 2, nil, []string{"want SITE/SERVICE"}},
+		{"connect office/away", 1, nil, []string{"site office is away"}},
+		{"forward office/echo 999999", 2, nil, []string{"is no port"}},
+		{"status --admin 192.0.2.1:7070", 2, nil, []string{"in the clear"}},
+		{"status --admin relay", 2, nil, []string{"want HOST:PORT"}},
+		{"status --relay http://relay.example.com --admin=", 2, nil, []string{"want https://DOMAIN"}},
+		{"status --relay relay.example.com", 2, nil, []string{"exclude each other"}},
+		{"status --token-file /nonexistent/token", 1, nil, []string{"no token file", "--state"}},
+		{"status --admin " + nobody.Addr().String(), 1, nil, []string{"nothing listens on", "msg=ready"}},
+		{"version", 0, []string{"culvert "}, nil},
+	} {
+		t.Run(tc.args, func(t *testing.T) {
+			code, stdout, stderr := tunnelctl(t.Context(), "", append(relay[:len(relay):len(relay)], strings.Fields(tc.args)...)...)
+			if code != tc.code {
+				t.Errorf("exit code %d, want %d", code, tc.code)
+			}
+			for _, s := range tc.stdout {
+				if !strings.Contains(stdout, s) {
+					t.Errorf("stdout lacks %q:\n%s", s, stdout)
+				}
+			}
+			for _, s := range tc.stderr {
+				if !strings.Contains(stderr, s) {
+					t.Errorf("stderr lacks %q:\n%s", s, stderr)
+				}
+			}
+			if strings.Contains(stdout+stderr, token) {
+				t.Error("the token is in the output")
+			}
+		})
+	}
+
+	code, stdout, _ := tunnelctl(t.Context(), "", append(relay, "status", "--json")...)
+	var s admin.Status
+	if err := json.Unmarshal([]byte(stdout), &s); code != 0 || err != nil || len(s.Sites) != 2 {
+		t.Errorf("status --json: %d, %v, %s", code, err, stdout)
+	}
+
+	other := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(other, []byte("wrong"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, _, stderr := tunnelctl(t.Context(), "", "status", relay[0], relay[1], "--token-file", other)
+	if code != 1 || !strings.Contains(stderr, "does not accept the token") {
+		t.Errorf("wrong token: %d, %s", code, stderr)
+	}
+
+	// Everything from the environment.
+	t.Setenv("CULVERT_ADMIN", relay[1])
+	t.Setenv("CULVERT_TOKEN_FILE", relay[3])
+	if code, _, stderr := tunnelctl(t.Context(), "", "sites"); code != 0 {
+		t.Errorf("with the environment alone: %d, %s", code, stderr)
+	}
+}
+
+// The end of stdin reaches the service, and what it says afterwards still arrives.
+func TestConnect(t *testing.T) {
+	relay := startRelay(t, nil)
+	code, stdout, stderr := tunnelctl(t.Context(), "some input", append(relay, "connect", "office/echo")...)
+	if code != 0 || stdout != "some input|end" {
+		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+}
+
+func TestForward(t *testing.T) {
+	relay := startRelay(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	r, w := io.Pipe()
+	codec := make(chan int, 1)
+	go runForward(ctx, codec, w, append(relay, "forward", "office/echo"))
+
+	// It prints where it listens.
+	line := make([]byte, 100)
+	n, err := r.Read(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, service, ok := strings.Cut(strings.TrimSpace(string(line[:n])), " -> ")
+	if !ok || service != "office/echo" || !strings.HasPrefix(addr, "127.0.0.1:") {
+		t.Fatalf("it printed %q", line[:n])
+	}
+
+	// Each connection is a stream of its own; half-close passes both ways.
+	for i := range 3 {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(c, "hello %d", i)
+		c.(*net.TCPConn).CloseWrite()
+		if b, err := io.ReadAll(c); string(b) != fmt.Sprintf("hello %d|end", i) || err != nil {
+			t.Errorf("read %q, %v", b, err)
+		}
+		c.Close()
+	}
+
+	// A connection that is open when it is told to end does not hold it, and ending so is no error.
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	io.WriteString(c, "x")
+	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if code := <-codec; code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+func runForward(ctx context.Context, codec chan<- int, stdout io.Writer, args []string) {
+	codec <- command(ctx, args, strings.NewReader(""), stdout, io.Discard)
+}
+
+// A connection that cannot be forwarded is reset, so that its client does not take it for an empty
+// answer; the next one is tried again.
+func TestForwardRefused(t *testing.T) {
+	relay := startRelay(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	r, w := io.Pipe()
+	codec := make(chan int, 1)
+	go runForward(ctx, codec, w, append(relay, "forward", "office/away"))
+	line := make([]byte, 100)
+	n, err := r.Read(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, _, _ := strings.Cut(string(line[:n]), " -> ")
+	for range 2 {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF {
+			t.Errorf("read: %v, want a reset", err)
+		}
+		c.Close()
+	}
+	cancel()
+	<-codec
+}
+
+func TestSizeAndAge(t *testing.T) {
+	for n, want := range map[uint64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 64 << 20: "64.0 MiB", 1 << 62: "4096.0 PiB"} {
+		if got := size(n); got != want {
+			t.Errorf("size(%d) = %q, want %q", n, got, want)
+		}
+	}
+	for d, want := range map[time.Duration]string{-time.Second: "0s", 59 * time.Second: "59s", 61 * time.Second: "1m1s", 25 * time.Hour: "1d1h"} {
+		if got := age(d); got != want {
+			t.Errorf("age(%v) = %q, want %q", d, got, want)
+		}
+	}
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// samples are the servers of the demo: what an intranet may have, on loopback ports of their own.
+type samples struct {
+	web   net.Listener // HTTP, and echoing WebSockets at /echo
+	tcp   net.Listener // echoes bytes
+	files string       // a folder for the private relay to serve
+	sum   [sha256.Size]byte
+
+	server  *http.Server
+	running sync.WaitGroup
+}
+
+const (
+	bigFile     = "sample.bin"
+	bigFileSize = 64 << 20
+)
+
+// startSamples starts the servers and writes the files into dir.
+func startSamples(dir string) (_ *samples, err error) {
+	s := &samples{files: filepath.Join(dir, "files")}
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.web, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return nil, err
+	}
+	if s.tcp, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+		return nil, err
+	}
+	if err := s.writeFiles(); err != nil {
+		return nil, err
+	}
+	s.server = &http.Server{Handler: http.HandlerFunc(serveWeb), ReadHeaderTimeout: 10 * time.Second}
+	s.running.Go(func() { _ = s.server.Serve(s.web) }) // ends with close
+	s.running.Go(s.serveTCP)
+	return s, nil
+}
+
+func (s *samples) close() {
+	if s.server != nil {
+		s.server.Close()
+	}
+	for _, ln := range []net.Listener{s.web, s.tcp} {
+		if ln != nil {
+			ln.Close()
+		}
+	}
+	s.running.Wait()
+}
+
+func (s *samples) writeFiles() error {
+	if err := os.MkdirAll(s.files, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(s.files, "hello.txt"), []byte("This file came out of the closed network.\n"), 0o644); err != nil {
+		return err
+	}
+	f, err := os.Create(filepath.Join(s.files, bigFile))
+	if err != nil {
+		return err
+	}
+	h := sha256.New()
+	_, err = io.CopyN(io.MultiWriter(f, h), rand.NewChaCha8([32]byte{}), bigFileSize)
+	h.Sum(s.sum[:0])
+	return errors.Join(err, f.Close())
+}
+
+// serveWeb is the intranet's web server. It shows what of the visitor reaches it.
+func serveWeb(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/echo" {
+		echoMessages(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	fmt.Fprintf(w, "Hello from behind the firewall.\n\nYou asked for %s %s://%s%s\nand came from %s.\n",
+		r.Method, r.Header.Get("X-Forwarded-Proto"), r.Host, r.URL, r.Header.Get("X-Forwarded-For"))
+}
+
+// echoMessages answers each WebSocket message with itself.
+func echoMessages(w http.ResponseWriter, r *http.Request) {
+	c, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true}) // any page may try it
+	if err != nil {
+		return // Accept has answered
+	}
+	defer c.CloseNow()
+	for {
+		kind, msg, err := c.Read(context.Background())
+		if err != nil {
+			return
+		}
+		if err := c.Write(context.Background(), kind, msg); err != nil {
+			return
+		}
+	}
+}
+
+func (s *samples) serveTCP() {
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	for {
+		c, err := s.tcp.Accept()
+		if err != nil {
+			return // closed
+		}
+		conns.Go(func() { echoBytes(c.(*net.TCPConn)) })
+	}
+}
+
+// echoBytes sends everything back, and ends when the visitor does.
+func echoBytes(c *net.TCPConn) {
+	defer c.Close()
+	buf := make([]byte, 256<<10)
+	_, err := io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{c}, buf)
+	if err == nil {
+		_ = c.CloseWrite()
+	}
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"culvert.dev/pkg/admin"
+	"culvert.dev/pkg/daemon"
+)
+
+// where holds the flags that say which relay is meant and how to prove that we may ask. A flag beats
+// its environment variable.
+type where struct {
+	admin, relay, ca string
+	tokenFile, state string
+	env              func(string) string
+}
+
+const defaultAdmin = "127.0.0.1:7070"
+
+// client returns a client of the relay.
+func (w *where) client() (*admin.Client, error) {
+	c := &admin.Client{}
+	relay := w.relay
+	if relay == "" && w.admin == "" && w.env("CULVERT_ADMIN") == "" {
+		relay = w.env("CULVERT_RELAY")
+	}
+	var err error
+	switch {
+	case w.relay != "" && w.admin != "":
+		return nil, daemon.UsageError("--admin and --relay exclude each other")
+	case relay != "":
+		if c.Base, err = relayURL(relay); err != nil {
+			return nil, err
+		}
+		if ca := first(w.ca, w.env("CULVERT_CA")); ca != "" {
+			if c.TLS, err = trust(ca); err != nil {
+				return nil, err
+			}
+		}
+	default:
+		if c.Base, err = adminURL(first(w.admin, w.env("CULVERT_ADMIN"), defaultAdmin)); err != nil {
+			return nil, err
+		}
+	}
+	c.Token, err = readToken(first(w.tokenFile, w.env("CULVERT_TOKEN_FILE"), filepath.Join(w.state, "admin.token")))
+	return c, err
+}
+
+func first(values ...string) string {
+	for _, v := range values {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+// adminURL accepts HOST:PORT and http://HOST:PORT of this machine: the token would cross any
+// network in the clear.
+func adminURL(s string) (*url.URL, error) {
+	hostport := strings.TrimSuffix(strings.TrimPrefix(s, "http://"), "/")
+	host, _, err := net.SplitHostPort(hostport)
+	if err != nil {
+		return nil, daemon.UsageError(fmt.Sprintf("--admin %q: want HOST:PORT", s))
+	}
+	ip, err := netip.ParseAddr(host)
+	if host != "localhost" && (err != nil || !ip.IsLoopback()) {
+		return nil, daemon.UsageError(fmt.Sprintf("--admin %q: the token would travel in the clear; from another machine use --relay https://DOMAIN, or ssh -L 7070:%s RELAY", s, defaultAdmin))
+	}
+	return &url.URL{Scheme: "http", Host: hostport}, nil
+}
+
+// relayURL accepts https://HOST[:PORT] and HOST[:PORT].
+func relayURL(s string) (*url.URL, error) {
+	full := s
+	if !strings.Contains(full, "://") {
+		full = "https://" + full
+	}
+	u, err := url.Parse(full)
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
+		return nil, daemon.UsageError(fmt.Sprintf("--relay %q: want https://DOMAIN or https://DOMAIN:PORT", s))
+	}
+	return &url.URL{Scheme: "https", Host: u.Host}, nil
+}
+
+func trust(file string) (*tls.Config, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("CA: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("CA: %s holds no PEM certificate", file)
+	}
+	return &tls.Config{RootCAs: pool}, nil
+}
+
+func readToken(file string) (string, error) {
+	b, err := os.ReadFile(file)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return "", fmt.Errorf("no token file %s: the relay makes admin.token in its state folder at its first start; say where with --state, --token-file or CULVERT_TOKEN_FILE", file)
+	case errors.Is(err, os.ErrPermission):
+		return "", fmt.Errorf("token file %s is not readable for you: try sudo, or have a copy made for you", file)
+	case err != nil:
+		return "", fmt.Errorf("token file: %w", err)
+	}
+	t := strings.TrimSpace(string(b))
+	if t == "" || strings.ContainsFunc(t, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", fmt.Errorf("token file %s does not hold a token", file)
+	}
+	return t, nil
+}
+
+// explain adds what to do next to an error of a client.
+func explain(c *admin.Client, err error) error {
+	var (
+		refused   *admin.Error
+		authority x509.UnknownAuthorityError
+		hostname  x509.HostnameError
+	)
+	remote := c.Base.Scheme == "https"
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &refused) && refused.Code == http.StatusUnauthorized:
+		return fmt.Errorf("%s does not accept the token: give this relay's own with --token-file or --state", c.Base.Host)
+	case errors.Is(err, syscall.ECONNREFUSED) && !remote:
+		return fmt.Errorf("nothing listens on %s: is relay-public running here? Its log line msg=ready names the admin address (give it with --admin); from another machine use --relay https://DOMAIN", c.Base.Host)
+	case errors.As(err, &authority):
+		return fmt.Errorf("%s has a certificate of an authority unknown here: give a private CA with --ca FILE", c.Base.Host)
+	case errors.As(err, &hostname):
+		return fmt.Errorf("%s: %w: use the relay's own domain", c.Base.Host, hostname)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("no answer from %s in time: does a firewall drop packets to it?", c.Base.Host)
+	}
+	return err
+}
