@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 )
@@ -111,15 +112,15 @@ func DecodeHello(b []byte) (Hello, error) {
 	case CheckName(h.Site) != nil:
 		return Hello{}, malformed(fmt.Errorf("hello: site: %w", CheckName(h.Site)))
 	case !isKey(h.Key):
-		return Hello{}, malformed(fmt.Errorf("hello: malformed key"))
+		return Hello{}, malformed(errors.New("hello: malformed key"))
 	case len(h.Signature) != 64:
 		return Hello{}, malformed(fmt.Errorf("hello: signature of %d bytes", len(h.Signature)))
 	case (h.Session == "") != (h.Resume == ""):
-		return Hello{}, malformed(fmt.Errorf("hello: session and resume come together"))
+		return Hello{}, malformed(errors.New("hello: session and resume come together"))
 	case h.Session != "" && (!isHex(h.Session, 16) || !isHex(h.Resume, 32)):
-		return Hello{}, malformed(fmt.Errorf("hello: malformed session or resume"))
+		return Hello{}, malformed(errors.New("hello: malformed session or resume"))
 	case !isSoftware(h.Software):
-		return Hello{}, malformed(fmt.Errorf("hello: malformed software"))
+		return Hello{}, malformed(errors.New("hello: malformed software"))
 	}
 	return h, nil
 }
@@ -134,10 +135,10 @@ func DecodeWelcome(b []byte) (Welcome, error) {
 		return Welcome{Error: w.Error}, w.Error.check("welcome")
 	}
 	if !isHex(w.Session, 16) || !isHex(w.Resume, 32) {
-		return Welcome{}, fmt.Errorf("welcome: malformed session or resume")
+		return Welcome{}, errors.New("welcome: malformed session or resume")
 	}
 	if !isSoftware(w.Software) {
-		return Welcome{}, fmt.Errorf("welcome: malformed software")
+		return Welcome{}, errors.New("welcome: malformed software")
 	}
 	return w, nil
 }
@@ -156,9 +157,9 @@ func DecodeJoinRequest(b []byte) (JoinRequest, error) {
 	case len(r.Secret) != 32:
 		return JoinRequest{}, malformed(fmt.Errorf("join request: secret of %d bytes", len(r.Secret)))
 	case !isKey(r.Key):
-		return JoinRequest{}, malformed(fmt.Errorf("join request: malformed key"))
+		return JoinRequest{}, malformed(errors.New("join request: malformed key"))
 	case !isSoftware(r.Software):
-		return JoinRequest{}, malformed(fmt.Errorf("join request: malformed software"))
+		return JoinRequest{}, malformed(errors.New("join request: malformed software"))
 	}
 	return r, nil
 }
@@ -237,7 +238,7 @@ func decodeJSON(b []byte, limit int, what string, v any) error {
 }
 
 func malformed(err error) *Refusal {
-	return &Refusal{Code: RefuseMalformed, Message: clip(err.Error())}
+	return &Refusal{Code: RefuseMalformed, Message: oneLine(err.Error())}
 }
 
 // checkVersion returns an error, not a *Refusal, so that a nil one is nil.
@@ -259,21 +260,18 @@ func (r *Refusal) check(what string) error {
 	if r.Code == "" || len(r.Code) > 32 || !isPrintable(string(r.Code)) {
 		return fmt.Errorf("%s: malformed refusal code", what)
 	}
-	// The message ends up in a log: visible ASCII, one line.
-	r.Message = strings.Map(func(c rune) rune {
+	r.Message = oneLine(r.Message)
+	return nil
+}
+
+// oneLine makes s fit for a log: at most 300 bytes of visible ASCII and spaces.
+func oneLine(s string) string {
+	return strings.Map(func(c rune) rune {
 		if c < ' ' || c > '~' {
 			return '?'
 		}
 		return c
-	}, clip300(r.Message))
-	return nil
-}
-
-func clip300(s string) string {
-	if len(s) > 300 {
-		return s[:300]
-	}
-	return s
+	}, s[:min(len(s), 300)])
 }
 
 func isKey(s string) bool {

@@ -241,29 +241,20 @@ func splitURL(s string) (u rawURL, err error) {
 		return u, errors.New("want scheme://host/path")
 	}
 	u.scheme = strings.ToLower(scheme)
-	for i := range len(s) {
-		if s[i] > '~' {
-			if i := strings.IndexByte(rest, '/'); i < 0 || isPrintable(rest[:i]) {
-				// A folder may have any name; a host may not.
-				if i >= 0 && (u.scheme == "file" || u.scheme == "unix") {
-					break
-				}
-			}
-			return u, errors.New("is not ASCII: write the host in its xn-- form")
-		}
-		if s[i] <= ' ' && (s[i] != ' ' || u.scheme != "file" && u.scheme != "unix") {
-			return u, errors.New("contains a space or a control character")
-		}
-	}
 	authority := rest
 	if i := strings.IndexByte(rest, '/'); i >= 0 {
 		authority, u.path = rest[:i], rest[i:]
 	}
-	if strings.IndexByte(u.path, 0) >= 0 || strings.ContainsAny(u.path, "\r\n\t\x7f") {
-		return u, errors.New("contains a space or a control character")
-	}
-	if u.scheme != "file" && u.scheme != "unix" && strings.ContainsAny(u.path, "?#") || strings.ContainsAny(authority, "?#") {
-		return u, errors.New("has a query or a fragment")
+	onDisk := u.scheme == "file" || u.scheme == "unix" // a path there is a file name: any characters
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c < ' ' || c == 0x7f || c == ' ' && !onDisk:
+			return u, errors.New("contains a space or a control character")
+		case c > 0x7f && (!onDisk || i < len(s)-len(u.path)):
+			return u, errors.New("is not ASCII: write the host in its xn-- form")
+		case (c == '?' || c == '#') && (!onDisk || i < len(s)-len(u.path)):
+			return u, errors.New("has a query or a fragment")
+		}
 	}
 	if strings.Contains(authority, "@") {
 		if !isKnown(u.scheme) {

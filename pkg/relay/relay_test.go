@@ -1,0 +1,452 @@
+package relay
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestParsePublish(t *testing.T) {
+	for in, want := range map[string]Publish{
+		"https://intranet.example.com":   {Scheme: "https", Host: "intranet.example.com", Path: "/"},
+		"HTTPS://Intranet.Example.com/":  {Scheme: "https", Host: "intranet.example.com", Path: "/"},
+		"http://a.example.com/app/v1/":   {Scheme: "http", Host: "a.example.com", Path: "/app/v1"},
+		"wss://*.example.com":            {Scheme: "wss", Host: "*.example.com", Path: "/"},
+		"ws://localhost/echo":            {Scheme: "ws", Host: "localhost", Path: "/echo"},
+		"https://127.0.0.1":              {Scheme: "https", Host: "127.0.0.1", Path: "/"},
+		"https://[::1]/x":                {Scheme: "https", Host: "::1", Path: "/x"},
+		"tcp://:15432":                   {Scheme: "tcp", Port: 15432},
+		"tcp://:0":                       {Scheme: "tcp"},
+		"tcp://127.0.0.1:15432/":         {Scheme: "tcp", Host: "127.0.0.1", Port: 15432},
+		"tcp://[::1]:22":                 {Scheme: "tcp", Host: "::1", Port: 22},
+		"tcp://relay.example.com:000022": {},
+	} {
+		got, err := ParsePublish(in)
+		if want.IsZero() {
+			if err == nil {
+				t.Errorf("ParsePublish(%q) = %+v, want an error", in, got)
+			}
+			continue
+		}
+		if err != nil || got != want {
+			t.Errorf("ParsePublish(%q) = %+v, %v, want %+v", in, got, err, want)
+		}
+	}
+}
+
+// What a person can get wrong in a URL, and the sentence that person reads.
+func TestURLErrors(t *testing.T) {
+	publish := func(s string) error { _, err := ParsePublish(s); return err }
+	target := func(s string) error { _, err := ParseTarget(s); return err }
+	pattern := func(s string) error { _, err := ParsePattern(s); return err }
+	for _, tt := range []struct {
+		parse    func(string) error
+		in, want string
+	}{
+		{publish, "rtsp://cams.example.com/gate", `publish "rtsp://cams.example.com/gate": rtsp is not supported by this version`},
+		{publish, "rtsps://cams.example.com/gate", "rtsps is not supported by this version"},
+		{publish, "udp://:5514", `publish "udp://:5514": udp is not supported by this version`},
+		{publish, "tftp:///boot/", "tftp is not supported by this version"},
+		{publish, "tls://:993", "tls is not supported by this version"},
+		{publish, "file:///srv", "file is not supported by this version"},
+		{publish, "", "is empty"},
+		{publish, "app.example.com", "want scheme://host/path"},
+		{publish, "https://", "no host"},
+		{publish, "https://app.example.com:8443", "leave the port out"},
+		{publish, "https://app..example.com", "is not a host name"},
+		{publish, "https://a.*.example.com", "is not a host name"},
+		{publish, "https://bücher.example.com", "xn--"},
+		{publish, "https://app.example.com/a?b", "has a query"},
+		{publish, "https://app.example.com/a//b", "segment"},
+		{publish, "https://app.example.com/../b", "segment"},
+		{publish, "https://app.example.com/%2e", "not supported in a path prefix"},
+		{publish, "https://app.example.com /", "contains a space"},
+		{publish, "https://*.127.0.0.1", "a wildcard needs a name"},
+		{publish, "https://::1/", "needs brackets"},
+		{publish, "https://[::1/", "missing ']'"},
+		{publish, "https://[fe80::1%25eth0]/", "is not an IPv6 address"},
+		{publish, "tcp://", "no port"},
+		{publish, "tcp://:99999", `port "99999": want 0 to 65535`},
+		{publish, "tcp://:1-2", `port "1-2"`},
+		{publish, "tcp://:22/x", "tcp has no path"},
+		{publish, "tcp://*.example.com:22", "no wildcard here"},
+		{publish, "https://" + strings.Repeat("a", 600), "bytes, more than 512"},
+		{target, "rtsp://viewer:secret@10.0.0.20:554/h264", `target "rtsp://…@10.0.0.20:554/h264": rtsp is not supported`},
+		{target, "udp://10.0.0.6:514", "udp is not supported by this version"},
+		{target, "http://u:p@10.0.0.6/", `target "http://…@10.0.0.6/": has a user or password`},
+		{target, "tcp://10.0.0.5", "no port: want tcp://host:port"},
+		{target, "tcp://:22", "no host"},
+		{target, "http://10.0.0.5:0", "port 0"},
+		{target, "http://10.0.0.5/base", "leave the path out"},
+		{target, "file://srv/www", "after three slashes: file:///path"},
+		{target, "unix://", "no path: want unix:///path"},
+		{target, "file:///a\nb", "control character"},
+		{pattern, "udp://:5514", `pattern "udp://:5514": udp is not supported by this version`},
+		{pattern, "tcp://:20-10", "low end is above the high end"},
+		{pattern, "tcp://:-10", "want low-high"},
+		{pattern, "tcp://", "no port"},
+		{pattern, "https://a.example.com/*/b", "not supported in a path prefix"},
+	} {
+		if err := tt.parse(tt.in); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%q: %v, want %q in it", tt.in, err, tt.want)
+		} else if strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q: the error shows the password: %v", tt.in, err)
+		}
+	}
+}
+
+func TestParseTarget(t *testing.T) {
+	for in, want := range map[string]Target{
+		"http://127.0.0.1:8080":  {Scheme: "http", Host: "127.0.0.1", Port: 8080},
+		"http://Intranet/":       {Scheme: "http", Host: "intranet", Port: 80},
+		"https://intranet":       {Scheme: "https", Host: "intranet", Port: 443},
+		"ws://127.0.0.1:9000":    {Scheme: "http", Host: "127.0.0.1", Port: 9000},
+		"wss://a.lan":            {Scheme: "https", Host: "a.lan", Port: 443},
+		"tcp://[fd00::5]:5432":   {Scheme: "tcp", Host: "fd00::5", Port: 5432},
+		"unix:///run/app.sock":   {Scheme: "unix", Path: "/run/app.sock"},
+		"file:///srv/www":        {Scheme: "file", Path: "/srv/www"},
+		"file:///srv/Über uns?#": {Scheme: "file", Path: "/srv/Über uns?#"},
+		"file:///C:/srv":         {Scheme: "file", Path: "C:/srv"},
+	} {
+		got, err := ParseTarget(in)
+		if err != nil || got != want {
+			t.Errorf("ParseTarget(%q) = %+v, %v, want %+v", in, got, err, want)
+		}
+	}
+}
+
+func TestServiceValidate(t *testing.T) {
+	for _, tt := range []struct{ name, publish, target, want string }{
+		{"web", "https://a.example.com", "http://127.0.0.1:80", ""},
+		{"web", "wss://a.example.com", "unix:///run/s", ""},
+		{"files", "https://a.example.com", "file:///srv", ""},
+		{"db", "tcp://:15432", "tcp://10.0.0.5:5432", ""},
+		{"ssh", "", "tcp://10.0.0.9:22", ""},
+		{"db", "tcp://:15432", "https://10.0.0.5", `service "db": a tcp:// publish needs`},
+		{"web", "https://a.example.com", "tcp://10.0.0.5:80", `service "web": an https:// publish needs`},
+		{"web", "https://a.example.com", "", `service "web": no target`},
+		{"", "", "tcp://a:1", "name is empty"},
+		{"a b", "", "tcp://a:1", "want letters, digits"},
+		{strings.Repeat("a", 65), "", "tcp://a:1", "more than 64"},
+	} {
+		s := Service{Name: tt.name}
+		if err := s.Publish.UnmarshalText([]byte(tt.publish)); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Target.UnmarshalText([]byte(tt.target)); err != nil {
+			t.Fatal(err)
+		}
+		err := s.Validate()
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%+v: %v, want %q", tt, err, tt.want)
+		}
+	}
+}
+
+func TestPatternAllows(t *testing.T) {
+	for _, tt := range []struct {
+		pattern, publish string
+		want             bool
+	}{
+		{"https://*.example.com", "https://a.example.com", true},
+		{"https://*.example.com", "wss://a.example.com/any/path", true},
+		{"https://*.example.com", "https://*.example.com", true},
+		{"https://*.example.com", "https://a.b.example.com", false},
+		{"https://*.example.com", "https://example.com", false},
+		{"https://*.example.com", "https://badexample.com", false},
+		{"https://*.example.com", "http://a.example.com", false},
+		{"https://a.example.com", "https://*.example.com", false},
+		{"https://a.example.com/app", "https://a.example.com/app", true},
+		{"https://a.example.com/app/*", "https://a.example.com/app/v1", true},
+		{"https://a.example.com/app", "https://a.example.com/apple", false},
+		{"https://a.example.com/app", "https://a.example.com", false},
+		{"http://a.example.com", "ws://a.example.com", true},
+		{"tcp://:15000-15999", "tcp://:15000", true},
+		{"tcp://:15000-15999", "tcp://127.0.0.1:15999", true},
+		{"tcp://:15000-15999", "tcp://:16000", false},
+		{"tcp://:15000-15999", "tcp://:0", false},
+		{"tcp://:*", "tcp://:0", true},
+		{"tcp://127.0.0.1:22", "tcp://127.0.0.1:22", true},
+		{"tcp://127.0.0.1:22", "tcp://:22", false},
+		{"tcp://:22", "https://a.example.com", false},
+	} {
+		pattern, err := ParsePattern(tt.pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		publish, err := ParsePublish(tt.publish)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := pattern.Allows(publish); got != tt.want {
+			t.Errorf("%s allows %s = %v, want %v", tt.pattern, tt.publish, got, tt.want)
+		}
+	}
+	if (Pattern{}).Allows(Publish{}) {
+		t.Error("the zero pattern allows the zero publish")
+	}
+}
+
+func TestMatch(t *testing.T) {
+	for _, tt := range []struct {
+		pattern, host string
+		want          bool
+	}{
+		{"*.example.com", "a.example.com", true},
+		{"*.example.com", ".example.com", false},
+		{"*.example.com", "a.b.example.com", false},
+		{"*.example.com", "example.com", false},
+		{"a.example.com", "a.example.com", true},
+		{"*", "a", false},
+	} {
+		if got := MatchHost(tt.pattern, tt.host); got != tt.want {
+			t.Errorf("MatchHost(%q, %q) = %v", tt.pattern, tt.host, got)
+		}
+	}
+	if !MatchPath("/", "*") || !MatchPath("/a", "/a/b") || MatchPath("/a", "/ab") || MatchPath("/a", "/") {
+		t.Error("MatchPath does not keep to segments")
+	}
+}
+
+const testKey = "ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
+func testHello() Hello {
+	return Hello{
+		Version: WireVersion, Site: "office", Key: testKey, Signature: make([]byte, 64),
+		Session: strings.Repeat("ab", 16), Resume: strings.Repeat("cd", 32), Software: "culvert 1.0",
+	}
+}
+
+func TestHello(t *testing.T) {
+	h := testHello()
+	got, err := DecodeHello(Encode(h))
+	if err != nil || !reflect.DeepEqual(got, h) {
+		t.Fatalf("round trip: %+v, %v", got, err)
+	}
+	for name, tt := range map[string]struct {
+		spoil func(*Hello)
+		code  RefusalCode
+	}{
+		"newer version": {func(h *Hello) { h.Version++; h.Key = "later" }, RefuseVersion},
+		"older version": {func(h *Hello) { h.Version = 0 }, RefuseVersion},
+		"site":          {func(h *Hello) { h.Site = "../etc" }, RefuseMalformed},
+		"key":           {func(h *Hello) { h.Key = testKey[:20] }, RefuseMalformed},
+		"loose key":     {func(h *Hello) { h.Key = testKey[:len(testKey)-1] + "B" }, RefuseMalformed},
+		"signature":     {func(h *Hello) { h.Signature = h.Signature[1:] }, RefuseMalformed},
+		"session":       {func(h *Hello) { h.Session = "zz" }, RefuseMalformed},
+		"resume":        {func(h *Hello) { h.Resume = "" }, RefuseMalformed},
+		"software":      {func(h *Hello) { h.Software = "a\nb" }, RefuseMalformed},
+	} {
+		h := testHello()
+		tt.spoil(&h)
+		_, err := DecodeHello(Encode(h))
+		var r *Refusal
+		if !errors.As(err, &r) || r.Code != tt.code {
+			t.Errorf("%s: %v, want a refusal with code %s", name, err, tt.code)
+		}
+	}
+	for _, b := range [][]byte{nil, []byte("{"), []byte("[]"), bytes.Repeat([]byte(" "), MaxMessage+1)} {
+		if _, err := DecodeHello(b); err == nil {
+			t.Errorf("DecodeHello(%.10q) accepted", b)
+		}
+	}
+}
+
+func TestWelcome(t *testing.T) {
+	w := Welcome{Session: strings.Repeat("ab", 16), Resume: strings.Repeat("cd", 32), Resumed: true}
+	if got, err := DecodeWelcome(Encode(w)); err != nil || got != w {
+		t.Fatalf("round trip: %+v, %v", got, err)
+	}
+	// A refusal comes out fit for a log, whatever the relay wrote.
+	got, err := DecodeWelcome([]byte(`{"session":"x","error":{"code":"busy","message":"a\nb` + strings.Repeat("c", 1000) + `","retry":true}}`))
+	if err != nil || got.Session != "" || got.Error.Code != RefuseBusy || !got.Error.Retry ||
+		!strings.HasPrefix(got.Error.Message, "a?b") || len(got.Error.Message) > 300 {
+		t.Fatalf("refusal: %+v, %v", got.Error, err)
+	}
+	if _, err := DecodeWelcome([]byte("{}")); err == nil {
+		t.Error("an empty welcome is accepted")
+	}
+}
+
+func TestJoinMessages(t *testing.T) {
+	q := JoinRequest{Version: WireVersion, Secret: make([]byte, 32), Key: testKey}
+	if got, err := DecodeJoinRequest(Encode(q)); err != nil || !reflect.DeepEqual(got, q) {
+		t.Fatalf("request: %+v, %v", got, err)
+	}
+	q.Secret = nil
+	if _, err := DecodeJoinRequest(Encode(q)); err == nil {
+		t.Error("a request without secret is accepted")
+	}
+	r := JoinResponse{Site: "office", Publish: []string{"https://*.example.com"}}
+	if got, err := DecodeJoinResponse(Encode(r)); err != nil || !reflect.DeepEqual(got, r) {
+		t.Fatalf("response: %+v, %v", got, err)
+	}
+	r.Site = ""
+	if _, err := DecodeJoinResponse(Encode(r)); err == nil {
+		t.Error("a response without site is accepted")
+	}
+}
+
+func TestAnnounce(t *testing.T) {
+	list := []Announcement{{Name: "web", Publish: "https://a.example.com", TargetScheme: "http"}, {Name: "ssh", TargetScheme: "tcp"}}
+	if got, err := DecodeAnnounce(Encode(list)); err != nil || !reflect.DeepEqual(got, list) {
+		t.Fatalf("round trip: %+v, %v", got, err)
+	}
+	list[1].Name = "web"
+	if _, err := DecodeAnnounce(Encode(list)); err == nil || !strings.Contains(err.Error(), `service "web" comes twice`) {
+		t.Errorf("duplicate: %v", err)
+	}
+	many, _ := json.Marshal(make([]Announcement, MaxServices+1))
+	if _, err := DecodeAnnounce(many); err == nil {
+		t.Error("too many services are accepted")
+	}
+	reply := []AnnounceReply{{Name: "web", Addresses: []string{"https://a.example.com"}}, {Name: "ssh", Error: "no"}}
+	if got, err := DecodeAnnounceReply(Encode(reply)); err != nil || !reflect.DeepEqual(got, reply) {
+		t.Fatalf("reply: %+v, %v", got, err)
+	}
+}
+
+// The golden vectors that docs/protocol.md shows.
+func TestHeaderGolden(t *testing.T) {
+	for want, h := range map[string]Header{
+		"\x01\x01\x03web\x05https\x0da.example.com\x04\xc0\x00\x02\x01\x1f\x90": {
+			Kind: KindConnect, Service: "web", Scheme: "https", Host: "a.example.com", Visitor: netip.MustParseAddrPort("192.0.2.1:8080"),
+		},
+		"\x01\x02\x00\x00\x00\x00": {Kind: KindAnnounce},
+	} {
+		b, err := h.Append(nil)
+		if err != nil || string(b) != want {
+			t.Errorf("%+v: %q, %v, want %q", h, b, err, want)
+		}
+		got, err := DecodeHeader(b)
+		if err != nil || got != h {
+			t.Errorf("%q: %+v, %v", b, got, err)
+		}
+		for i := range b {
+			if _, err := DecodeHeader(b[:i]); err == nil {
+				t.Errorf("%q truncated to %d bytes is accepted", b, i)
+			}
+		}
+		if _, err := DecodeHeader(append(b, 0)); err == nil {
+			t.Errorf("%q with a byte more is accepted", b)
+		}
+	}
+}
+
+func TestHeaderBounds(t *testing.T) {
+	for name, h := range map[string]Header{
+		"kind":                {Kind: 9, Service: "a"},
+		"connect, no service": {Kind: KindConnect},
+		"announce, service":   {Kind: KindAnnounce, Service: "a"},
+		"scheme":              {Kind: KindConnect, Service: "a", Scheme: "H"},
+		"long scheme":         {Kind: KindConnect, Service: "a", Scheme: strings.Repeat("a", 17)},
+		"host":                {Kind: KindConnect, Service: "a", Host: "a b"},
+		"long host":           {Kind: KindConnect, Service: "a", Host: strings.Repeat("a", 254)},
+	} {
+		if b, err := h.Append(nil); err == nil {
+			t.Errorf("%s: encoded as %q", name, b)
+		}
+	}
+	// A mapped address is written as what it is.
+	h := Header{Kind: KindConnect, Service: "a", Visitor: netip.MustParseAddrPort("[::ffff:192.0.2.1]:1")}
+	b, err := h.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := DecodeHeader(b); err != nil || got.Visitor != netip.MustParseAddrPort("192.0.2.1:1") {
+		t.Errorf("mapped address: %+v, %v", got, err)
+	}
+}
+
+func FuzzHeader(f *testing.F) {
+	f.Add([]byte("\x01\x01\x03web\x05https\x0da.example.com\x04\xc0\x00\x02\x01\x1f\x90"))
+	f.Add([]byte("\x01\x02\x00\x00\x00\x00"))
+	f.Add([]byte("\x01\x01\x03web\x03tcp\x00\x10\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x50"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := DecodeHeader(b)
+		if err != nil {
+			return
+		}
+		again, err := h.Append(nil)
+		if err != nil || !bytes.Equal(again, b) {
+			t.Fatalf("%q decodes to %+v and encodes to %q, %v", b, h, again, err)
+		}
+	})
+}
+
+func FuzzHello(f *testing.F) {
+	f.Add(Encode(testHello()))
+	f.Add([]byte(`{"version":2}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := DecodeHello(b)
+		if err != nil {
+			var r *Refusal
+			if !errors.As(err, &r) || r.Code == "" || !isPrintable(r.Message) {
+				t.Fatalf("%q: error %v is not fit to be sent back", b, err)
+			}
+			return
+		}
+		again, err := DecodeHello(Encode(h))
+		if err != nil || !reflect.DeepEqual(again, h) {
+			t.Fatalf("%+v, then %+v, %v", h, again, err)
+		}
+	})
+}
+
+func FuzzWelcome(f *testing.F) {
+	f.Add(Encode(Welcome{Session: strings.Repeat("ab", 16), Resume: strings.Repeat("cd", 32)}))
+	f.Add(Encode(Welcome{Error: &Refusal{Code: RefuseBusy, Message: "busy", Retry: true}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		w, err := DecodeWelcome(b)
+		if err != nil {
+			return
+		}
+		again, err := DecodeWelcome(Encode(w))
+		if err != nil || !reflect.DeepEqual(again, w) {
+			t.Fatalf("%+v, then %+v, %v", w, again, err)
+		}
+	})
+}
+
+func FuzzAnnounce(f *testing.F) {
+	f.Add([]byte(`[{"name":"web","publish":"https://a.example.com","target_scheme":"http"}]`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		list, err := DecodeAnnounce(b)
+		if err != nil {
+			return
+		}
+		if again, err := DecodeAnnounce(Encode(list)); err != nil || !reflect.DeepEqual(again, list) {
+			t.Fatalf("%+v, then %+v, %v", list, again, err)
+		}
+	})
+}
+
+func FuzzURL(f *testing.F) {
+	for _, s := range []string{
+		"https://*.example.com/a/b", "tcp://:15432", "tcp://:15000-15999", "tcp://[::1]:*", "unix:///run/a", "file:///C:/x",
+		"rtsp://u:p@h/x", "wss://[::1]", "http://10.0.0.1:80", "https://a.example.com/x/*",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if p, err := ParsePublish(s); err == nil {
+			if again, err := ParsePublish(p.String()); err != nil || again != p {
+				t.Errorf("publish %q: %+v, then %q: %+v, %v", s, p, p.String(), again, err)
+			}
+		}
+		if p, err := ParseTarget(s); err == nil {
+			if again, err := ParseTarget(p.String()); err != nil || again != p {
+				t.Errorf("target %q: %+v, then %q: %+v, %v", s, p, p.String(), again, err)
+			}
+		}
+		if p, err := ParsePattern(s); err == nil {
+			if again, err := ParsePattern(p.String()); err != nil || again != p {
+				t.Errorf("pattern %q: %+v, then %q: %+v, %v", s, p, p.String(), again, err)
+			}
+		}
+	})
+}
