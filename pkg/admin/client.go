@@ -60,7 +60,7 @@ func (s *Stream) Read(p []byte) (int, error) { return s.r.Read(p) }
 func (s *Stream) CloseWrite() error { return s.Conn.(interface{ CloseWrite() error }).CloseWrite() }
 
 // Upgrade is the protocol a forward request upgrades to: the raw bytes of the stream.
-const Upgrade = "culvert-stream"
+const Upgrade = "culvert-forward"
 
 // forwardTimeout bounds dialling, handshake and the relay's answer, which waits for the site's target.
 const forwardTimeout = 30 * time.Second
