@@ -27,7 +27,7 @@ const (
 	flagDiscard                           // Close: input is dropped
 	flagFin                               // CloseWrite: the stream ends at offset end
 	flagPeerFin                           // the peer's FIN came: recvd counts it
-	flagEOF                               // OnEOF was called, or is not wanted any more
+	flagEOF                               // OnEOF was called
 	flagLent                              // inside OnData: the outermost call looks again
 	flagFresh                             // input has bytes that the handler has not seen
 	flagPump                              // a pump event is queued
@@ -72,9 +72,11 @@ type Stream struct {
 func (st *Stream) ID() uint32 { return st.id }
 
 // SetHandler sets who receives the stream's events from now on. Kept bytes are
-// presented to h at the end of the current callback, or on the next Flush.
+// presented to h at the end of the current callback, or on the next Flush, and so
+// is an EOF, even if an earlier handler was told of it.
 func (st *Stream) SetHandler(h Handler) {
 	st.h = h
+	st.flags &^= flagEOF
 	st.again()
 }
 
