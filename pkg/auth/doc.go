@@ -1,0 +1,15 @@
+// Package auth answers who is asking: the keys of sites, the proof that a link
+// belongs to one, the tokens that sites join with, the operators' token, and the
+// certificates that a relay makes for itself.
+//
+//	pub, err := auth.GenerateKey("office.key") // on the private relay
+//	key, err := auth.ReadKey("office.key")
+//	sig := auth.SignLink(key, "office", exporter)
+//
+//	ok := auth.VerifyLink(pub, "office", exporter, sig) // on the public relay
+//
+// Invariants: a private key never leaves the machine that made it, and its file
+// is readable by its owner alone. Of a token the relay keeps only a digest.
+// Secrets are compared in constant time. Files are replaced as a whole, so that a
+// crash leaves the old or the new one. Nothing here turns verification off.
+package auth
