@@ -403,3 +403,26 @@ func Hostname(host []byte) []byte {
 	}
 	return host
 }
+
+// ValidName reports whether name may be the name of a field.
+func ValidName(name string) bool {
+	for i := range len(name) {
+		if class[name[i]]&isToken == 0 {
+			return false
+		}
+	}
+	return name != ""
+}
+
+// AppendValue appends a field value that did not come from this package: control characters, which
+// could end the line, become spaces.
+func AppendValue(dst []byte, value string) []byte {
+	for i := range len(value) {
+		c := value[i]
+		if c < ' ' && c != '\t' || c == 0x7f {
+			c = ' '
+		}
+		dst = append(dst, c)
+	}
+	return dst
+}

@@ -1,0 +1,401 @@
+package httpd
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"net/textproto"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/http1"
+)
+
+// smallBody is how much of a body is gathered before the head goes out: what fits gets a
+// Content-Length, and goes out in one write with its head.
+const smallBody = 4 << 10
+
+// response is the http.ResponseWriter of one exchange. It is owned by the handler's goroutine.
+type response struct {
+	x      *exchange
+	header http.Header
+	*buffers
+
+	wroteHeader bool // WriteHeader was called: the head is fixed, but for its framing
+	sentHead    bool
+	over        bool // upgraded or abandoned
+	status      int
+	length      int64 // the handler's Content-Length; -1: none
+	written     int64
+	chunked     bool
+	close       bool // the connection ends with this answer
+	hasDate     bool
+	hasType     bool
+	hasCoding   bool // Content-Encoding: the type cannot be sniffed
+}
+
+// buffers is the memory of a response.
+type buffers struct {
+	fields []byte // status line and fields as they were when WriteHeader was called
+	body   []byte // gathered, at most smallBody
+	pre    []byte // what goes out before the bytes of the current Write
+}
+
+var bufferPool = sync.Pool{New: func() any { return &buffers{body: make([]byte, 0, smallBody)} }}
+
+var (
+	_ http.Flusher    = (*response)(nil)
+	_ io.StringWriter = (*response)(nil)
+	_ Upgrader        = (*response)(nil)
+)
+
+func (w *response) init(x *exchange) {
+	w.x = x
+	w.header = make(http.Header)
+	w.buffers = bufferPool.Get().(*buffers)
+	w.length = -1
+	w.close = x.req.Close
+}
+
+func (w *response) Header() http.Header { return w.header }
+
+// WriteHeader fixes the head of the answer, or sends an interim answer at once if status is 1xx.
+func (w *response) WriteHeader(status int) {
+	if w.over || w.wroteHeader {
+		return
+	}
+	if status < 100 || status > 999 || status == http.StatusSwitchingProtocols {
+		panic("httpd: status " + strconv.Itoa(status) + " cannot be written") // 101 needs Upgrade
+	}
+	if status < 200 {
+		if w.x.req.ProtoMinor > 0 {
+			if status == http.StatusContinue {
+				w.x.mu.Lock()
+				w.x.expect = false
+				w.x.mu.Unlock()
+			}
+			w.pre = appendFields(appendStatus(w.pre[:0], status), w.header, nil)
+			w.x.send(append(w.pre, "\r\n"...), nil, nil)
+		}
+		return
+	}
+	w.wroteHeader = true
+	w.status = status
+	w.fields = appendFields(appendStatus(w.fields[:0], status), w.header, w)
+}
+
+func appendStatus(dst []byte, status int) []byte {
+	dst = append(dst, "HTTP/1.1 "...)
+	dst = strconv.AppendInt(dst, int64(status), 10)
+	dst = append(dst, ' ')
+	dst = append(dst, http.StatusText(status)...)
+	return append(dst, "\r\n"...)
+}
+
+// appendFields appends header in the order of names, without the fields that are ours to set. w, unless
+// nil, learns what the handler has decided by them.
+func appendFields(dst []byte, header http.Header, w *response) []byte {
+	var space [16]string
+	names := space[:0]
+	for name := range header {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		values := header[name]
+		if len(values) == 0 || !http1.ValidName(name) {
+			continue
+		}
+		switch textproto.CanonicalMIMEHeaderKey(name) {
+		case "Transfer-Encoding", "Trailer", "Keep-Alive":
+			continue
+		case "Connection":
+			if w != nil && strings.Contains(strings.ToLower(values[0]), "close") {
+				w.close = true
+			}
+			continue
+		case "Content-Length":
+			if n, err := strconv.ParseInt(values[0], 10, 64); err == nil && n >= 0 && w != nil {
+				w.length = n
+			}
+			continue
+		case "Date":
+			if w != nil {
+				w.hasDate = true
+			}
+		case "Content-Type":
+			if w != nil {
+				w.hasType = true
+			}
+		case "Content-Encoding":
+			if w != nil {
+				w.hasCoding = true
+			}
+		}
+		for _, value := range values {
+			dst = append(dst, name...)
+			dst = append(dst, ": "...)
+			dst = http1.AppendValue(dst, value)
+			dst = append(dst, "\r\n"...)
+		}
+	}
+	return dst
+}
+
+// bodyAllowed reports whether an answer of that status has a body: rfc9110#section-6.4.1.
+func bodyAllowed(status int) bool {
+	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified
+}
+
+func (w *response) Write(p []byte) (int, error) {
+	if n, err := w.admit(len(p)); n == 0 || err != nil {
+		return n, err
+	}
+	if w.isHead() {
+		return len(p), nil
+	}
+	if len(w.body)+len(p) <= smallBody {
+		w.body = append(w.body, p...)
+		return len(p), nil
+	}
+	if err := w.send(p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// WriteString is Write.
+func (w *response) WriteString(s string) (int, error) {
+	if len(w.body)+len(s) > smallBody || w.isHead() {
+		return w.Write([]byte(s))
+	}
+	if n, err := w.admit(len(s)); n == 0 || err != nil {
+		return n, err
+	}
+	w.body = append(w.body, s...)
+	return len(s), nil
+}
+
+// admit says whether n more bytes of body are in order.
+func (w *response) admit(n int) (int, error) {
+	if w.over {
+		return 0, http.ErrHijacked
+	}
+	if !w.wroteHeader {
+		w.WriteHeader(http.StatusOK)
+	}
+	if n > 0 && !bodyAllowed(w.status) {
+		return 0, http.ErrBodyNotAllowed
+	}
+	if w.length >= 0 && w.written+int64(n) > w.length {
+		return 0, http.ErrContentLength
+	}
+	w.written += int64(n)
+	return n, nil
+}
+
+func (w *response) isHead() bool { return w.x.req.Method == http.MethodHead }
+
+// Flush sends what was written so far.
+func (w *response) Flush() { w.FlushError() }
+
+// FlushError is Flush that says whether the client is still there.
+func (w *response) FlushError() error {
+	if w.over {
+		return http.ErrHijacked
+	}
+	if !w.wroteHeader {
+		w.WriteHeader(http.StatusOK)
+	}
+	if w.sentHead && len(w.body) == 0 {
+		return w.x.ended()
+	}
+	return w.send(nil)
+}
+
+// EnableFullDuplex is for http.ResponseController: reading the body after the answer has begun needs
+// nothing of us.
+func (w *response) EnableFullDuplex() error { return nil }
+
+// send sends the head, if it is still here, what was gathered, and p.
+func (w *response) send(p []byte) error {
+	pre := w.pre[:0]
+	if !w.sentHead {
+		pre = w.appendHead(pre, p, false)
+	}
+	var crlf []byte
+	if n := len(w.body) + len(p); w.chunked && n > 0 {
+		pre = http1.AppendChunkSize(pre, n)
+		if len(p) > 0 {
+			crlf = []byte("\r\n")
+		}
+	}
+	pre = append(pre, w.body...)
+	if w.chunked && len(w.body) > 0 && len(p) == 0 {
+		pre = append(pre, "\r\n"...)
+	}
+	w.body = w.body[:0]
+	w.pre = pre
+	return w.x.send(pre, p, crlf)
+}
+
+// appendHead appends the head. p is what follows what was gathered; final says that nothing else does.
+func (w *response) appendHead(dst, p []byte, final bool) []byte {
+	w.sentHead = true
+	x := w.x
+	dst = append(dst, w.fields...)
+	if !w.hasDate {
+		dst = append(dst, "Date: "...)
+		dst = http1.AppendDate(dst, time.Now())
+		dst = append(dst, "\r\n"...)
+	}
+	allowed := bodyAllowed(w.status)
+	if allowed && !w.hasType && !w.hasCoding {
+		sniff := w.body
+		if len(sniff) == 0 {
+			sniff = p
+		}
+		if len(sniff) > 0 {
+			dst = append(dst, "Content-Type: "...)
+			dst = append(dst, http.DetectContentType(sniff)...)
+			dst = append(dst, "\r\n"...)
+		}
+	}
+	if final && w.length < 0 && allowed && (!w.isHead() || w.written > 0) {
+		w.length = w.written
+	}
+	switch {
+	case w.status == http.StatusNoContent:
+	case w.length >= 0:
+		dst = append(dst, "Content-Length: "...)
+		dst = strconv.AppendInt(dst, w.length, 10)
+		dst = append(dst, "\r\n"...)
+	case !allowed || w.isHead():
+	case x.req.ProtoMinor > 0:
+		w.chunked = true
+		dst = append(dst, "Transfer-Encoding: chunked\r\n"...)
+	default:
+		w.close = true // the body ends with the connection
+	}
+	x.mu.Lock()
+	if x.expect {
+		// The client was not told to go on. Whether it sends the body now is its choice, and we
+		// could not tell that body from a request: rfc9110#section-10.1.1.
+		w.close = true
+	}
+	x.mu.Unlock()
+	switch {
+	case w.close:
+		dst = append(dst, "Connection: close\r\n"...)
+	case x.req.ProtoMinor == 0:
+		dst = append(dst, "Connection: keep-alive\r\n"...)
+	}
+	return append(dst, "\r\n"...)
+}
+
+// finish sends the rest when the handler has returned.
+func (w *response) finish() {
+	if w.over {
+		w.release()
+		return
+	}
+	if !w.wroteHeader {
+		w.WriteHeader(http.StatusOK)
+	}
+	pre := w.pre[:0]
+	if !w.sentHead {
+		pre = w.appendHead(pre, nil, true)
+	}
+	if w.chunked {
+		pre = http1.AppendLastChunk(http1.AppendChunk(pre, w.body), nil)
+	} else {
+		pre = append(pre, w.body...)
+	}
+	w.pre = pre
+	if w.length >= 0 && w.written != w.length && bodyAllowed(w.status) && !w.isHead() {
+		w.close = true // the client must not take the next answer for the rest of this one
+	}
+	w.x.c.loop.Post(w.conclude)
+}
+
+// conclude is the loop's part of finish.
+func (w *response) conclude() {
+	if x := w.x; x.c.x == x {
+		x.began = true
+		x.c.end.Write(w.pre)
+		x.c.answered(x, !w.close)
+	}
+	w.release()
+}
+
+// abandon is finish for a handler that has panicked.
+func (w *response) abandon() {
+	x := w.x
+	over, sentHead := w.over, w.sentHead
+	w.over = true
+	x.c.loop.Post(func() {
+		switch {
+		case x.c.x != x || over:
+		case sentHead:
+			x.c.end.Abort(errPanicked)
+		default:
+			x.c.end.Write(http1.AppendError(nil, x.c.loop.Now(), http.StatusInternalServerError, "internal server error", false, w.isHead()))
+			x.c.close()
+		}
+	})
+}
+
+var errPanicked = errors.New("http: handler panicked")
+
+// release gives the buffers back.
+func (w *response) release() {
+	if cap(w.pre) <= 4*smallBody && cap(w.fields) <= 4*smallBody {
+		bufferPool.Put(w.buffers)
+	}
+	w.buffers = nil
+}
+
+// Upgrade implements Upgrader.
+func (w *response) Upgrade(status int, header http.Header, take func(end End, loop *evloop.Loop)) error {
+	x := w.x
+	if w.over || w.wroteHeader || x.req.Body != http.NoBody {
+		return http.ErrHijacked
+	}
+	w.over = true
+	out := appendFields(appendStatus(w.pre[:0], status), header, nil)
+	if status == http.StatusSwitchingProtocols {
+		out = append(out, "Connection: Upgrade\r\n"...)
+	}
+	w.pre = append(out, "\r\n"...)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.err == nil {
+		x.sending = true
+		if !x.c.loop.Post(func() { x.handOver(take) }) {
+			x.err = evloop.ErrClosed
+		}
+	}
+	for x.sending && x.err == nil {
+		x.cond.Wait()
+	}
+	return x.err
+}
+
+// handOver is the loop's part of Upgrade.
+func (x *exchange) handOver(take func(End, *evloop.Loop)) {
+	c := x.c
+	if c.x != x {
+		return
+	}
+	c.x = nil
+	c.state = gone
+	c.timer.Stop()
+	c.end.Write(x.w.pre)
+	take(c.end, c.loop)
+	c.unpause()
+	x.sent()
+}
