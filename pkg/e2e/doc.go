@@ -1,0 +1,15 @@
+// Package e2e holds the tests that use Culvert the way its users do: real relay
+// processes, real sockets, and programs that are not ours (curl, nginx, PostgreSQL,
+// OpenSSH, python3-websockets) on both ends of the tunnel. It also holds the benchmark
+// table. The package has no code of its own.
+//
+//	go test ./pkg/e2e                 # all of it, a few minutes
+//	go test -short ./pkg/e2e          # smaller transfers and floods
+//	go test ./pkg/e2e -run '^$' -bench BenchmarkTable -benchtime 1x
+//	go test ./pkg/e2e -run '^$' -bench 'BenchmarkTable/rr1$' -benchtime 1x -profile /tmp/prof
+//
+// The tests need Linux (they read /proc and use 127.0.0.0/8 as many visitors) and the
+// Debian packages curl, nginx, libnginx-mod-stream, postgresql, openssh-server,
+// openssh-client and python3-websockets. A missing program fails the test that needs it;
+// nothing is skipped.
+package e2e

@@ -1,0 +1,481 @@
+//go:build linux
+
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// job tells a client process what load to make.
+type job struct {
+	Kind   string           // down, up, echo, connect, http, idle, idle-ws
+	Addr   string           // where to connect
+	Host   string           // virtual host; with TLS also the name in the certificate
+	TLS    bool             // speak TLS to Addr
+	CA     string           // file of the CA for TLS
+	Count  string           // up: the Count listener of the target
+	Conns  int              // connections at the same time
+	Warm   time.Duration    // load before the measurement
+	Window time.Duration    // the measurement; latencies and counts outside of it are dropped
+	Pids   map[string][]int // processes whose CPU time in the window is wanted
+}
+
+// outcome is what a client process measured.
+type outcome struct {
+	Seconds  float64            // real length of the window
+	Bytes    int64              // payload that arrived in the window: down, up
+	Ops      int64              // round trips, connections or requests in the window
+	P50, P99 time.Duration      // of one operation
+	CPU      map[string]float64 // seconds by the keys of Pids, in the window
+	Open     int                // idle: connections that are open and proven
+	Err      string             // first error, "" when all went well
+}
+
+// load runs one job in a client process and returns what it measured.
+func load(t testing.TB, j job) outcome {
+	t.Helper()
+	l := startLoad(t, j)
+	out := l.result(t)
+	l.stop()
+	return out
+}
+
+// loader is a running client process.
+type loader struct {
+	p       *process
+	release io.Closer // its standard input; closing it ends an idle job
+}
+
+func startLoad(t testing.TB, j job) loader {
+	t.Helper()
+	if j.CA == "" {
+		j.CA = certFile("ca.pem")
+	}
+	b, err := json.Marshal(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := worker(t, "client")
+	cmd.Args = append(cmd.Args, string(b))
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return loader{start(t, "load "+j.Kind, cmd), in}
+}
+
+// result waits for the line that the process prints when its window is over or, for idle
+// jobs, when all connections are open.
+func (l loader) result(t testing.TB) outcome {
+	t.Helper()
+	var out outcome
+	select {
+	case <-l.p.done:
+	case <-l.ready():
+	case <-time.After(3 * time.Minute):
+	}
+	line, _, ok := l.p.find(0, `{"Seconds"`)
+	if !ok {
+		l.p.dump(t)
+		t.Fatalf("%s: no result", l.p.name)
+	}
+	if err := json.Unmarshal([]byte(line), &out); err != nil {
+		t.Fatal(err)
+	}
+	if out.Err != "" {
+		t.Errorf("%s: %s", l.p.name, out.Err)
+	}
+	return out
+}
+
+// ready is closed when the result is in the log.
+func (l loader) ready() <-chan struct{} {
+	ready := make(chan struct{})
+	go func() {
+		defer close(ready)
+		for {
+			l.p.mu.Lock()
+			added := l.p.added
+			l.p.mu.Unlock()
+			if _, _, ok := l.p.find(0, `{"Seconds"`); ok {
+				return
+			}
+			select {
+			case <-added:
+			case <-l.p.done:
+				return
+			}
+		}
+	}()
+	return ready
+}
+
+// stop closes the connections of an idle job and ends the process.
+func (l loader) stop() {
+	l.release.Close()
+	select {
+	case <-l.p.done:
+	case <-time.After(10 * time.Second):
+		l.p.kill()
+	}
+}
+
+// The rest of this file runs in the client process.
+
+// client is the state of one job.
+type client struct {
+	job
+	tls  *tls.Config
+	stop atomic.Bool  // set when the window is over: the workers end
+	from atomic.Int64 // start of the window, nanoseconds since epoch; 0 before
+	down atomic.Int64 // bytes received by bulk downloads
+
+	mu    sync.Mutex
+	err   error
+	times []time.Duration
+}
+
+func runClient() int {
+	c := &client{}
+	if err := json.Unmarshal([]byte(os.Args[1]), &c.job); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if c.TLS {
+		pool := x509.NewCertPool()
+		b, err := os.ReadFile(c.CA)
+		if err != nil || !pool.AppendCertsFromPEM(b) {
+			fmt.Fprintln(os.Stderr, "no CA:", err)
+			return 1
+		}
+		c.tls = &tls.Config{RootCAs: pool, ServerName: c.Host, ClientSessionCache: nil}
+	}
+	var out outcome
+	var err error
+	if strings.HasPrefix(c.Kind, "idle") {
+		out, err = c.idle()
+	} else {
+		out, err = c.timed()
+	}
+	if err != nil {
+		out.Err = err.Error()
+	}
+	b, _ := json.Marshal(out)
+	fmt.Printf("%s\n", b)
+	if strings.HasPrefix(c.Kind, "idle") {
+		io.Copy(io.Discard, os.Stdin)
+	}
+	return 0
+}
+
+// timed runs a worker per connection and measures one window.
+func (c *client) timed() (outcome, error) {
+	work := map[string]func(net.Conn) error{
+		"down": c.download, "up": c.upload, "echo": c.echo, "http": c.http,
+	}[c.Kind]
+	if work == nil && c.Kind != "connect" {
+		return outcome{}, fmt.Errorf("job %q: unknown", c.Kind)
+	}
+	var count net.Conn
+	if c.Kind == "up" {
+		var err error
+		if count, err = net.Dial("tcp", c.Count); err != nil {
+			return outcome{}, err
+		}
+		defer count.Close()
+	}
+	var wg sync.WaitGroup
+	var conns []net.Conn
+	for i := range c.Conns {
+		if c.Kind == "connect" {
+			wg.Go(func() { c.fail(c.connect(i)) })
+			continue
+		}
+		nc, err := c.dial(i)
+		if err != nil {
+			return outcome{}, err
+		}
+		conns = append(conns, nc)
+		wg.Go(func() { c.fail(work(nc)) })
+	}
+	time.Sleep(c.Warm)
+	before := c.cpu()
+	bytes, err := c.moved(count)
+	if err != nil {
+		return outcome{}, err
+	}
+	began := time.Now()
+	c.from.Store(began.UnixNano())
+	time.Sleep(c.Window)
+	after, err := c.moved(count)
+	if err != nil {
+		return outcome{}, err
+	}
+	out := outcome{Seconds: time.Since(began).Seconds(), Bytes: after - bytes, CPU: c.cpu()}
+	c.stop.Store(true)
+	for k := range out.CPU {
+		out.CPU[k] -= before[k]
+	}
+	for _, nc := range conns {
+		// A worker may sit in a Read or Write that never ends.
+		nc.SetDeadline(time.Now().Add(time.Second))
+		if c.Kind == "down" || c.Kind == "up" {
+			nc.Close()
+		}
+	}
+	wg.Wait()
+	out.Ops = int64(len(c.times))
+	if len(c.times) > 0 {
+		slices.Sort(c.times)
+		out.P50 = c.times[len(c.times)/2]
+		out.P99 = c.times[len(c.times)*99/100]
+	}
+	return out, c.err
+}
+
+func (c *client) cpu() map[string]float64 {
+	m := map[string]float64{}
+	for k, pids := range c.Pids {
+		m[k] = cpuSeconds(pids)
+	}
+	return m
+}
+
+// moved is the number of bytes that have arrived at the receiving end so far.
+func (c *client) moved(count net.Conn) (int64, error) {
+	if count == nil {
+		return c.down.Load(), nil
+	}
+	return countDropped(count)
+}
+
+// fail keeps the first error of a worker; those after the window are its end.
+func (c *client) fail(err error) {
+	if err == nil || c.stop.Load() {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		c.err = err
+	}
+}
+
+// dial connects as visitor number i, each hundred from an address of its own.
+func (c *client) dial(i int) (net.Conn, error) {
+	d := net.Dialer{
+		Timeout:   20 * time.Second,
+		LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, byte(1+i/100/250), byte(1+i/100%250))},
+		KeepAlive: -1,
+	}
+	nc, err := d.Dial("tcp", c.Addr)
+	if err != nil || !c.TLS {
+		return nc, err
+	}
+	tc := tls.Client(nc, c.tls)
+	tc.SetDeadline(time.Now().Add(20 * time.Second))
+	if err := tc.Handshake(); err != nil {
+		nc.Close()
+		return nil, err
+	}
+	tc.SetDeadline(time.Time{})
+	return tc, nil
+}
+
+func (c *client) download(nc net.Conn) error {
+	defer nc.Close()
+	if _, err := nc.Write([]byte("D")); err != nil {
+		return err
+	}
+	buf := make([]byte, bulkSize)
+	for !c.stop.Load() {
+		n, err := nc.Read(buf)
+		c.down.Add(int64(n))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *client) upload(nc net.Conn) error {
+	defer nc.Close()
+	buf := make([]byte, bulkSize)
+	buf[0] = 'U'
+	for !c.stop.Load() {
+		if _, err := nc.Write(buf); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// record keeps the latencies of one worker that lie in the window.
+func (c *client) record(times []time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.times = append(c.times, times...)
+}
+
+// messageSize is the size of the small messages of the round trip rows.
+const messageSize = 64
+
+func (c *client) echo(nc net.Conn) error {
+	defer nc.Close()
+	var times []time.Duration
+	defer func() { c.record(times) }()
+	var buf [messageSize]byte
+	for !c.stop.Load() {
+		began := time.Now()
+		if err := roundTrip(nc, buf[:]); err != nil {
+			return err
+		}
+		if c.from.Load() != 0 {
+			times = append(times, time.Since(began))
+		}
+	}
+	return nil
+}
+
+func roundTrip(nc net.Conn, buf []byte) error {
+	if _, err := nc.Write(buf); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(nc, buf)
+	return err
+}
+
+func (c *client) connect(worker int) error {
+	var times []time.Duration
+	defer func() { c.record(times) }()
+	var buf [messageSize]byte
+	for !c.stop.Load() {
+		began := time.Now()
+		// A source address per worker, because closed connections keep their port for a while.
+		nc, err := c.dial(worker * 100)
+		if err != nil {
+			return err
+		}
+		nc.SetDeadline(time.Now().Add(10 * time.Second))
+		err = roundTrip(nc, buf[:])
+		nc.Close()
+		if err != nil {
+			return err
+		}
+		if c.from.Load() != 0 {
+			times = append(times, time.Since(began))
+		}
+	}
+	return nil
+}
+
+func (c *client) http(nc net.Conn) error {
+	defer nc.Close()
+	var times []time.Duration
+	defer func() { c.record(times) }()
+	request := fmt.Appendf(nil, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", c.Host)
+	r := bufio.NewReader(nc)
+	for !c.stop.Load() {
+		began := time.Now()
+		if _, err := nc.Write(request); err != nil {
+			return err
+		}
+		status, n, err := skipHead(r)
+		if err != nil {
+			return err
+		}
+		if !strings.HasPrefix(status, "HTTP/1.1 200 ") || n == 0 {
+			return fmt.Errorf("answer %q, %d bytes", status, n)
+		}
+		if _, err := r.Discard(n); err != nil {
+			return err
+		}
+		if c.from.Load() != 0 {
+			times = append(times, time.Since(began))
+		}
+	}
+	return nil
+}
+
+// idle opens all connections, proves each with a round trip, and keeps them.
+func (c *client) idle() (outcome, error) {
+	var out outcome
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	conns := make([]net.Conn, c.Conns)
+	for range 32 {
+		wg.Go(func() {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= c.Conns {
+					return
+				}
+				nc, err := c.dial(i)
+				if err == nil {
+					err = c.prove(nc)
+				}
+				if err != nil {
+					c.fail(fmt.Errorf("connection %d: %w", i, err))
+					return
+				}
+				conns[i] = nc
+			}
+		})
+	}
+	wg.Wait()
+	idleConns = conns
+	for _, nc := range conns {
+		if nc != nil {
+			out.Open++
+		}
+	}
+	return out, c.err
+}
+
+// idleConns keeps the connections of an idle job from being collected and closed.
+var idleConns []net.Conn
+
+func (c *client) prove(nc net.Conn) error {
+	nc.SetDeadline(time.Now().Add(30 * time.Second))
+	defer nc.SetDeadline(time.Time{})
+	if c.Kind == "idle" {
+		return roundTrip(nc, make([]byte, messageSize))
+	}
+	if _, err := fmt.Fprintf(nc, wsRequest, c.Host); err != nil {
+		return err
+	}
+	// Nothing follows the head until we send, so a small reader cannot swallow a frame.
+	status, _, err := skipHead(bufio.NewReaderSize(nc, 512))
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(status, "HTTP/1.1 101 ") {
+		return fmt.Errorf("answer %q", status)
+	}
+	if _, err := nc.Write(wsPing); err != nil {
+		return err
+	}
+	reply := make([]byte, len(wsReply))
+	if _, err := io.ReadFull(nc, reply); err != nil {
+		return err
+	}
+	if !bytes.Equal(reply, wsReply) {
+		return errors.New("wrong echo")
+	}
+	return nil
+}

@@ -1,0 +1,215 @@
+//go:build linux
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// service is one [[service]] of private.toml. {port} in publish is replaced by a free port.
+type service struct{ name, publish, target string }
+
+// system is a public relay, a private relay, and a link between them that tests can cut.
+type system struct {
+	t               testing.TB
+	dir             string
+	public, private *process
+	https, http     string // addresses of the public relay's listeners
+	admin           string
+	link            *faultProxy // nil: the private relay dials the public relay directly
+	key             string      // the site's public key
+	services        []service
+}
+
+// allowed is what the test site may publish.
+var allowed = []string{"https://*.example.com", "http://*.example.com", "wss://*.example.com", "ws://*.example.com", "tcp://:20000-31999"}
+
+// startSystem starts both relays and waits until the session is up.
+func startSystem(t testing.TB, services ...service) *system {
+	t.Helper()
+	s := newSystem(t, services...)
+	s.link = startFaultProxy(t, s.https)
+	s.startPrivate()
+	return s
+}
+
+// startSystemDirect is startSystem without a fault proxy in the link.
+func startSystemDirect(t testing.TB, services ...service) *system {
+	t.Helper()
+	s := newSystem(t, services...)
+	s.startPrivate()
+	return s
+}
+
+// newSystem makes the configuration and starts the public relay alone.
+func newSystem(t testing.TB, services ...service) *system {
+	t.Helper()
+	s := &system{t: t, dir: tempDir(t), services: services}
+	for i := range s.services {
+		if strings.Contains(s.services[i].publish, "{port}") {
+			s.services[i].publish = strings.ReplaceAll(s.services[i].publish, "{port}", fmt.Sprint(freePort(t)))
+		}
+	}
+	s.key = strings.TrimSpace(run(t, exec.Command(command(t, "relay-private"), "keygen", s.file("office.key"))))
+	if !strings.HasPrefix(s.key, "ed25519:") {
+		t.Fatalf("keygen printed %q", s.key)
+	}
+	s.https, s.http, s.admin = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	s.writePublic(siteTOML("office", s.key, allowed...))
+	s.startPublic()
+	return s
+}
+
+func (s *system) file(name string) string { return filepath.Join(s.dir, name) }
+
+// siteTOML is a [[site]] of public.toml.
+func siteTOML(name, key string, publish ...string) string {
+	list, _ := json.Marshal(publish)
+	return fmt.Sprintf("[[site]]\nname = %q\nkey = %q\npublish = %s\n", name, key, list)
+}
+
+// writePublic writes public.toml with the given sites. After the first start it names the
+// ports that the relay has got, so that a restart finds them again.
+func (s *system) writePublic(sites string) {
+	writeFile(s.t, s.file("public.toml"), fmt.Sprintf(`
+domain = "localhost"
+state  = "state"
+drain_timeout = "5s"
+[listen]
+https = %q
+http  = %q
+admin = %q
+[tls]
+certificate = %q
+key = %q
+%s`, s.https, s.http, s.admin, certFile("cert.pem"), certFile("key.pem"), sites))
+}
+
+// startPublic starts the public relay and learns its addresses.
+func (s *system) startPublic() {
+	s.t.Helper()
+	s.public = start(s.t, "relay-public", exec.Command(command(s.t, "relay-public"), "--config", s.file("public.toml")))
+	var ready struct{ HTTPS, HTTP, Admin string }
+	line := s.public.await(s.t, 0, `"msg":"ready"`)
+	if err := json.Unmarshal([]byte(line), &ready); err != nil {
+		s.t.Fatalf("%s: %v", line, err)
+	}
+	s.https, s.http, s.admin = ready.HTTPS, ready.HTTP, ready.Admin
+}
+
+// writePrivate writes private.toml.
+func (s *system) writePrivate() {
+	s.t.Helper()
+	relay := s.https
+	if s.link != nil {
+		relay = s.link.addr
+	}
+	writeFile(s.t, s.file("private.toml"), s.privateTOML("office", relay, s.file("office.key")))
+}
+
+func (s *system) privateTOML(site, relay, key string) string {
+	_, port, _ := strings.Cut(relay, ":")
+	var b strings.Builder
+	fmt.Fprintf(&b, "relay = \"localhost:%s\"\nsite = %q\nkey = %q\nca = %q\ndrain_timeout = \"5s\"\n", port, site, key, certFile("ca.pem"))
+	for _, v := range s.services {
+		fmt.Fprintf(&b, "[[service]]\nname = %q\ntarget = %q\n", v.name, v.target)
+		if v.publish != "" {
+			fmt.Fprintf(&b, "publish = %q\n", v.publish)
+		}
+	}
+	return b.String()
+}
+
+// startPrivate starts the private relay and waits until its session is up.
+func (s *system) startPrivate() {
+	s.t.Helper()
+	s.writePrivate()
+	s.private = start(s.t, "relay-private", exec.Command(command(s.t, "relay-private"), "--config", s.file("private.toml")))
+	s.private.await(s.t, 0, `"msg":"ready"`)
+}
+
+// tcp returns the address that a service of the system is published at over tcp.
+func (s *system) tcp(name string) string {
+	for _, v := range s.services {
+		if v.name == name {
+			return "127.0.0.1" + strings.TrimPrefix(v.publish, "tcp://")
+		}
+	}
+	panic("BUG: no service " + name)
+}
+
+// url is the https URL of a path of a virtual host at the public relay's port.
+func (s *system) url(host, path string) string {
+	_, port, _ := strings.Cut(s.https, ":")
+	return "https://" + host + ".example.com:" + port + path
+}
+
+// curl runs curl as a visitor and returns what it printed on its standard output.
+func (s *system) curl(args ...string) string {
+	s.t.Helper()
+	out, err := s.curlCmd(args...).Output()
+	if err != nil {
+		s.t.Fatalf("curl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// curlCmd is a curl that finds every host of example.com at the public relay.
+func (s *system) curlCmd(args ...string) *exec.Cmd {
+	s.t.Helper()
+	base := []string{
+		"--silent", "--show-error", "--http1.1", "--max-time", "300", "--cacert", certFile("ca.pem"),
+		"--connect-to", "::127.0.0.1:" + s.https[strings.IndexByte(s.https, ':')+1:],
+	}
+	cmd := exec.Command(tool(s.t, "curl", "curl"), append(base, args...)...)
+	cmd.Env = append(os.Environ(), "http_proxy=", "https_proxy=", "HTTPS_PROXY=", "ALL_PROXY=", "NO_PROXY=*")
+	return cmd
+}
+
+// visitor is an HTTP client that finds every host at the public relay.
+func (s *system) visitor() *http.Client {
+	return visitorOf(s.t, s.https)
+}
+
+// tunnelctl runs the operators' command.
+func (s *system) tunnelctl(args ...string) *exec.Cmd {
+	s.t.Helper()
+	return exec.Command(command(s.t, "tunnelctl"), append([]string{"--admin", s.admin, "--state", s.file("state")}, args...)...)
+}
+
+// token is the operators' token.
+func (s *system) token() string {
+	s.t.Helper()
+	b, err := os.ReadFile(s.file("state/admin.token"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// adminGet fetches a page of the public relay's admin listener.
+func (s *system) adminGet(path string) string {
+	s.t.Helper()
+	req, _ := http.NewRequestWithContext(s.t.Context(), "GET", "http://"+s.admin+path, nil)
+	req.Header.Set("Authorization", "Bearer "+s.token())
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
+	resp, err := c.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != 200 {
+		s.t.Fatalf("GET %s: %v %v\n%s", path, resp.Status, err, b)
+	}
+	return string(b)
+}
