@@ -179,7 +179,7 @@ key         = %q
 func (d *demo) join(ctx context.Context, program string) error {
 	inv, err := d.client.AddSite(ctx, admin.Invite{
 		Name:    demoSite,
-		Publish: []string{"https://*.localhost", "tcp://:" + strconv.Itoa(d.tcpPort)},
+		Publish: []string{"https://*.localhost", fmt.Sprintf("tcp://127.0.0.1:%d", d.tcpPort)},
 		TTL:     time.Minute.Seconds(),
 	})
 	if err != nil {
@@ -209,7 +209,7 @@ target  = "file://%s"
 
 [[service]]
 name    = "echo"
-publish = "tcp://:%d"
+publish = "tcp://127.0.0.1:%d"
 target  = "tcp://%s"
 
 [[service]]
@@ -241,7 +241,7 @@ func filePath(name string) string {
 
 // freePort finds a port for the published TCP service: in a publish URL the port has to be a number.
 func freePort() (int, error) {
-	ln, err := net.Listen("tcp", ":0")
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, err
 	}

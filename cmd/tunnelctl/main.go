@@ -74,7 +74,6 @@ func newCommand(env func(string) string) *cobra.Command {
 			return daemon.UsageError("which command? tunnelctl --help lists them")
 		},
 	}
-	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return daemon.UsageError(err.Error()) })
 
 	var at where
