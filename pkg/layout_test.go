@@ -41,7 +41,7 @@ var arrows = map[string][]string{
 	"pkg/relay/public":  {"pkg/auth", "pkg/evloop", "pkg/forward", "pkg/http1", "pkg/httpd", "pkg/link", "pkg/relay", "pkg/tunnel"},
 	"pkg/relay/private": {"pkg/auth", "pkg/evloop", "pkg/forward", "pkg/httpd", "pkg/link", "pkg/relay", "pkg/tunnel"},
 
-	"pkg/link":  {"pkg/evloop", "pkg/relay", "pkg/tunnel", "pkg/websocket"},
+	"pkg/link":  {"pkg/auth", "pkg/evloop", "pkg/relay", "pkg/tunnel", "pkg/websocket"},
 	"pkg/httpd": {"pkg/evloop", "pkg/http1"},
 
 	"pkg/auth":      {},

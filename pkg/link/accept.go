@@ -1,0 +1,117 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+
+	"culvert.dev/pkg/auth"
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/websocket"
+)
+
+// Incoming is a link whose private relay has said who it is, and waits to be let in
+// with Welcome or turned away with Refuse. It belongs to the loop of its
+// connection.
+type Incoming struct {
+	Hello    relay.Hello // checked for form only
+	Exporter []byte      // what Hello.Signature must be over, see auth.VerifyLink
+
+	link   *Link
+	moving func(error) // Move is under way
+	target *evloop.Loop
+}
+
+// Accept makes a link of a TLS connection on which the request for relay.LinkPath
+// with that Sec-WebSocket-Key has been read; bytes behind the request stay
+// unread. It answers the request, and calls hello once, on the connection's loop:
+// with what came, or, when nothing did within 10 seconds or it was no Hello, with
+// an error. The connection is closed then.
+func Accept(c *evloop.Conn, key string, hello func(*Incoming, error)) {
+	l := newLink(c, false)
+	l.fail = func(err error) { hello(nil, err) }
+	l.hear = func(message []byte) { l.heard(message, hello) }
+	c.SetNotSentLowat(unsent) // without it a ping under load is slower, nothing else
+	c.SetHandler((*events)(l))
+	c.Write(websocket.AppendResponse(nil, key))
+	c.Loop().Arm(&l.timer, handshakeTimeout, func() {
+		l.end(websocket.StatusPolicy, "no hello in time", fmt.Errorf("no hello within %v", handshakeTimeout))
+	})
+}
+
+// heard takes the Hello.
+func (l *Link) heard(message []byte, hello func(*Incoming, error)) {
+	var refusal *relay.Refusal
+	h, err := relay.DecodeHello(message)
+	if errors.As(err, &refusal) {
+		l.refuse(refusal)
+		return
+	}
+	state := l.conn.TLS()
+	if state == nil {
+		l.refuse(&relay.Refusal{Code: relay.RefuseInternal, Message: "a link needs TLS"})
+		return
+	}
+	exporter, err := state.ExportKeyingMaterial(auth.ExporterLabel, nil, 32)
+	if err != nil {
+		l.refuse(&relay.Refusal{Code: relay.RefuseInternal, Message: "a link needs TLS 1.3"})
+		return
+	}
+	in := &Incoming{Hello: h, Exporter: exporter, link: l}
+	l.state = ready
+	l.fail = in.gone
+	l.conn.Pause() // until Serve
+	hello(in, nil)
+}
+
+// refuse tells the peer why it is not let in, and ends the connection.
+func (l *Link) refuse(r *relay.Refusal) {
+	l.sendMessage(relay.Encode(relay.Welcome{Error: r}))
+	l.end(websocket.StatusPolicy, string(r.Code), r)
+}
+
+// Refuse turns the private relay away.
+func (in *Incoming) Refuse(r relay.Refusal) {
+	if in.link.state == ready {
+		in.link.fail = nil
+		in.link.refuse(&r)
+	}
+}
+
+// Welcome lets the private relay in. What follows is Serve.
+func (in *Incoming) Welcome(w relay.Welcome) *Link {
+	l := in.link
+	l.fail = nil
+	if l.state == ready {
+		l.sendMessage(relay.Encode(w))
+	}
+	return l
+}
+
+// Move takes the link to another loop, that of its session, and calls f there, once:
+// with nil, or with an error when the connection has ended on the way.
+func (in *Incoming) Move(to *evloop.Loop, f func(error)) {
+	l := in.link
+	in.moving, in.target = f, to
+	if l.state == closed {
+		in.gone(l.err)
+		return
+	}
+	l.conn.Move(to, func() {
+		if l.conn.Loop() != to { // it is dead; gone will hear of it
+			return
+		}
+		if f := in.moving; f != nil {
+			in.moving = nil
+			f(nil)
+		}
+	})
+}
+
+// gone is told that the connection has ended before Welcome or Refuse.
+func (in *Incoming) gone(err error) {
+	if f := in.moving; f != nil {
+		in.moving = nil
+		in.target.Post(func() { f(err) })
+	}
+}

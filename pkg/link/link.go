@@ -1,0 +1,297 @@
+// Package link carries a session between two relays: a WebSocket in TLS, driven by
+// the event loop that owns the session. A Link is a tunnel.Link.
+//
+//	link.Dial(ctx, loop, link.DialConfig{Address: "relay.example.com:443", Site: "office", Key: key}, done)
+//	func done(l *link.Link, w relay.Welcome, err error) { l.Serve(session, lost) }
+//
+//	link.Accept(conn, key, func(in *link.Incoming, err error) { // the http layer saw the request for an upgrade
+//		l := in.Welcome(relay.Welcome{…}) // or in.Refuse(…)
+//		l.Serve(session, lost)
+//	})
+//
+// The frames are made here, from pkg/websocket, and not by a library that blocks:
+// what a visitor sends goes through its stream, into a frame, through crypto/tls
+// and to the socket in the same turn of the loop, without another goroutine being
+// woken; and all that a turn has collected leaves in one message and one write.
+// The header is put into the headroom right in front of the payload, a client's
+// mask is applied in place, so the only copy on the way is the one into the TLS
+// record.
+//
+// # Invariants
+//
+//   - A Link belongs to the loop of its connection, which is the session's.
+//   - Nothing of the session is sent before the site has proved itself over this
+//     very TLS connection, and been let in.
+//   - Before that, a peer may use 10 seconds, 8 KiB of answer and 4 KiB of message.
+//   - The owner hears of the end of a Link exactly once, some time after it.
+package link
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tunnel"
+	"culvert.dev/pkg/websocket"
+)
+
+const (
+	// handshakeTimeout bounds all of a dial, and on the other side the time from the
+	// upgrade to the Hello.
+	handshakeTimeout = 10 * time.Second
+
+	// unsent bounds what the kernel holds of a link and has not sent, in bytes, so
+	// that what is urgent is not queued behind bulk where we cannot order it.
+	unsent = 128 << 10
+)
+
+// A state is what a Link is doing.
+//
+//	upgrading → greeting   client: the relay has switched protocols
+//	greeting  → ready      client: the Welcome came; server: the Hello came
+//	ready     → open       Serve
+//	any       → closed     Close, the connection's end, or a violation
+type state uint8
+
+const (
+	upgrading state = iota
+	greeting
+	ready
+	open
+	closed
+)
+
+// Link is a WebSocket that carries a session. It belongs to one loop.
+type Link struct {
+	conn    *evloop.Conn
+	client  bool
+	state   state
+	decoder websocket.Decoder
+	message []byte // the Hello or Welcome as far as it has come
+
+	hear  func(message []byte) // greeting: takes the message
+	fail  func(error)          // before ready: the handshake has failed; called once
+	timer evloop.Timer         // bounds the handshake
+
+	session *tunnel.Session
+	lost    func(*Link, error) // once open
+	err     error              // once closed: why
+}
+
+// newLink makes a link of a connection. The caller makes it its handler.
+func newLink(c *evloop.Conn, client bool) *Link {
+	l := &Link{conn: c, client: client, state: greeting}
+	l.decoder.Masked = !client
+	l.decoder.MaxMessage = relay.MaxMessage
+	return l
+}
+
+// Serve makes l carry s from now on: it attaches l to s, and gives s what comes.
+// When the link has ended, lost is called, once, on the loop and not in a call
+// of a method; err is nil after Close(nil). The session has been told then.
+func (l *Link) Serve(s *tunnel.Session, lost func(l *Link, err error)) {
+	l.session, l.lost = s, lost
+	if l.state == closed {
+		l.report()
+		return
+	}
+	l.state = open
+	l.decoder.MaxMessage = 0 // frames of the session have bounds of their own
+	l.conn.Resume()
+	s.Attach(l, l.conn.Loop().Now())
+}
+
+// Send sends one message, as tunnel.Link says.
+func (l *Link) Send(b []byte) {
+	if l.state != open {
+		return
+	}
+	payload := b[tunnel.Headroom:]
+	key := l.mask()
+	start := websocket.PutHeader(b[:tunnel.Headroom], websocket.Binary, true, len(payload), key)
+	if key != nil {
+		websocket.Mask(*key, payload)
+	}
+	l.conn.Write(b[start:])
+}
+
+// Writable reports whether the queue of the connection is short.
+func (l *Link) Writable() bool { return l.state == open && l.conn.Pending() <= l.conn.HighMark() }
+
+// Close gives the link up. With a nil error the peer gets what is queued and a
+// close frame; otherwise the connection is useless, and is reset.
+func (l *Link) Close(err error) {
+	if l.state == closed {
+		return
+	}
+	if err == nil {
+		l.end(websocket.StatusNormal, "", nil)
+		return
+	}
+	l.shut(err)
+	l.conn.Abort(err)
+}
+
+// end closes in good order: after a close frame and what is queued before it.
+func (l *Link) end(status int, reason string, err error) {
+	l.conn.Write(websocket.AppendFrame(nil, websocket.Close, websocket.ClosePayload(status, reason), l.mask()))
+	l.conn.Close()
+	l.shut(err)
+}
+
+// shut makes l closed, and tells whoever has to know.
+func (l *Link) shut(err error) {
+	if l.state == closed {
+		return
+	}
+	was := l.state
+	l.state, l.err = closed, err
+	l.timer.Stop()
+	l.message = nil
+	switch {
+	case was == open:
+		l.report()
+	case l.fail != nil:
+		fail := l.fail
+		l.fail = nil
+		fail(err)
+	}
+}
+
+// report tells session and owner in a turn of its own: both may be in the middle of
+// something.
+func (l *Link) report() {
+	loop := l.conn.Loop()
+	loop.Post(func() {
+		l.session.Lost(l, l.err, loop.Now())
+		l.lost(l, l.err)
+	})
+}
+
+// mask returns the key for a frame: nil for a server, whose frames have none.
+func (l *Link) mask() *websocket.Key {
+	if !l.client {
+		return nil
+	}
+	var key websocket.Key
+	rand.Read(key[:])
+	return &key
+}
+
+// sendMessage sends a message of the handshake.
+func (l *Link) sendMessage(b []byte) {
+	l.conn.Write(websocket.AppendFrame(nil, websocket.Text, b, l.mask()))
+}
+
+var errEOF = errors.New("the peer has closed the connection")
+
+// A CloseError is the end of a link by a close frame of the peer.
+type CloseError struct {
+	Status int
+	Reason string
+}
+
+func (e *CloseError) Error() string {
+	if e.Reason == "" {
+		return fmt.Sprintf("the peer has closed the link (status %d)", e.Status)
+	}
+	return fmt.Sprintf("the peer has closed the link: %q (status %d)", e.Reason, e.Status)
+}
+
+// events is a Link as the handler of its connection.
+type events Link
+
+// OnData takes frames.
+func (e *events) OnData(b []byte) (used int) {
+	l := (*Link)(e)
+	for l.state == greeting || l.state == open {
+		ev, n, err := l.decoder.Next(b[used:])
+		used += n
+		if err == nil {
+			if ev.Op == websocket.None {
+				return used
+			}
+			err = l.take(ev)
+		}
+		if err != nil {
+			l.violated(err)
+		}
+	}
+	if l.state == closed {
+		return len(b)
+	}
+	return used // ready: the rest waits for Serve
+}
+
+// take takes one event.
+func (l *Link) take(ev websocket.Event) error {
+	switch ev.Op {
+	case websocket.Ping:
+		l.conn.Write(websocket.AppendFrame(nil, websocket.Pong, ev.Payload, l.mask()))
+	case websocket.Pong:
+	case websocket.Close:
+		status, reason := websocket.ParseClose(ev.Payload)
+		if len(ev.Payload) == 0 {
+			status = websocket.StatusNormal
+		}
+		l.end(status, "", &CloseError{status, reason})
+	case websocket.Text:
+		if l.state != greeting {
+			return &websocket.Error{Status: websocket.StatusUnsupported, Reason: "text message on an open link"}
+		}
+		l.message = append(l.message, ev.Payload...) // bounded by MaxMessage
+		if ev.Final {
+			message := l.message
+			l.message = nil
+			l.timer.Stop()
+			l.hear(message)
+		}
+	case websocket.Binary:
+		if l.state != open {
+			return &websocket.Error{Status: websocket.StatusPolicy, Reason: "binary message before the link is open"}
+		}
+		return l.session.Receive(l, ev.Payload, l.conn.Loop().Now())
+	}
+	return nil
+}
+
+// violated ends the link because of what the peer sent.
+func (l *Link) violated(err error) {
+	if l.state == closed {
+		return
+	}
+	status := websocket.StatusProtocolError
+	var w *websocket.Error
+	if errors.As(err, &w) {
+		status = w.Status
+	}
+	l.end(status, err.Error(), err)
+}
+
+// OnEOF is the end of the link: half of one is of no use.
+func (e *events) OnEOF() {
+	l := (*Link)(e)
+	if l.state != closed {
+		l.shut(errEOF)
+		l.conn.Close()
+	}
+}
+
+// OnDrain lets the session send again.
+func (e *events) OnDrain() {
+	l := (*Link)(e)
+	if l.state == open {
+		l.session.Drained(l, l.conn.Loop().Now())
+	}
+}
+
+// OnClose is the end of the connection.
+func (e *events) OnClose(err error) {
+	if err == nil {
+		err = errEOF
+	}
+	(*Link)(e).shut(err)
+}
