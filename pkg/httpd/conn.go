@@ -152,14 +152,14 @@ func (c *conn) begin(r *http1.Request) {
 	}
 	c.x = x
 	c.state = busy
-	c.await(orDefault(c.srv.StallTimeout, time.Minute))
+	c.progress()
 	c.srv.dispatch(x)
 }
 
 // feed passes the request's body on. Input behind the body stays unread until the answer is written.
 func (c *conn) feed(b []byte) (used int) {
 	x := c.x
-	c.await(orDefault(c.srv.StallTimeout, time.Minute))
+	c.progress()
 	if x.dec.Done() || x.lost {
 		if len(b) > 0 {
 			c.pause()
@@ -262,7 +262,7 @@ func (c *conn) OnDrain() {
 	if c.x != nil && c.x.blocked {
 		c.x.blocked = false
 		c.x.sent()
-		c.await(orDefault(c.srv.StallTimeout, time.Minute))
+		c.progress()
 	}
 	if c.state <= head {
 		c.unpause()
@@ -288,7 +288,7 @@ func (c *conn) close() {
 		c.x.fail(io.ErrClosedPipe)
 		c.x = nil
 	}
-	c.await(orDefault(c.srv.StallTimeout, time.Minute))
+	c.progress()
 	c.end.Close()
 }
 
@@ -316,6 +316,9 @@ func (c *conn) await(d time.Duration) {
 	}
 }
 
+// progress gives the client StallTimeout for its next byte.
+func (c *conn) progress() { c.await(orDefault(c.srv.StallTimeout, time.Minute)) }
+
 func (c *conn) arm(now time.Time) {
 	c.armed = c.deadline
 	c.loop.Arm(&c.timer, c.deadline.Sub(now), c.expired)
@@ -334,10 +337,9 @@ func (c *conn) expired() {
 		c.arm(now)
 		return
 	}
-	stall := orDefault(c.srv.StallTimeout, time.Minute)
 	switch n := c.end.Pending(); {
 	case n > 0 && n != c.pending: // the client still takes what we sent before
-		c.await(stall)
+		c.progress()
 		return
 	case n > 0:
 		c.end.Abort(errStalled)
@@ -349,7 +351,7 @@ func (c *conn) expired() {
 		c.close()
 	case busy:
 		c.x.starve()
-		c.await(stall)
+		c.progress()
 	case closing:
 		c.end.Abort(errStalled)
 	default:

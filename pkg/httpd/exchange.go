@@ -10,7 +10,6 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
-	"time"
 
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/http1"
@@ -200,7 +199,7 @@ func (x *exchange) write() {
 	for _, b := range x.out {
 		c.end.Write(b)
 	}
-	c.await(orDefault(c.srv.StallTimeout, time.Minute))
+	c.progress()
 	if c.x == x && c.end.Pending() > c.end.HighMark() {
 		x.blocked = true
 		return

@@ -88,7 +88,10 @@ type Upgrader interface {
 // it.
 func (s *Server) Serve(end End, loop *evloop.Loop, peer Peer) {
 	c := &conn{srv: s, end: end, loop: loop, peer: peer}
-	c.await(orDefault(s.IdleTimeout, 75*time.Second))
+	// Not loop.Now: a connection is accepted before the turn has begun for which the loop woke up.
+	now := time.Now()
+	c.deadline = now.Add(orDefault(s.IdleTimeout, 75*time.Second))
+	c.arm(now)
 	end.SetHandler(c)
 }
 

@@ -57,6 +57,7 @@ func (w *response) init(x *exchange) {
 	w.x = x
 	w.header = make(http.Header)
 	w.buffers = bufferPool.Get().(*buffers)
+	w.body = w.body[:0]
 	w.length = -1
 	w.close = x.req.Close
 }
@@ -306,6 +307,9 @@ func (w *response) finish() {
 	if !w.wroteHeader {
 		w.WriteHeader(http.StatusOK)
 	}
+	if w.length >= 0 && w.written != w.length && bodyAllowed(w.status) && !w.isHead() {
+		w.close = true // the client must not take the next answer for the rest of this one
+	}
 	pre := w.pre[:0]
 	if !w.sentHead {
 		pre = w.appendHead(pre, nil, true)
@@ -316,9 +320,6 @@ func (w *response) finish() {
 		pre = append(pre, w.body...)
 	}
 	w.pre = pre
-	if w.length >= 0 && w.written != w.length && bodyAllowed(w.status) && !w.isHead() {
-		w.close = true // the client must not take the next answer for the rest of this one
-	}
 	w.x.c.loop.Post(w.conclude)
 }
 
