@@ -7,6 +7,9 @@ import (
 	"syscall"
 )
 
+// hangup asks a relay to read its configuration again.
+const hangup = syscall.SIGHUP
+
 func cores() int { return runtime.NumCPU() }
 
 // descriptors is the number of files that a process of ours may open. Go raises the soft
