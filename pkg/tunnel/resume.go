@@ -84,9 +84,7 @@ func (s *Session) fillState(b []byte) []byte {
 		if st == nil {
 			continue // it was reset meanwhile, and RESET goes before END
 		}
-		st.sentRecvd = st.recvd
-		st.sentLimit = max(st.sentLimit, st.consumed+uint64(st.window))
-		b = appendOffsets(b, frameState, st.id, st.sentRecvd, st.sentLimit)
+		b = st.tell(b, frameState)
 	}
 	if len(b)+headerSize+4 > batchSize {
 		return b

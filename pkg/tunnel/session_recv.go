@@ -305,7 +305,7 @@ func (s *Session) receiveOpen(id uint32, header []byte) error {
 		s.bury(id, CodeRefused)
 		return nil
 	}
-	st := s.newStream(id, flagEmitted|flagConfirmed)
+	st := s.newStream(id, flagEmitted|flagConfirmed|flagUntold)
 	s.cfg.Accept(st, header)
 	if st.s == nil {
 		return nil
@@ -315,9 +315,6 @@ func (s *Session) receiveOpen(id uint32, header []byte) error {
 		return nil
 	}
 	s.credit(st)
-	if st.flags&flagCredit == 0 && st.flags&flagOwed == 0 {
-		s.owe(st) // so that the opener forgets the header
-	}
 	return nil
 }
 

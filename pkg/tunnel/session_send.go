@@ -83,9 +83,6 @@ func (s *Session) pick() *Stream {
 		switch {
 		case st.s == nil || !st.sendable():
 			s.bulk.pop().flags &^= flagQueued
-			if st.deficit <= 0 {
-				st.deficit += quantum
-			}
 		case st.deficit <= 0:
 			st.deficit += quantum
 			s.bulk.push(s.bulk.pop())
@@ -147,14 +144,19 @@ func (s *Session) fill() []byte {
 	for !s.credits.empty() && room(creditSize) {
 		st := s.credits.pop()
 		st.flags &^= flagCredit
-		if st.s == nil && st.flags&flagPeerFin == 0 {
-			continue // it was reset
+		if st.s != nil || st.flags&flagPeerFin != 0 { // or else it was reset
+			b = st.tell(b, frameCredit)
 		}
-		st.sentRecvd = st.recvd
-		st.sentLimit = max(st.sentLimit, st.consumed+uint64(st.window))
-		b = appendOffsets(b, frameCredit, st.id, st.sentRecvd, st.sentLimit)
 	}
 	return s.fillData(b)
+}
+
+// tell adds what st has received and what it allows.
+func (st *Stream) tell(b []byte, typ frameType) []byte {
+	st.flags &^= flagUntold
+	st.sentRecvd = st.recvd
+	st.sentLimit = max(st.sentLimit, st.consumed+uint64(st.window))
+	return appendOffsets(b, typ, st.id, st.sentRecvd, st.sentLimit)
 }
 
 // minRoom is the least data worth a frame at the end of a batch.
@@ -243,7 +245,7 @@ func (s *Session) credit(st *Stream) {
 		st.flags |= flagCredit
 		s.credits.push(st)
 		s.wake()
-	case st.flags&flagOwed == 0 && (limit > st.sentLimit || st.recvd > st.sentRecvd):
+	case st.flags&flagOwed == 0 && (limit > st.sentLimit || st.recvd > st.sentRecvd || st.flags&flagUntold != 0):
 		s.owe(st)
 	}
 }
@@ -262,7 +264,7 @@ func (s *Session) payOwed() {
 	for i, st := range s.owed {
 		s.owed[i] = nil
 		st.flags &^= flagOwed
-		owes := st.s != nil && st.consumed+uint64(st.window) > st.sentLimit || st.recvd > st.sentRecvd
+		owes := st.recvd > st.sentRecvd || st.s != nil && (st.flags&flagUntold != 0 || st.consumed+uint64(st.window) > st.sentLimit)
 		if owes && st.flags&flagCredit == 0 {
 			st.flags |= flagCredit
 			s.credits.push(st)

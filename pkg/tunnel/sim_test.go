@@ -126,6 +126,10 @@ func (s *sim) run() {
 			s.sides[s.rng.IntN(2)].open()
 		}
 		s.step(cutRate)
+		if i%8 == 0 {
+			audit(s.t, s.sides[0].s)
+			audit(s.t, s.sides[1].s)
+		}
 	}
 	s.settle()
 	s.check()

@@ -16,7 +16,7 @@ type Handler = interface {
 	OnClose(err error)
 }
 
-type streamFlags uint16
+type streamFlags uint32
 
 const (
 	flagLocal     streamFlags = 1 << iota // opened by this side
@@ -35,6 +35,7 @@ const (
 	flagQueued                            // in a scheduler list
 	flagCredit                            // in the credit queue
 	flagOwed                              // in the owed list
+	flagUntold                            // accepted, and no CREDIT has told the opener so
 )
 
 // A Stream is one bidirectional byte stream of a session. Its methods belong to

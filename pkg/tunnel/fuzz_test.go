@@ -1,0 +1,140 @@
+package tunnel
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+	"time"
+)
+
+// FuzzReceive gives a session arbitrary bytes, in fragments, with a new link after
+// each violation. It never panics, keeps to its limits, and counts right.
+func FuzzReceive(f *testing.F) {
+	var all []byte
+	for _, name := range []string{"end", "open", "data", "data, offset", "data, fin", "fin alone", "credit", "reset", "reset ack",
+		"ping", "pong", "state", "goaway", "datagram", "unknown, flags"} {
+		b := unhex(f, golden[name])
+		f.Add(uint8(0), append(unhex(f, golden["end"]), b...))
+		all = append(all, b...)
+	}
+	f.Add(uint8(0), all)
+	f.Add(uint8(7), all)
+	f.Add(uint8(1), append(bytes.Clone(all), all...))
+	f.Fuzz(func(t *testing.T, split uint8, b []byte) {
+		const maxStreams, budget = 16, 128 << 10
+		now := time.Unix(1e9, 0)
+		cfg := Config{MaxStreams: maxStreams, Budget: budget, OnClose: func(err error) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}}
+		ended := map[*Stream]int{}
+		cfg.Accept = func(st *Stream, header []byte) {
+			h := &funcs{close: func(error) { ended[st]++ }}
+			switch len(header) % 4 {
+			case 0:
+				h.data = func(b []byte) int { st.Write(b); return len(b) }
+				h.eof = st.CloseWrite
+			case 1:
+				h.data = func(b []byte) int { return len(b) / 2 }
+			case 2:
+				st.Pause()
+			case 3:
+				h.data = func(b []byte) int { st.Close(); return 0 }
+			}
+			st.SetHandler(h)
+		}
+		s := New(cfg, now)
+		st, err := s.Open([]byte("ours"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		st.SetHandler(&funcs{})
+		st.Write([]byte("hello"))
+		var l *tapLink
+		for step := 0; len(b) > 0; step++ {
+			if l == nil {
+				l = &tapLink{}
+				s.Attach(l, now)
+				s.Flush(now)
+			}
+			n := len(b)
+			if split > 0 {
+				n = min(n, 1+step*int(split)%97)
+			}
+			err := s.Receive(l, bytes.Clone(b[:n]), now)
+			b = b[n:]
+			if err != nil {
+				if !errors.Is(err, ErrProtocol) {
+					t.Fatal(err)
+				}
+				l.Close(err)
+				s.Lost(l, err, now)
+				l = nil
+			}
+			if step%3 == 0 {
+				now = now.Add(25 * time.Millisecond)
+				s.Advance(now)
+			}
+			s.Flush(now)
+			if len(s.streams) > maxStreams || s.pool.used > budget+2*largeChunk+maxUnused*2 {
+				t.Fatalf("%d streams, %d bytes", len(s.streams), s.pool.used)
+			}
+			audit(t, s)
+		}
+		s.Close(nil)
+		if s.pool.used != 0 || s.unacked != 0 || s.grown != 0 {
+			t.Fatalf("left: %d bytes, %d unacked, %d grown", s.pool.used, s.unacked, s.grown)
+		}
+		for st, n := range ended {
+			if n != 1 {
+				t.Fatalf("OnClose of stream %d was called %d times", st.ID(), n)
+			}
+		}
+	})
+}
+
+// audit checks what must hold between calls.
+func audit(t *testing.T, s *Session) {
+	t.Helper()
+	unacked, used := 0, 0
+	for id, st := range s.streams {
+		if st.s != s || st.id != id {
+			t.Fatalf("stream %d is not itself", id)
+		}
+		if st.acked > st.next || st.next > st.end+1 || st.next > st.end && st.flags&flagFin == 0 {
+			t.Fatalf("stream %d: acked %d, next %d, end %d", id, st.acked, st.next, st.end)
+		}
+		kept := 0
+		for c := st.in.head; c != nil; c = c.next {
+			kept += len(c.b) - c.r
+			used += cap(c.b)
+		}
+		for c := st.out.head; c != nil; c = c.next {
+			used += cap(c.b)
+		}
+		if kept != int(st.kept) {
+			t.Fatalf("stream %d keeps %d bytes, counts %d", id, kept, st.kept)
+		}
+		recvd := st.recvd
+		if st.flags&flagPeerFin != 0 {
+			recvd--
+		}
+		if st.consumed+uint64(kept) != recvd || recvd > st.sentLimit {
+			t.Fatalf("stream %d: consumed %d, kept %d, received %d of %d", id, st.consumed, kept, recvd, st.sentLimit)
+		}
+		if (st.cur == nil) != (st.next >= st.end) {
+			t.Fatalf("stream %d: cursor", id)
+		}
+		unacked += int(st.next - st.acked)
+	}
+	if unacked != s.unacked || used != s.pool.used {
+		t.Fatalf("unacked %d, counts %d; used %d, counts %d", unacked, s.unacked, used, s.pool.used)
+	}
+}
+
+// FuzzSimulation runs the schedules of TestSimulation by the fuzzer's choice of seed.
+func FuzzSimulation(f *testing.F) {
+	f.Add(uint64(1))
+	f.Fuzz(func(t *testing.T, seed uint64) { runSim(t, seed) })
+}
