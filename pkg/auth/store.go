@@ -1,0 +1,242 @@
+package auth
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// DefaultTTL is how long a join token lives.
+const DefaultTTL = 24 * time.Hour
+
+var (
+	// ErrToken says that no token has this secret: it was never one, was used, was
+	// replaced by a newer one, or has expired.
+	ErrToken = errors.New("token is unknown, used or expired")
+
+	// ErrUnknownSite says that the store has no site of that name.
+	ErrUnknownSite = errors.New("no such site")
+)
+
+// A Site is a site that was made by an invitation.
+type Site struct {
+	Name         string    // unique
+	Key          string    // "ed25519:…"; "" until it joins
+	Publish      []string  // patterns of what it may publish
+	Revoked      bool      // the key is not accepted any more
+	InvitedUntil time.Time // when the token that is out expires; zero: none is out
+}
+
+// A Store keeps the sites that joined and the invitations, in the file sites.json of
+// a relay's state folder. It may be used by several goroutines.
+type Store struct {
+	file string // immutable
+
+	mu    sync.Mutex
+	state state // as in the file
+}
+
+// state is the content of the file.
+type state struct {
+	Sites       []storedSite `json:"sites"`       // by name
+	Invitations []invitation `json:"invitations"` // by site, one each
+}
+
+type storedSite struct {
+	Name    string    `json:"name"`
+	Key     string    `json:"key"`
+	Publish []string  `json:"publish"`
+	Joined  time.Time `json:"joined"`
+	Revoked bool      `json:"revoked,omitempty"`
+}
+
+// invitation is a token that was given out. Its secret is not kept.
+type invitation struct {
+	Site    string    `json:"site"`
+	Digest  string    `json:"sha256"` // of the secret, in hex
+	Publish []string  `json:"publish"`
+	Expires time.Time `json:"expires"`
+}
+
+// OpenStore opens the store of a state folder, which must exist. Without a file it is
+// empty.
+func OpenStore(dir string) (*Store, error) {
+	s := &Store{file: filepath.Join(dir, "sites.json")}
+	b, err := os.ReadFile(s.file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("sites: %w", err)
+	}
+	if err := json.Unmarshal(b, &s.state); err != nil {
+		return nil, fmt.Errorf("sites: %s: %w", s.file, err)
+	}
+	return s, nil
+}
+
+// Sites returns all sites by name, those that have not joined yet included.
+func (s *Store) Sites() []Site {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	var list []Site
+	for _, o := range s.state.Sites {
+		list = append(list, Site{Name: o.Name, Key: o.Key, Publish: slices.Clone(o.Publish), Revoked: o.Revoked})
+	}
+	for _, o := range s.state.Invitations {
+		if !now.Before(o.Expires) {
+			continue
+		}
+		i := slices.IndexFunc(list, func(l Site) bool { return l.Name == o.Site })
+		if i < 0 {
+			i = len(list)
+			list = append(list, Site{Name: o.Site, Publish: slices.Clone(o.Publish)})
+		}
+		list[i].InvitedUntil = o.Expires
+	}
+	slices.SortFunc(list, func(a, b Site) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}
+
+// Invite makes the secret of a token that lets a site join within ttl, 0 meaning
+// DefaultTTL, and publish what the patterns allow. An earlier invitation of that
+// site ends. One that has joined stays as it is until the token is used; it
+// has the new key and patterns then.
+func (s *Store) Invite(site string, publish []string, ttl time.Duration) (secret []byte, expires time.Time, err error) {
+	if ttl == 0 {
+		ttl = DefaultTTL
+	}
+	secret = make([]byte, secretLen)
+	rand.Read(secret)
+	expires = time.Now().Add(ttl).UTC().Truncate(time.Second)
+	digest := sha256.Sum256(secret)
+	err = s.change(func(st *state) error {
+		st.Invitations = slices.DeleteFunc(st.Invitations, func(o invitation) bool { return o.Site == site })
+		st.Invitations = append(st.Invitations, invitation{
+			Site: site, Digest: hex.EncodeToString(digest[:]), Publish: slices.Clone(publish), Expires: expires,
+		})
+		return nil
+	})
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	return secret, expires, nil
+}
+
+// Redeem uses up the token with that secret, and makes key the key of its site. When
+// it returns, that is on disk. The error is ErrToken if there is no such token.
+func (s *Store) Redeem(secret []byte, key string) (Site, error) {
+	if _, err := ParsePublicKey(key); err != nil {
+		return Site{}, err
+	}
+	sum := sha256.Sum256(secret)
+	digest := hex.EncodeToString(sum[:])
+	var made storedSite
+	err := s.change(func(st *state) error {
+		found := -1
+		for i, o := range st.Invitations {
+			if subtle.ConstantTimeCompare([]byte(o.Digest), []byte(digest)) == 1 {
+				found = i
+			}
+		}
+		if found < 0 || !time.Now().Before(st.Invitations[found].Expires) {
+			return ErrToken
+		}
+		in := st.Invitations[found]
+		made = storedSite{Name: in.Site, Key: key, Publish: in.Publish, Joined: time.Now().UTC().Truncate(time.Second)}
+		st.Invitations = slices.Delete(st.Invitations, found, found+1)
+		st.Sites = slices.DeleteFunc(st.Sites, func(o storedSite) bool { return o.Name == in.Site })
+		st.Sites = append(st.Sites, made)
+		return nil
+	})
+	if err != nil {
+		return Site{}, err
+	}
+	return Site{Name: made.Name, Key: made.Key, Publish: slices.Clone(made.Publish)}, nil
+}
+
+// Revoke ends the invitation of a site, and its key if it has joined; the site is
+// remembered, so that it can be told.
+func (s *Store) Revoke(site string) error {
+	return s.change(func(st *state) error {
+		known := false
+		for i := range st.Sites {
+			if st.Sites[i].Name == site {
+				st.Sites[i].Revoked = true
+				known = true
+			}
+		}
+		n := len(st.Invitations)
+		st.Invitations = slices.DeleteFunc(st.Invitations, func(o invitation) bool { return o.Site == site })
+		if !known && len(st.Invitations) == n {
+			return fmt.Errorf("%w: %q", ErrUnknownSite, site)
+		}
+		return nil
+	})
+}
+
+// change applies f to a copy of the state, and writes that before it is ours.
+func (s *Store) change(f func(*state) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := state{Sites: slices.Clone(s.state.Sites), Invitations: slices.Clone(s.state.Invitations)}
+	if err := f(&next); err != nil {
+		return err
+	}
+	now := time.Now()
+	next.Invitations = slices.DeleteFunc(next.Invitations, func(o invitation) bool { return !now.Before(o.Expires) })
+	slices.SortFunc(next.Sites, func(a, b storedSite) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(next.Invitations, func(a, b invitation) int { return strings.Compare(a.Site, b.Site) })
+	b, err := json.MarshalIndent(next, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writeFile(s.file, append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("sites: %w", err)
+	}
+	s.state = next
+	return nil
+}
+
+// AdminToken is the operators' token, as far as a relay has to know it.
+type AdminToken struct{ digest [sha256.Size]byte }
+
+// OpenAdminToken reads the operators' token from the file admin.token of a state
+// folder, and makes it if there is none.
+func OpenAdminToken(dir string) (*AdminToken, error) {
+	file := filepath.Join(dir, "admin.token")
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		var secret [secretLen]byte
+		rand.Read(secret[:])
+		b = append(base64.RawURLEncoding.AppendEncode(nil, secret[:]), '\n')
+		err = writeFile(file, b, 0o600)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("admin token: %w", err)
+	}
+	token := strings.TrimSpace(string(b))
+	if len(token) < 20 {
+		return nil, fmt.Errorf("admin token: %s is too short to be one; remove it, and a new one is made", file)
+	}
+	return &AdminToken{sha256.Sum256([]byte(token))}, nil
+}
+
+// Matches reports whether token is the operators' token, in constant time.
+func (t *AdminToken) Matches(token string) bool {
+	digest := sha256.Sum256([]byte(token))
+	return subtle.ConstantTimeCompare(digest[:], t.digest[:]) == 1
+}
