@@ -105,3 +105,13 @@ func dialTLS(t testing.TB, addr, host string) *tls.Conn {
 	t.Cleanup(func() { c.Close() })
 	return c.(*tls.Conn)
 }
+
+// serverTLS is the configuration of a TLS server with the test certificate.
+func serverTLS(t testing.TB) *tls.Config {
+	t.Helper()
+	cert, err := tls.LoadX509KeyPair(certFile("cert.pem"), certFile("key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{cert}}
+}

@@ -5,6 +5,7 @@ package e2e
 import (
 	"runtime"
 	"syscall"
+	"time"
 )
 
 // hangup asks a relay to read its configuration again.
@@ -21,3 +22,6 @@ func descriptors() int {
 	}
 	return int(min(l.Max, 1<<20))
 }
+
+// waitLimit bounds one step of a test that would otherwise wait for ever.
+const waitLimit = 60 * time.Second
