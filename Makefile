@@ -38,6 +38,6 @@ certs: build ## a development CA and a certificate for NAMES in certs/
 
 clean: ## remove what the other targets made
 	rm -rf bin
-	rm -f certs/*.pem
+	rm -f certs/*.pem certs/*.key
 
 .PHONY: help build demo test check fuzz bench certs clean

@@ -123,7 +123,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 	bin = filepath.Dir(bin)
 	fmt.Fprintf(d.out, "logs and state      %s\n", d.dir)
 
-	cert, key, err := d.makeCertificates()
+	certs, err := d.makeCertificates()
 	if err != nil {
 		return err
 	}
@@ -148,7 +148,7 @@ admin = "127.0.0.1:0"
 [tls]
 certificate = %q
 key         = %q
-`, demoDomain, filepath.ToSlash(cert), filepath.ToSlash(key)), 0o600); err != nil {
+`, demoDomain, absolute(certs.Certificate), absolute(certs.Key)), 0o600); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -173,6 +173,14 @@ key         = %q
 		return err
 	}
 	return nil
+}
+
+// absolute is a path for a configuration file in another folder.
+func absolute(name string) string {
+	if abs, err := filepath.Abs(name); err == nil {
+		name = abs
+	}
+	return filepath.ToSlash(name)
 }
 
 // join invites the site, joins it, adds its services and starts its relay.

@@ -128,6 +128,8 @@ func TestCommands(t *testing.T) {
 		{"status --relay relay.example.com", 2, nil, []string{"exclude each other"}},
 		{"status --token-file /nonexistent/token", 1, nil, []string{"no token file", "--state"}},
 		{"status --admin " + nobody.Addr().String(), 1, nil, []string{"nothing listens on", "msg=ready"}},
+		{"certs " + t.TempDir() + " localhost *.example.com", 0, []string{"ca.pem", "cert.pem", "key.pem"}, nil},
+		{"certs nowhere", 2, nil, []string{"usage: tunnelctl certs DIR NAME"}},
 		{"version", 0, []string{"culvert "}, nil},
 	} {
 		t.Run(tc.args, func(t *testing.T) {
