@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -414,5 +415,23 @@ func TestEverySplit(t *testing.T) {
 	}
 	if got := run(each...); got != want {
 		t.Fatalf("single bytes:\n%s\nwant:\n%s", got, want)
+	}
+}
+
+// The vectors are those of the documentation.
+func TestVectorsAreDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/protocol.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, v := range golden {
+		if !strings.Contains(string(doc), v) && name != "unknown, flags" {
+			t.Errorf("%s: %s is not in docs/protocol.md", name, v)
+		}
+	}
+	for code, name := range codeNames {
+		if name != "" && !strings.Contains(string(doc), fmt.Sprintf("\n| %d | ", code)) {
+			t.Errorf("code %d, %s, is not in docs/protocol.md", code, name)
+		}
 	}
 }
