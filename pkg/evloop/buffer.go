@@ -18,7 +18,7 @@ type buffers struct {
 func (p *buffers) get(n int) []byte {
 	k := max(bits.Len(uint(n-1)), minBuffer)
 	if k > maxBuffer {
-		return make([]byte, 0, n)
+		return make([]byte, 0, n+n/4) // some room, or appending a little at a time would copy it all each time
 	}
 	class := &p.classes[k-minBuffer]
 	if m := len(*class); m > 0 {

@@ -1,6 +1,7 @@
 package evloop
 
 import (
+	"cmp"
 	"io"
 	"net/netip"
 )
@@ -9,24 +10,25 @@ import (
 type connFlags uint32
 
 const (
-	canRead   connFlags = 1 << iota // the socket may have something to read
-	canWrite                        // the socket may take something
-	hasFailed                       // the poller reported an error
-	isReady                         // in the loop's ready queue
-	isDirty                         // in the loop's dirty queue
-	isPaused                        // by the application
-	isFull                          // our own reads are stopped by the hard mark
-	wantDrain                       // Pending was above the high mark
-	again_                          // kept input is to be presented again without new data
-	gotEOF                          // the peer's end of stream was read
-	saidEOF                         // and told to the handler
-	finWanted                       // CloseWrite was called
-	finSent                         // our end of stream was sent
-	closing                         // Close was called: flush, linger, end
-	isDead                          // in the dead queue or buried
-	inHandler                       // a callback of this connection is running
-	gotHup                          // the poller saw the peer's end of stream: a short read is not the last
-	shortIsAll                      // a short read empties the socket, unless gotHup
+	canRead     connFlags = 1 << iota // the socket may have something to read
+	canWrite                          // the socket may take something
+	hasFailed                         // the poller reported an error
+	isReady                           // in the loop's ready queue
+	isDirty                           // in the loop's dirty queue
+	isPaused                          // by the application
+	isFull                            // our own reads are stopped by the hard mark
+	wantDrain                         // Pending was above the high mark
+	again_                            // kept input is to be presented again without new data
+	gotEOF                            // the peer's end of stream was read
+	saidEOF                           // and told to the handler
+	finWanted                         // CloseWrite was called
+	finSent                           // our end of stream was sent
+	closing                           // Close was called: flush, linger, end
+	isDead                            // in the dead queue or buried
+	inHandler                         // a callback of this connection is running
+	gotHup                            // the poller saw the peer's end of stream: a short read is not the last
+	noHalfClose                       // the socket cannot send an end of stream; its close does
+	shortIsAll                        // a short read empties the socket, unless gotHup
 )
 
 // Conn is one connection of a loop. Its methods may be called on that loop only. A Conn is made by a Listener, by
@@ -44,13 +46,17 @@ type Conn struct {
 	slot    uint32
 	gen     uint32
 	flags   connFlags
-	bulk    bool // the last read filled its buffer and the handler kept nothing: read more at once
-	linger  *Timer
-	depart  func() // Move or Detach was called in a callback: done when it has returned
+	bulk    bool   // the last read filled its buffer and the handler kept nothing: read more at once
+	linger  *Timer // after Close
+	depart  func() // Move or Detach was called when it could not be done yet
 }
 
 // newConn enters a socket into the loop. On error the socket is closed.
 func (l *Loop) newConn(s socket, remote netip.AddrPort) (*Conn, error) {
+	if err := l.closed(); err != nil {
+		s.close(true)
+		return nil, err
+	}
 	c := &Conn{loop: l, sock: s, remote: remote}
 	if _, ok := s.(*fdSock); ok {
 		c.flags |= shortIsAll
@@ -113,24 +119,22 @@ func (c *Conn) Resume() {
 	}
 }
 
-// Write queues b, or writes it at once when it is large; it copies what it must keep. After CloseWrite, Close or
-// Abort it does nothing.
+// Write queues b, or writes it at once when it is large; it copies what it must keep. During a TLS handshake, and after
+// CloseWrite, Close or Abort, it does nothing.
 func (c *Conn) Write(b []byte) {
 	if c.flags&(finWanted|closing|isDead) != 0 || len(b) == 0 {
 		return
 	}
-	if c.tls != nil {
+	switch {
+	case c.tls == nil:
+		c.send(b)
+	case !c.tls.shaking():
 		c.tls.write(b)
-		return
 	}
-	c.send(b)
 }
 
 // send queues b for the socket, past TLS.
 func (c *Conn) send(b []byte) {
-	if c.flags&isDead != 0 {
-		return
-	}
 	if c.Pending() == 0 && len(b) >= flushSize/4 && c.flags&canWrite != 0 {
 		n := c.writeSocket(b)
 		b = b[n:]
@@ -237,7 +241,10 @@ func (c *Conn) drain() {
 	}
 	if c.flags&finWanted != 0 && c.flags&(finSent|isDead) == 0 && c.Pending() == 0 {
 		c.flags |= finSent
-		if err := c.sock.closeWrite(); err != nil {
+		switch err := c.sock.closeWrite(); {
+		case err == errNoHalfClose:
+			c.flags |= noHalfClose
+		case err != nil:
 			c.die(err)
 			return
 		}
@@ -248,7 +255,7 @@ func (c *Conn) drain() {
 // finish ends the connection when both directions are done.
 func (c *Conn) finish() {
 	if c.flags&isDead == 0 && c.flags&finSent != 0 && c.sock.flushed() &&
-		(c.flags&saidEOF != 0 || c.flags&closing != 0 && c.flags&gotEOF != 0) {
+		(c.flags&saidEOF != 0 || c.flags&closing != 0 && c.flags&(gotEOF|noHalfClose) != 0) {
 		c.die(nil)
 	}
 }
@@ -266,17 +273,37 @@ func (c *Conn) CloseWrite() {
 }
 
 // Close ends the connection in good order: it writes the queue, then the end of stream, discards what the peer still
-// sends until its end of stream, for 5 seconds at the most. Then comes OnClose(nil).
+// sends until its end of stream, for 5 seconds at the most. Then comes OnClose(nil), or OnClose(ErrNotFlushed) if the
+// peer did not take the queue in that time.
 func (c *Conn) Close() {
 	if c.flags&(closing|isDead) != 0 {
 		return
+	}
+	if c.tls != nil && c.tls.shaking() {
+		c.tls.hs.fail(ErrClosed)
 	}
 	c.CloseWrite()
 	c.flags |= closing
 	c.flags &^= isPaused | isFull
 	c.wantServe()
 	c.linger = new(Timer)
-	c.loop.Arm(c.linger, lingerTime, func() { c.die(nil) })
+	c.loop.Arm(c.linger, lingerTime, c.lingered)
+}
+
+func (c *Conn) lingered() {
+	if c.Pending() > 0 || !c.sock.flushed() {
+		c.die(ErrNotFlushed)
+		return
+	}
+	c.die(nil)
+}
+
+// closeWith ends the connection like Close, so that what is queued (a TLS alert) still goes out, but OnClose gets err.
+func (c *Conn) closeWith(err error) {
+	if c.flags&isDead == 0 {
+		c.err = err
+		c.Close()
+	}
 }
 
 // Abort ends the connection now: the queue is dropped, the peer gets a reset. OnClose(err) follows in this turn, or
@@ -294,7 +321,7 @@ func (c *Conn) die(err error) {
 		return
 	}
 	c.flags |= isDead
-	c.err = err
+	c.err = cmp.Or(c.err, err)
 	if c.linger != nil {
 		c.linger.Stop()
 	}
@@ -302,7 +329,7 @@ func (c *Conn) die(err error) {
 	c.loop.leave(c.token())
 	c.dropBuffers()
 	if c.tls != nil {
-		c.tls.abort(err)
+		c.tls.abort(cmp.Or(c.err, ErrClosed))
 	}
 	c.loop.dead.add(c)
 }
@@ -319,8 +346,12 @@ func (c *Conn) dropBuffers() {
 	}
 }
 
-// bury tells the handler and frees the descriptor, in this order.
+// bury tells the handler and frees the descriptor, in this order. A handshake is over before.
 func (c *Conn) bury() {
+	c.depart = nil
+	if c.tls != nil && !c.tls.bury() {
+		return
+	}
 	h := c.handler
 	c.handler = nil
 	if h != nil {
@@ -362,9 +393,9 @@ func (c *Conn) serve() {
 	c.left()
 }
 
-// left carries out a departure that was asked for in a callback.
+// left carries out a departure that was asked for in a callback or during a handshake.
 func (c *Conn) left() {
-	if f := c.depart; f != nil {
+	if f := c.depart; f != nil && !(c.tls != nil && c.tls.shaking()) {
 		c.depart = nil
 		f()
 	}
@@ -422,11 +453,11 @@ func (c *Conn) receive() {
 	if c.flags&again_ != 0 {
 		c.flags &^= again_
 		if len(c.in) > 0 && c.flags&(isPaused|isFull) == 0 {
-			b := c.loop.rbuf[:copy(c.loop.rbuf, c.in)]
-			if len(c.in) > len(b) {
-				panic("BUG: evloop: more kept than can be presented")
+			buf := c.loop.rbuf
+			if c.tls != nil {
+				buf = c.loop.plain()
 			}
-			c.present(b)
+			c.present(buf[:copy(buf, c.in)]) // a paused handler may keep all that one read gave: it fits
 		}
 	}
 	for n := 0; c.flags&(isPaused|isFull|isDead|closing|gotEOF) == 0 && c.handler != nil && c.depart == nil; {
@@ -486,6 +517,7 @@ func (c *Conn) present(b []byte) {
 			return
 		}
 		if len(b) > 0 && c.handler != h && c.handler != nil && c.depart == nil && c.flags&isPaused == 0 && !(c.tls != nil && c.tls.shaking()) {
+			c.flags &^= again_
 			continue // a new handler gets the rest at once
 		}
 		break
@@ -510,25 +542,38 @@ func (c *Conn) keep(b []byte) {
 	c.in = c.loop.buffers.append(c.in[:0], b)
 }
 
-// Move hands c to another loop and runs f there. Queued output and kept input go along. In a callback of c the move
-// happens when the callback has returned; otherwise at once, and the old loop must not touch c any more. If the other
-// loop has ended, the connection is closed and f does not run.
+// Move hands c to another loop and runs f there. Queued output and kept input go along; Timers of the owner do not: stop
+// them first. In a callback of c the move happens when the callback has returned, during a TLS handshake when it is
+// over, otherwise at once; from then on the old loop must not touch c. f does not run when the connection ends before:
+// OnClose tells.
 func (c *Conn) Move(to *Loop, f func()) {
-	if to == c.loop || c.flags&isDead != 0 {
+	switch {
+	case c.flags&isDead != 0:
+		return
+	case to == c.loop:
 		f()
 		return
 	}
 	c.leave(func() {
+		from := c.loop
 		c.loop = to
-		if !to.Post(func() { c.arrive(f) }) {
-			c.sock.close(true)
+		if !to.Post(func() { c.arrive(f) }) { // the core is being closed
+			c.loop = from
+			c.flags |= isDead
+			c.err = ErrClosed
+			from.dead.add(c)
 		}
 	})
 }
 
 // arrive is the other half of Move.
 func (c *Conn) arrive(f func()) {
-	if err := c.register(); err != nil {
+	err := c.loop.closed()
+	if err == nil {
+		err = c.register()
+	}
+	if err != nil {
+		c.dropBuffers()
 		c.flags |= isDead
 		c.err = err
 		c.loop.dead.add(c)
@@ -536,13 +581,19 @@ func (c *Conn) arrive(f func()) {
 	}
 	c.flags |= again_
 	c.wantServe()
-	if c.out != nil || c.flags&finWanted != 0 {
+	if c.out != nil || c.flags&(finWanted|wantDrain|isFull) != 0 {
 		c.wantFlush()
+	}
+	if c.flags&closing != 0 {
+		c.loop.Arm(c.linger, lingerTime, c.lingered)
+	}
+	if c.tls != nil {
+		c.tls.warmUp()
 	}
 	f()
 }
 
-// leave takes c off its loop and calls then, now or when the running callback has returned.
+// leave takes c off its loop and calls then: now, or when the running callback has returned and the handshake is over.
 func (c *Conn) leave(then func()) {
 	depart := func() {
 		if c.flags&isDead != 0 {
@@ -551,12 +602,22 @@ func (c *Conn) leave(then func()) {
 		l := c.loop
 		c.sock.unregister()
 		l.leave(c.token())
-		l.ready.remove(c)
-		l.dirty.remove(c)
+		if c.flags&isReady != 0 {
+			l.ready.remove(c)
+		}
+		if c.flags&isDirty != 0 {
+			l.dirty.remove(c)
+		}
 		c.flags &^= isReady | isDirty
+		if c.linger != nil {
+			c.linger.Stop()
+		}
+		if c.tls != nil {
+			c.tls.coolDown()
+		}
 		then()
 	}
-	if c.flags&inHandler != 0 {
+	if c.flags&inHandler != 0 || c.tls != nil && c.tls.shaking() {
 		c.depart = depart
 		return
 	}

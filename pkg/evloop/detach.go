@@ -9,8 +9,10 @@ import (
 // Detach takes c off its loop and calls done with a blocking net.Conn that carries on: a *tls.Conn if c is TLS and
 // none of its plaintext is unread. Unread input comes first, queued output goes before the first Write or Read. In a
 // callback of c it happens when the callback has returned. OnClose is not called. c must not be used afterwards.
+// Nothing can be detached during a TLS handshake or after Close: done gets net.ErrClosed at once. done does not run when
+// the core is closed meanwhile.
 func (c *Conn) Detach(done func(net.Conn, error)) {
-	if c.flags&isDead != 0 || c.tls != nil && c.tls.shaking() {
+	if c.flags&(isDead|closing) != 0 || c.tls != nil && c.tls.shaking() {
 		done(nil, net.ErrClosed)
 		return
 	}
@@ -18,17 +20,17 @@ func (c *Conn) Detach(done func(net.Conn, error)) {
 		c.flags |= isDead
 		in, out := bytes.Clone(c.in), bytes.Clone(c.out[c.outOff:])
 		c.dropBuffers()
-		if c.tls != nil {
-			c.tls.coolDown()
-		}
 		switch s := c.sock.(type) {
 		case *fdSock:
 			nc, err := s.netConn()
 			done(c.detached(nc, nil, in, out, err))
 		case *netSock:
-			var unread []byte
-			c.loop.Go(func() { unread = s.release() }, func() {
-				done(c.detached(s.nc, unread, in, out, nil))
+			l := c.loop
+			l.core.pool.do(func() {
+				unread := s.release()
+				if !l.Post(func() { done(c.detached(s.nc, unread, in, out, nil)) }) {
+					s.nc.Close()
+				}
 			})
 		}
 	})

@@ -53,29 +53,32 @@ func (c *Core) listen(loops []*Loop, network, addr string, accept func(*Conn)) (
 		return c.serve(loops, nl, accept), nil
 	}
 	ln := &Listener{core: c}
+	onError := func(err error) {
+		if ln.OnError != nil {
+			ln.OnError(err)
+		}
+	}
 	for i, l := range loops {
-		fd, bound, err := listenFD(network, addr, len(loops) > 1)
+		f, bound, err := listenFD(network, addr, i > 0, len(loops) > 1)
 		if err != nil {
-			for _, f := range ln.fds {
-				f.loop.Post(f.close)
-			}
+			ln.discard()
 			return nil, err
 		}
-		f := &fdListener{fd: fd, loop: l, onConn: accept, onError: func(err error) {
-			if ln.OnError != nil {
-				ln.OnError(err)
-			}
-		}}
+		f.loop, f.onConn, f.onError = l, accept, onError
+		ln.fds = append(ln.fds, f)
 		if i == 0 {
 			ln.addr, addr = bound, bound.String() // port 0 becomes the port of the first
 		}
-		ln.fds = append(ln.fds, f)
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		ln.discard()
+		return nil, ErrClosed
+	}
 	c.lns[ln] = struct{}{}
-	c.mu.Unlock()
 	for _, f := range ln.fds {
-		f.loop.Post(func() {
+		f.loop.Post(func() { // the loops live: Close has not taken mu yet
 			if err := f.start(); err != nil {
 				f.onError(err)
 			}
@@ -84,7 +87,15 @@ func (c *Core) listen(loops []*Loop, network, addr string, accept func(*Conn)) (
 	return ln, nil
 }
 
-// Serve accepts the connections of any net.Listener, which it owns from now on, and deals them to the loops in turn.
+// discard closes the descriptors of a listener that no loop has seen.
+func (ln *Listener) discard() {
+	for _, f := range ln.fds {
+		f.discard()
+	}
+}
+
+// Serve accepts the connections of any net.Listener, which it owns from now on, and deals them to the loops in turn. A
+// core that is closed closes it at once.
 func (c *Core) Serve(nl net.Listener, accept func(*Conn)) *Listener {
 	return c.serve(c.loops, nl, accept)
 }
@@ -92,8 +103,13 @@ func (c *Core) Serve(nl net.Listener, accept func(*Conn)) *Listener {
 func (c *Core) serve(loops []*Loop, nl net.Listener, accept func(*Conn)) *Listener {
 	ln := &Listener{core: c, addr: nl.Addr(), ln: nl}
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		ln.closed = true
+		nl.Close()
+		return ln
+	}
 	c.lns[ln] = struct{}{}
-	c.mu.Unlock()
 	c.wg.Add(1)
 	go ln.acceptNet(loops, accept)
 	return ln
@@ -205,6 +221,8 @@ func (l *Loop) Dial(ctx context.Context, network, addr string, done func(*Conn, 
 	var addrs []netip.Addr
 	var port int
 	l.Go(func() {
+		ctx, cancel := l.core.bound(ctx)
+		defer cancel()
 		if port, err = net.DefaultResolver.LookupPort(ctx, network, service); err == nil {
 			addrs, err = net.DefaultResolver.LookupNetIP(ctx, "ip"+strings.TrimPrefix(network, "tcp"), host)
 		}
@@ -223,7 +241,15 @@ func (l *Loop) Dial(ctx context.Context, network, addr string, done func(*Conn, 
 	})
 }
 
-// dialEach tries one address after the other and reports the first error if all fail.
+// bound ends ctx when the core is closed, too.
+func (c *Core) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(c.ctx, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// dialEach tries one address after the other and reports the first error if all fail. Each has its share of the time
+// that is left, so that an address which does not answer leaves some to the next.
 func (l *Loop) dialEach(ctx context.Context, addrs []netip.Addr, port uint16, first error, done func(*Conn, error)) {
 	if len(addrs) == 0 || first != nil && ctx.Err() != nil {
 		if first == nil {
@@ -232,7 +258,12 @@ func (l *Loop) dialEach(ctx context.Context, addrs []netip.Addr, port uint16, fi
 		done(nil, first)
 		return
 	}
-	l.dialFD(ctx, netip.AddrPortFrom(addrs[0].Unmap(), port), "", func(c *Conn, err error) {
+	try, cancel := ctx, context.CancelFunc(func() {})
+	if deadline, ok := ctx.Deadline(); ok && len(addrs) > 1 {
+		try, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(addrs)))
+	}
+	l.dialFD(try, netip.AddrPortFrom(addrs[0].Unmap(), port), "", func(c *Conn, err error) {
+		cancel()
 		if err == nil {
 			done(c, nil)
 			return
@@ -247,6 +278,8 @@ func (l *Loop) dialEach(ctx context.Context, addrs []netip.Addr, port uint16, fi
 // DialFunc runs dial on the pool of Go and attaches the connection that it returns. On the loop only.
 func (l *Loop) DialFunc(ctx context.Context, dial func(context.Context) (net.Conn, error), done func(*Conn, error)) {
 	l.core.pool.do(func() {
+		ctx, cancel := l.core.bound(ctx)
+		defer cancel()
 		nc, err := dial(ctx)
 		posted := l.Post(func() {
 			if err != nil {

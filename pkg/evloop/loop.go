@@ -2,6 +2,7 @@ package evloop
 
 import (
 	"container/list"
+	"context"
 	"errors"
 	"fmt"
 	"runtime"
@@ -66,6 +67,7 @@ const (
 var (
 	ErrInputTooLong = errors.New("handler used none of the input it was given")
 	ErrClosed       = errors.New("event loop closed")
+	ErrNotFlushed   = errors.New("peer did not take what was queued when the connection was closed")
 )
 
 // Core is a set of loops. It is made by New and ended by Close.
@@ -74,7 +76,9 @@ type Core struct {
 	loops []*Loop
 	pool  pool
 	hs    handshakes
-	wg    sync.WaitGroup // every goroutine of the core
+	wg    sync.WaitGroup  // every goroutine of the core
+	ctx   context.Context // of dials and look-ups; ends at Close
+	end   context.CancelFunc
 
 	mu     sync.Mutex
 	closed bool
@@ -105,6 +109,7 @@ func New(cfg Config) (*Core, error) {
 	c := &Core{cfg: cfg, lns: make(map[*Listener]struct{})}
 	c.pool = pool{max: cfg.Workers, wg: &c.wg}
 	c.hs.init(cfg.Handshakes)
+	c.ctx, c.end = context.WithCancel(context.Background())
 	for range cfg.Loops {
 		l := &Loop{core: c, rbuf: make([]byte, MaxKept+bulkSize)}
 		var err error
@@ -116,7 +121,8 @@ func New(cfg Config) (*Core, error) {
 			}
 			return nil, fmt.Errorf("event loop: %w", err)
 		}
-		l.wheel.init(time.Now())
+		l.now = time.Now()
+		l.wheel.init(l.now)
 		c.loops = append(c.loops, l)
 	}
 	for _, l := range c.loops {
@@ -146,6 +152,7 @@ func (c *Core) Close() error {
 		lns = append(lns, ln)
 	}
 	c.mu.Unlock()
+	c.end()
 	for _, ln := range lns {
 		ln.Close()
 	}
@@ -204,7 +211,8 @@ type Loop struct {
 	buffers buffers
 	warm    list.List // of *tlsConn that may hold record buffers
 	sweeper Timer
-	stop    bool
+	shaking int  // TLS handshakes under way
+	closing bool // shutdown has run: nothing may be added
 
 	mu       sync.Mutex
 	tasks    []func()
@@ -215,7 +223,7 @@ type Loop struct {
 	events [256]event
 }
 
-// Now returns the time at which the current turn began.
+// Now returns the time at which the current turn began: when the loop woke, or began anew.
 func (l *Loop) Now() time.Time { return l.now }
 
 // Post runs f on the loop, soon. It may be called from any goroutine, the loop's own included. It reports false,
@@ -253,7 +261,7 @@ func (l *Loop) run() {
 	defer l.core.wg.Done()
 	for {
 		l.turn()
-		if l.stop {
+		if l.closing && l.over() {
 			break
 		}
 		block := len(l.ready.next)+len(l.dirty.next)+len(l.dead.next)+len(l.after) == 0
@@ -272,6 +280,7 @@ func (l *Loop) run() {
 			l.sleeping = false
 			l.mu.Unlock()
 		}
+		l.now = time.Now() // before the first callback: accept and dial run in note
 		for _, e := range l.events[:n] {
 			l.note(e)
 		}
@@ -281,8 +290,6 @@ func (l *Loop) run() {
 
 // turn runs what is due: posted functions, timers, connections that are ready, then output and ends.
 func (l *Loop) turn() {
-	l.now = time.Now()
-
 	l.mu.Lock()
 	tasks := l.tasks
 	l.tasks = l.spare[:0]
@@ -420,8 +427,9 @@ func (l *Loop) leave(token uint64) {
 	l.free = append(l.free, i)
 }
 
-// shutdown aborts everything on the loop and ends it.
+// shutdown aborts everything on the loop and lets it take nothing more. The loop ends when all that has been told.
 func (l *Loop) shutdown() {
+	l.closing = true
 	for i := range l.slots {
 		switch s := l.slots[i]; {
 		case s.c != nil:
@@ -432,18 +440,25 @@ func (l *Loop) shutdown() {
 			s.d.fail(ErrClosed)
 		}
 	}
+}
+
+// closed returns ErrClosed if nothing may be added to the loop any more.
+func (l *Loop) closed() error {
+	if l.closing {
+		return ErrClosed
+	}
+	return nil
+}
+
+// over reports whether the loop, which is closing, has nothing left to do. No function is posted from then on.
+func (l *Loop) over() bool {
+	if len(l.dead.next) > 0 || l.shaking > 0 {
+		return false
+	}
 	l.mu.Lock()
-	again := len(l.tasks) > 0
-	if !again {
-		l.ended = true
-	}
-	l.mu.Unlock()
-	if again || len(l.dead.next) > 0 { // tasks may bring in new connections
-		if l.Post(l.shutdown) {
-			return
-		}
-	}
-	l.stop = true
+	defer l.mu.Unlock()
+	l.ended = len(l.tasks) == 0
+	return l.ended
 }
 
 // pool runs functions on at most max goroutines; the rest wait in order.

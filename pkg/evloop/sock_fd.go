@@ -3,6 +3,7 @@
 package evloop
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -64,6 +65,7 @@ func (s *fdSock) close(reset bool) {
 		unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	}
 	unix.Close(s.fd)
+	s.fd = -1
 }
 
 func (s *fdSock) local() netip.AddrPort {
@@ -134,40 +136,50 @@ type fdListener struct {
 	onConn  func(*Conn)
 	onError func(error)
 	retry   Timer
+	path    string // of a unix socket, removed at the end
 	closed  bool
 }
 
-// listenFD opens one listening socket; with shared, others may listen on the same port.
-func listenFD(network, addr string, shared bool) (fd int, bound net.Addr, err error) {
+// listenFD opens one listening socket. Several may listen on one port: the first with shared only, the others with join
+// also. A port that somebody else listens on, another process of ours included, is in use for the first.
+func listenFD(network, addr string, join, shared bool) (ln *fdListener, bound net.Addr, err error) {
 	lc := net.ListenConfig{}
-	if shared {
+	if join || shared && shareBeforeBind {
 		lc.Control = controlReusePort
 	}
-	ln, err := lc.Listen(context.Background(), network, addr)
+	nl, err := lc.Listen(context.Background(), network, addr)
 	if err != nil {
-		return -1, nil, err
+		return nil, nil, err
 	}
-	defer ln.Close()
-	filer, ok := ln.(interface{ File() (*os.File, error) })
+	defer nl.Close()
+	filer, ok := nl.(interface{ File() (*os.File, error) })
 	if !ok {
-		return -1, nil, fmt.Errorf("listen %s %s: network not supported", network, addr)
+		return nil, nil, fmt.Errorf("listen %s %s: network not supported", network, addr)
 	}
-	if u, ok := ln.(*net.UnixListener); ok {
+	ln = new(fdListener)
+	if u, ok := nl.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false)
+		ln.path = addr
 	}
 	f, err := filer.File()
 	if err != nil {
-		return -1, nil, err
+		return nil, nil, err
 	}
 	defer f.Close()
-	if fd, err = unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
-		return -1, nil, os.NewSyscallError("fcntl", err)
+	if ln.fd, err = unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+		return nil, nil, os.NewSyscallError("fcntl", err)
 	}
-	unix.SetNonblock(fd, true)
+	unix.SetNonblock(ln.fd, true)
 	if acceptInherits {
-		setStreamOptions(fd)
+		setStreamOptions(ln.fd)
 	}
-	return fd, ln.Addr(), nil
+	if shared && !join && !shareBeforeBind {
+		if err := setReusePort(ln.fd); err != nil {
+			ln.discard()
+			return nil, nil, err
+		}
+	}
+	return ln, nl.Addr(), nil
 }
 
 // setStreamOptions sets what every TCP connection of ours has; without effect on unix sockets.
@@ -182,8 +194,8 @@ func (ln *fdListener) start() error {
 	ln.slot = token
 	if err := ln.loop.poll.add(ln.fd, token); err != nil {
 		ln.loop.leave(token)
-		unix.Close(ln.fd)
 		ln.closed = true
+		ln.discard()
 		return err
 	}
 	return nil
@@ -232,22 +244,32 @@ func (ln *fdListener) close() {
 	ln.retry.Stop()
 	ln.loop.poll.remove(ln.fd)
 	ln.loop.leave(ln.slot)
+	ln.discard()
+}
+
+// discard frees the descriptor.
+func (ln *fdListener) discard() {
 	unix.Close(ln.fd)
+	if ln.path != "" {
+		os.Remove(ln.path)
+	}
 }
 
 // fdDial is a connect under way.
 type fdDial struct {
-	loop  *Loop
-	fd    int
-	slot  uint64
-	sa    unix.Sockaddr
-	timer Timer
-	stop  func() bool // ends the watch of the context
-	done  func(*fdSock, error)
+	loop *Loop
+	fd   int
+	slot uint64
+	stop func() bool // ends the watch of the context
+	done func(*fdSock, error)
 }
 
 // connectFD starts to connect to sa and calls done on the loop.
 func connectFD(ctx context.Context, l *Loop, domain int, sa unix.Sockaddr, done func(*fdSock, error)) {
+	if err := cmp.Or(ctx.Err(), l.closed()); err != nil {
+		done(nil, err)
+		return
+	}
 	fd, err := rawSocket(domain)
 	if err != nil {
 		done(nil, os.NewSyscallError("socket", err))
@@ -266,7 +288,7 @@ func connectFD(ctx context.Context, l *Loop, domain int, sa unix.Sockaddr, done 
 		done(nil, os.NewSyscallError("connect", err))
 		return
 	}
-	d := &fdDial{loop: l, fd: fd, sa: sa, done: done}
+	d := &fdDial{loop: l, fd: fd, done: done}
 	d.slot = l.enter(slot{d: d})
 	if err := l.poll.add(fd, d.slot); err != nil {
 		d.fail(err)

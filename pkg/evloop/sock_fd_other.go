@@ -18,6 +18,8 @@ type fdListener struct {
 	onError func(error)
 }
 
+func (*fdListener) discard() {}
+
 func (*fdListener) start() error { return errors.ErrUnsupported }
 func (*fdListener) accept()      {}
 func (*fdListener) close()       {}
@@ -35,7 +37,9 @@ func takeFD(net.Conn) (*fdSock, netip.AddrPort, bool, error) {
 	return nil, netip.AddrPort{}, false, nil
 }
 
-func listenFD(string, string, bool) (int, net.Addr, error) { return -1, nil, errors.ErrUnsupported }
+func listenFD(string, string, bool, bool) (*fdListener, net.Addr, error) {
+	return nil, nil, errors.ErrUnsupported
+}
 
 func (l *Loop) dialFD(_ context.Context, _ netip.AddrPort, _ string, done func(*Conn, error)) {
 	done(nil, errors.ErrUnsupported)

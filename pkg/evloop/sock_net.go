@@ -23,7 +23,7 @@ type netSock struct {
 	rerr   error  // after r
 	wbuf   []byte // the writer owns it while it writes
 	busy   bool   // the writer is at work
-	fin    bool   // end of stream when the writer is done
+	fin    bool   // the writer sends the end of stream, too
 	werr   error
 	closed bool
 
@@ -46,7 +46,7 @@ func (s *netSock) register(l *Loop, token uint64) error {
 		go s.reader()
 	} else {
 		s.posted = false // what was under way went to the old loop
-		s.tell(event{readable: len(s.r) > 0 || s.rerr != nil, writable: !s.busy})
+		s.tell(event{readable: len(s.r) > 0 || s.rerr != nil, writable: !s.busy, failed: s.werr != nil})
 	}
 	return nil
 }
@@ -57,6 +57,7 @@ func (s *netSock) unregister() {}
 func (s *netSock) tell(e event) {
 	s.got.readable = s.got.readable || e.readable
 	s.got.writable = s.got.writable || e.writable
+	s.got.failed = s.got.failed || e.failed
 	if s.posted || s.closed {
 		return
 	}
@@ -140,24 +141,33 @@ func (s *netSock) write(b []byte) (int, error) {
 	}
 	n := min(len(b), 64<<10)
 	s.wbuf = append(s.wbuf[:0], b[:n]...)
+	s.startWriter()
+	return n, nil
+}
+
+func (s *netSock) startWriter() {
 	s.busy = true
 	s.loop.core.wg.Add(1)
 	s.io.Add(1)
 	go s.writer()
-	return n, nil
 }
 
 func (s *netSock) writer() {
-	_, err := s.nc.Write(s.wbuf)
+	var err error
+	if len(s.wbuf) > 0 {
+		_, err = s.nc.Write(s.wbuf)
+	}
 	s.mu.Lock()
+	if s.fin && err == nil {
+		s.mu.Unlock()
+		s.nc.(halfCloser).CloseWrite() // if it fails, reading tells
+		s.mu.Lock()
+	}
 	wg := &s.loop.core.wg
 	s.busy = false
 	s.wbuf = nil
 	s.werr = err
-	if s.fin && err == nil {
-		s.sendFIN()
-	}
-	s.tell(event{writable: true})
+	s.tell(event{writable: true, failed: err != nil})
 	s.mu.Unlock()
 	s.io.Done()
 	wg.Done()
@@ -169,22 +179,20 @@ func (s *netSock) flushed() bool {
 	return !s.busy
 }
 
+// halfCloser is a net.Conn that can send an end of stream.
+type halfCloser interface{ CloseWrite() error }
+
 func (s *netSock) closeWrite() error {
+	if _, ok := s.nc.(halfCloser); !ok {
+		return errNoHalfClose
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.busy {
-		s.fin = true
-		return nil
+	s.fin = true
+	if !s.busy {
+		s.startWriter()
 	}
-	s.sendFIN()
 	return nil
-}
-
-// sendFIN sends the end of stream where the net.Conn can; one that cannot half-close ends with its close.
-func (s *netSock) sendFIN() {
-	if cw, ok := s.nc.(interface{ CloseWrite() error }); ok {
-		cw.CloseWrite()
-	}
 }
 
 func (s *netSock) close(reset bool) {
@@ -220,7 +228,11 @@ func (s *netSock) release() []byte {
 
 func (s *netSock) local() netip.AddrPort { return netAddrPort(s.nc.LocalAddr()) }
 
-func (s *netSock) lastError() error { return nil }
+func (s *netSock) lastError() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.werr
+}
 
 func (s *netSock) setNotSentLowat(int) error { return nil }
 

@@ -1,6 +1,7 @@
 package evloop
 
 import (
+	"errors"
 	"net/netip"
 )
 
@@ -13,6 +14,9 @@ type again struct{}
 func (again) Error() string   { return "not now" }
 func (again) Timeout() bool   { return true }
 func (again) Temporary() bool { return true }
+
+// errNoHalfClose is what closeWrite returns when the socket can only be closed as a whole.
+var errNoHalfClose = errors.New("connection cannot half-close")
 
 // socket is what a Conn reads and writes. There are two: fdSock, a descriptor driven without blocking, and netSock,
 // a net.Conn driven by a pair of goroutines. All methods are called on the loop.
@@ -27,10 +31,11 @@ type socket interface {
 	write(b []byte) (int, error)
 	// flushed reports whether everything that write took has reached the system.
 	flushed() bool
-	// closeWrite sends the end of stream.
+	// closeWrite sends the end of stream, or returns errNoHalfClose.
 	closeWrite() error
 	// close frees the socket; with reset, the peer gets a reset instead of an end of stream.
 	close(reset bool)
+	// local is our own address; zero after close.
 	local() netip.AddrPort
 	// lastError is the pending error of a socket whose event said failed.
 	lastError() error

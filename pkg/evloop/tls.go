@@ -2,6 +2,7 @@ package evloop
 
 import (
 	"bytes"
+	"cmp"
 	"container/list"
 	"crypto/tls"
 	"errors"
@@ -48,6 +49,7 @@ type handshake struct {
 	done    func(error)
 	timer   Timer
 	started bool
+	dead    bool // its connection waits to be buried
 	elem    *list.Element // in handshakes, guarded by its mu
 
 	mu   sync.Mutex
@@ -82,27 +84,33 @@ func (h *handshakes) enter(s *handshake) {
 	defer h.mu.Unlock()
 	s.elem = h.all.PushBack(s)
 	if h.all.Len() > h.max {
-		h.all.Front().Value.(*handshake).fail(errHandshakeCrowded)
+		h.all.Remove(h.all.Front()).(*handshake).fail(errHandshakeCrowded)
 	}
 }
 
 func (h *handshakes) leave(s *handshake) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.all.Remove(s.elem)
+	h.all.Remove(s.elem) // without effect when enter did it
 }
 
 // StartTLS makes c a TLS connection, as server or client, and calls done on its loop when the handshake is over or
 // has failed; c is closed then. deadline bounds the handshake, the wait for the first byte included. Input that is
-// kept is taken as ciphertext. done sets the handler for the plaintext, unless it is set already.
+// kept is taken as ciphertext. done sets the handler for the plaintext, unless it is set already; a handler that is set
+// hears only OnClose before. On failure done comes before OnClose.
+//
+// cfg is used as it is and must not be changed afterwards: session tickets work between connections that have the same
+// one. It should set DynamicRecordSizingDisabled, because small records after each silence cost more than they gain.
 func (c *Conn) StartTLS(cfg *tls.Config, client bool, deadline time.Duration, done func(error)) {
-	if c.flags&isDead != 0 {
-		done(c.err)
+	if c.flags&(isDead|closing) != 0 {
+		done(cmp.Or(c.err, ErrClosed))
 		return
 	}
-	cfg = cfg.Clone()
-	cfg.DynamicRecordSizingDisabled = true // small records after each silence cost more than they gain
 	t := &tlsConn{c: c}
+	if c.flags&gotEOF != 0 { // not told yet: it comes behind the ciphertext
+		c.flags &^= gotEOF
+		t.eof = true
+	}
 	t.hs = &handshake{t: t, client: client, done: done, more: make(chan struct{}, 1)}
 	if client {
 		t.tc = tls.Client(t, cfg)
@@ -128,47 +136,45 @@ func (c *Conn) TLS() *tls.ConnectionState {
 
 func (t *tlsConn) shaking() bool { return t.hs != nil }
 
-// feed reads what came for the handshake.
+// feed reads what came for the handshake and passes it on; a server's starts with the whole ClientHello.
 func (t *tlsConn) feed() {
 	c, hs := t.c, t.hs
-	for c.flags&(canRead|isDead) == canRead {
-		if len(c.in) >= MaxKept {
-			break
-		}
+	for c.flags&(canRead|isDead) == canRead && len(c.in) < MaxKept {
 		n, err := c.readSocket(c.loop.rbuf[:readSize])
 		c.in = c.loop.buffers.append(c.in, c.loop.rbuf[:n])
 		if err == io.EOF {
 			t.eof = true
-			hs.fail(io.ErrUnexpectedEOF)
-			if !hs.started {
-				t.giveUp(io.ErrUnexpectedEOF)
-			}
-		}
-		if err != nil {
-			break
 		}
 	}
-	if c.flags&isDead != 0 || t.hs == nil || len(c.in) == 0 {
+	if c.flags&isDead != 0 {
 		return
 	}
 	if !hs.started {
-		switch whole, err := wholeHello(c.in); {
+		whole, err := wholeHello(c.in)
+		switch {
 		case err != nil:
+		case whole:
+			t.start()
+		case t.eof:
+			err = io.ErrUnexpectedEOF
+		case len(c.in) >= MaxKept:
+			err = ErrInputTooLong
+		}
+		if err != nil {
 			t.giveUp(err)
-			return
-		case !whole && len(c.in) >= MaxKept:
-			t.giveUp(ErrInputTooLong)
-			return
-		case !whole:
+		}
+		if !hs.started {
 			return
 		}
-		t.start()
 	}
 	hs.mu.Lock()
 	if len(hs.in) < MaxKept {
 		hs.in = append(hs.in, c.in...)
 		c.loop.buffers.put(c.in)
 		c.in = nil
+		if t.eof && hs.err == nil {
+			hs.err = io.ErrUnexpectedEOF // if it needs more than what came
+		}
 	} else {
 		hs.full = true
 	}
@@ -180,6 +186,7 @@ func (t *tlsConn) start() {
 	hs := t.hs
 	hs.started = true
 	core := t.c.loop.core
+	t.c.loop.shaking++
 	core.hs.enter(hs)
 	core.wg.Add(1)
 	go hs.run(core, t.c.loop)
@@ -198,9 +205,7 @@ func (hs *handshake) run(core *Core, l *Loop) {
 // finish is the end of the handshake, on the loop.
 func (t *tlsConn) finish(err error) {
 	hs, c := t.hs, t.c
-	if hs == nil { // given up
-		return
-	}
+	c.loop.shaking--
 	hs.timer.Stop()
 	hs.mu.Lock()
 	t.left = append(hs.in, c.in...)
@@ -210,18 +215,24 @@ func (t *tlsConn) finish(err error) {
 		c.in = nil
 	}
 	t.hs = nil
-	if err == nil && c.flags&isDead != 0 {
-		err = c.err
+	if err == nil && c.flags&(isDead|closing) != 0 {
+		err = cmp.Or(c.err, ErrClosed)
 	}
+	c.flags |= inHandler
 	if err != nil {
-		c.Close() // the alert goes out first
-		hs.done(err)
+		c.closeWith(err) // the alert goes out first
+	} else {
+		t.warmUp()
+		c.flags |= again_
+		c.wantServe()
+	}
+	hs.done(err)
+	c.flags &^= inHandler
+	if hs.dead {
+		c.loop.dead.add(c)
 		return
 	}
-	t.warmUp()
-	hs.done(nil)
-	c.flags |= again_
-	c.wantServe()
+	c.left()
 }
 
 // giveUp ends the handshake from the loop's side.
@@ -236,19 +247,33 @@ func (t *tlsConn) giveUp(err error) {
 	}
 	t.hs = nil
 	hs.timer.Stop()
-	t.c.Close()
+	t.c.closeWith(err)
 	hs.done(err)
 }
 
 // abort is told that the connection died.
 func (t *tlsConn) abort(err error) {
 	t.coolDown()
-	if t.hs != nil {
-		if err == nil {
-			err = net.ErrClosed
-		}
-		t.giveUp(err)
+	if hs := t.hs; hs != nil {
+		hs.timer.Stop()
+		hs.fail(err)
 	}
+}
+
+// bury reports a handshake that the connection did not live to begin. It returns false while one is under way: its
+// end buries the connection.
+func (t *tlsConn) bury() bool {
+	hs := t.hs
+	if hs == nil {
+		return true
+	}
+	if hs.started {
+		hs.dead = true
+		return false
+	}
+	t.hs = nil
+	hs.done(hs.err)
+	return true
 }
 
 // fail makes the goroutine's next read fail. It may be called from any goroutine.
@@ -305,17 +330,23 @@ func (hs *handshake) read(b []byte) (int, error) {
 	}
 }
 
+// plain is where decrypted input goes: what was kept, one read with what was left before it, and a record.
+func (l *Loop) plain() []byte {
+	if l.pbuf == nil {
+		l.pbuf = make([]byte, MaxKept+len(l.rbuf)+32<<10)
+	}
+	return l.pbuf
+}
+
 // read reads up to size bytes of ciphertext and returns the plaintext behind what was kept, in the loop's buffer.
 // n is what the socket gave; the error is as from readSocket.
 func (t *tlsConn) read(size int) (b []byte, n int, err error) {
 	c, l := t.c, t.c.loop
-	if l.pbuf == nil {
-		l.pbuf = make([]byte, MaxKept+bulkSize+MaxKept+readSize+64<<10)
-	}
-	t.used = true
+	t.warmUp()
+	plain := l.plain()
 	m := copy(l.rbuf, t.left)
 	t.left = nil
-	if c.flags&canRead != 0 {
+	if c.flags&canRead != 0 && m < len(l.rbuf) {
 		n, err = c.readSocket(l.rbuf[m : m+min(size, len(l.rbuf)-m)])
 		if err != nil && err != errAgain && err != io.EOF {
 			return nil, 0, err
@@ -323,11 +354,11 @@ func (t *tlsConn) read(size int) (b []byte, n int, err error) {
 		t.eof = t.eof || err == io.EOF
 	}
 	t.raw = l.rbuf[:m+n]
-	k := copy(l.pbuf, c.in)
+	k := copy(plain, c.in)
 	kept := k
 	for {
 		var r int
-		r, err = t.tc.Read(l.pbuf[k:])
+		r, err = t.tc.Read(plain[k:])
 		k += r
 		if err != nil {
 			break
@@ -335,10 +366,7 @@ func (t *tlsConn) read(size int) (b []byte, n int, err error) {
 	}
 	t.raw = nil
 	if err != errAgain && err != io.EOF {
-		if c.flags&isDead == 0 {
-			c.flushOut() // the alert
-			c.die(err)
-		}
+		c.closeWith(err) // the alert goes out first
 		return nil, 0, err
 	}
 	if err == errAgain && n > 0 {
@@ -347,11 +375,11 @@ func (t *tlsConn) read(size int) (b []byte, n int, err error) {
 	if k == kept { // no plaintext: nothing new to present
 		return nil, 0, err
 	}
-	return l.pbuf[:k], max(n, 1), err
+	return plain[:k], max(n, 1), err
 }
 
 func (t *tlsConn) write(b []byte) {
-	t.used = true
+	t.warmUp()
 	for len(b) > 0 {
 		n := min(len(b), 64<<10)
 		t.tc.Write(b[:n]) // cannot fail while the connection lives; when it does not, nobody is left to tell
@@ -551,27 +579,27 @@ func wholeHello(b []byte) (bool, error) {
 
 // PeekClientHello waits for a complete ClientHello and calls done with its server name ("" if it has none) and
 // protocols, leaving it unread: StartTLS comes next, usually. An error means that what came is no ClientHello, or
-// that the connection ended. The time it may take is the caller's to bound. It is the handler until then.
+// that the connection ended. The time it may take is the caller's to bound. Until then a handler that is set already
+// hears only OnClose.
 func (c *Conn) PeekClientHello(done func(sni string, alpn []string, err error)) {
-	c.SetHandler(&helloPeek{c: c, done: done})
+	c.SetHandler(&helloPeek{c: c, next: c.handler, done: done})
 }
 
 type helloPeek struct {
 	c    *Conn
+	next Handler // before and after; may be nil
 	done func(string, []string, error)
 }
 
 func (p *helloPeek) end(sni string, alpn []string, err error) {
 	if done := p.done; done != nil {
 		p.done = nil
+		p.c.handler = p.next
 		done(sni, alpn, err)
 	}
 }
 
 func (p *helloPeek) OnData(b []byte) int {
-	if p.done == nil {
-		return 0
-	}
 	whole, err := wholeHello(b)
 	if err != nil {
 		p.end("", nil, err)
@@ -594,18 +622,13 @@ func (p *helloPeek) OnData(b []byte) int {
 	return 0
 }
 
-func (p *helloPeek) OnEOF()            { p.end("", nil, io.ErrUnexpectedEOF) }
-func (p *helloPeek) OnDrain()          {}
-func (p *helloPeek) OnClose(err error) { p.end("", nil, cmpErr(err, net.ErrClosed)) }
-
-// cmpErr returns the first of errs that is not nil.
-func cmpErr(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
+func (p *helloPeek) OnEOF()   { p.end("", nil, io.ErrUnexpectedEOF) }
+func (p *helloPeek) OnDrain() {}
+func (p *helloPeek) OnClose(err error) {
+	p.end("", nil, cmp.Or(err, ErrClosed))
+	if p.next != nil {
+		p.next.OnClose(err)
 	}
-	return nil
 }
 
 var errPeeked = errors.New("peeked")
