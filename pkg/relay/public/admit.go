@@ -61,6 +61,15 @@ func (a *admission) enter(addr netip.Addr) verdict {
 	return turnedAway
 }
 
+// count counts one connection that is let in whatever the limits are.
+func (a *admission) count(addr netip.Addr) verdict {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.n++
+	a.addrs[source(addr)]++
+	return admitted
+}
+
 // leave ends the count of one connection that entered with v.
 func (a *admission) leave(addr netip.Addr, v verdict) {
 	addr = source(addr)

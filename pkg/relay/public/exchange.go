@@ -4,7 +4,6 @@ import (
 	"errors"
 	"time"
 
-	"culvert.dev/pkg/forward"
 	"culvert.dev/pkg/http1"
 	"culvert.dev/pkg/tunnel"
 )
@@ -405,7 +404,6 @@ func (ex *exchange) splice() {
 func (v *visitor) spliced(st *tunnel.Stream, s *service) {
 	v.phase = gone
 	v.stop()
-	v.conn.Resume()
 	join(v.conn, st, v.addr.Addr(), v.verdict, s)
 	if v.eof {
 		st.CloseWrite() // the splice has not seen it

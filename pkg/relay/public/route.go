@@ -5,62 +5,81 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"culvert.dev/pkg/relay"
 )
+
+// route is what one service at a time may have.
+type route struct {
+	host   string // as published: "app.example.com" or "*.example.com"
+	secure bool   // https and wss; else http and ws
+	prefix string // of the path: "" or "/a/b"
+}
 
 // table is the HTTP routes of one moment. It is immutable: a change makes a new
 // one, and every loop reads the current one from Relay.routes without a lock.
 type table struct {
-	hosts map[hostKey][]*service // longest path prefix first
+	// By host, or by ".example.com" for "*.example.com"; the longest prefix first.
+	secure, plain map[string][]*service
+
+	patterns []relay.Pattern // what any site may publish
 }
 
-// hostKey is a name of a route: "app.example.com", or ".example.com" for the
-// wildcard "*.example.com".
-type hostKey struct {
-	name   string
-	secure bool // https and wss; else http and ws
-}
-
-// keyOf is the key of a published host.
-func keyOf(host string, secure bool) hostKey {
-	if rest, ok := strings.CutPrefix(host, "*"); ok {
-		host = rest
+// newTable makes the table of services, no two of which have the same route.
+func newTable(services []*service, patterns []relay.Pattern) *table {
+	t := &table{
+		secure:   make(map[string][]*service),
+		plain:    make(map[string][]*service),
+		patterns: patterns,
 	}
-	return hostKey{host, secure}
-}
-
-// newTable makes the table of services, none of which may claim the route of
-// another.
-func newTable(services []*service) *table {
-	t := &table{hosts: make(map[hostKey][]*service, len(services))}
 	for _, s := range services {
-		k := keyOf(s.host, s.secure)
-		t.hosts[k] = append(t.hosts[k], s)
+		hosts := t.hosts(s.secure)
+		name := strings.TrimPrefix(s.host, "*")
+		hosts[name] = append(hosts[name], s)
 	}
-	for _, l := range t.hosts {
-		slices.SortFunc(l, func(a, b *service) int { return cmp.Compare(len(b.prefix), len(a.prefix)) })
+	for _, hosts := range []map[string][]*service{t.secure, t.plain} {
+		for _, l := range hosts {
+			slices.SortFunc(l, func(a, b *service) int { return cmp.Compare(len(b.prefix), len(a.prefix)) })
+		}
 	}
 	return t
 }
 
+func (t *table) hosts(secure bool) map[string][]*service {
+	if secure {
+		return t.secure
+	}
+	return t.plain
+}
+
 // find returns the service of a request for host and path, or nil: an exact
 // host comes before a wildcard, which stands for one label; then the longest
-// prefix decides. host is a canonical one, path may have a query.
-func (t *table) find(host, path string, secure bool) *service {
-	if s := longest(t.hosts[hostKey{host, secure}], path); s != nil {
+// prefix decides. host is a canonical one, see appendHost.
+func (t *table) find(host, path []byte, secure bool) *service {
+	hosts := t.hosts(secure)
+	if s := longest(hosts[string(host)], path); s != nil {
 		return s
 	}
-	if i := strings.IndexByte(host, '.'); i > 0 {
-		return longest(t.hosts[hostKey{host[i:], secure}], path)
+	for i, c := range host {
+		if c == '.' && i > 0 {
+			return longest(hosts[string(host[i:])], path)
+		}
 	}
 	return nil
 }
 
-// any returns a service of host whatever the path is, or nil. It serves to
-// choose a loop before the first request.
-func (t *table) any(host string, secure bool) *service {
-	l := t.hosts[hostKey{host, secure}]
-	if i := strings.IndexByte(host, '.'); len(l) == 0 && i > 0 {
-		l = t.hosts[hostKey{host[i:], secure}]
+// has reports whether a service has host, whatever the path.
+func (t *table) has(host []byte, secure bool) bool { return t.any(host, secure) != nil }
+
+// any returns a service of host, whatever the path is, or nil.
+func (t *table) any(host []byte, secure bool) *service {
+	hosts := t.hosts(secure)
+	l := hosts[string(host)]
+	for i := 0; len(l) == 0 && i < len(host); i++ {
+		if host[i] == '.' && i > 0 {
+			l = hosts[string(host[i:])]
+			break
+		}
 	}
 	if len(l) == 0 {
 		return nil
@@ -68,46 +87,65 @@ func (t *table) any(host string, secure bool) *service {
 	return l[0]
 }
 
-// longest returns the first of l, sorted by the length of its prefix, whose
-// prefix ends where a segment of path does.
-func longest(l []*service, path string) *service {
+// allowed reports whether some site may publish a service at host and path: if
+// there is none, it is away.
+func (t *table) allowed(host, path string, secure bool) bool {
+	scheme := "http"
+	if secure {
+		scheme = "https"
+	}
+	for _, p := range t.patterns {
+		if p.Scheme == "wss" {
+			p.Scheme = "https"
+		} else if p.Scheme == "ws" {
+			p.Scheme = "http"
+		}
+		if p.Scheme == scheme && relay.MatchHost(p.Host, host) && relay.MatchPath(p.Path, path) {
+			return true
+		}
+	}
+	return false
+}
+
+// longest returns the first of l, which is sorted by the length of the prefix,
+// whose prefix ends where a segment of path does.
+func longest(l []*service, path []byte) *service {
 	for _, s := range l {
-		if hasPrefix(path, s.prefix) {
+		n := len(s.prefix)
+		if n == 0 || len(path) >= n && string(path[:n]) == s.prefix && (len(path) == n || path[n] == '/') {
 			return s
 		}
 	}
 	return nil
 }
 
-// hasPrefix reports whether prefix, which is "" or begins but does not end with
-// a slash, is path or a parent of it.
-func hasPrefix(path, prefix string) bool {
-	if !strings.HasPrefix(path, prefix) {
-		return false
-	}
-	return prefix == "" || len(path) == len(prefix) || path[len(prefix)] == '/' || path[len(prefix)] == '?'
-}
-
-// hostOf returns the host of a Host field or an authority in its canonical
-// form: lower case, without port and without the dot at the end.
-func hostOf(authority string) string {
+// appendHost appends the canonical form of a host: lower case, without port,
+// brackets and the dot at the end. authority has been checked by http1.
+func appendHost(dst, authority []byte) []byte {
 	h := authority
-	if strings.HasPrefix(h, "[") {
-		if i := strings.IndexByte(h, ']'); i > 0 {
+	if len(h) > 0 && h[0] == '[' {
+		if i := strings.IndexByte(string(h), ']'); i > 0 {
 			h = h[1:i]
-			if a, err := netip.ParseAddr(h); err == nil {
-				return a.String()
+		}
+		if a, err := netip.ParseAddr(string(h)); err == nil {
+			return a.AppendTo(dst)
+		}
+	} else {
+		for i, c := range h {
+			if c == ':' {
+				h = h[:i]
+				break
 			}
-			return h
-		}
-	} else if i := strings.LastIndexByte(h, ':'); i >= 0 {
-		h = h[:i]
-	}
-	h = strings.TrimSuffix(h, ".")
-	for i := range len(h) {
-		if c := h[i]; 'A' <= c && c <= 'Z' {
-			return strings.ToLower(h)
 		}
 	}
-	return h
+	if n := len(h); n > 0 && h[n-1] == '.' {
+		h = h[:n-1]
+	}
+	for _, c := range h {
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		dst = append(dst, c)
+	}
+	return dst
 }

@@ -30,8 +30,8 @@ type service struct {
 	prefix  string // of the path; "" for all
 
 	// Owned by the session's loop.
-	stock    []*upstream      // idle streams, the youngest last
-	leaving  []*upstream      // streams that have to end
+	stock    []*upstream // idle streams, the youngest last
+	leaving  []*upstream // streams that have to end
 	sweeper  evloop.Timer
 	sweeping bool
 	removed  bool // the session publishes it no longer
@@ -55,6 +55,9 @@ func newService(s *session, a relay.Announcement, p relay.Publish) *service {
 	}
 	return svc
 }
+
+// route is what no other service may have.
+func (s *service) route() route { return route{s.host, s.secure, s.prefix} }
 
 // same reports whether b is the same service, announced again.
 func (s *service) same(b *service) bool {
@@ -92,7 +95,7 @@ type upstream struct {
 
 // open opens a stream for HTTP.
 func (s *service) open(addr netip.AddrPort, scheme string, host []byte) (*upstream, error) {
-	st, err := s.openStream(addr, scheme, hostOf(string(host)))
+	st, err := s.openStream(addr, scheme, string(appendHost(nil, host)))
 	if err != nil {
 		return nil, err
 	}
@@ -187,6 +190,11 @@ func (s *service) sweep() {
 // remove ends what belongs to the service and to no visitor.
 func (s *service) remove() {
 	s.removed = true
+	s.empty()
+}
+
+// empty dismisses the idle streams.
+func (s *service) empty() {
 	for _, u := range s.stock {
 		s.dismiss(u)
 	}
@@ -245,14 +253,14 @@ func (s *service) accept(c *evloop.Conn) {
 		c.Abort(err)
 		return
 	}
-	s.visitors++
 	s.total++
 	join(c, st, addr.Addr(), v, s)
 }
 
-// join splices a visitor, who is counted in admission and in the service's
-// visitors, with a stream of s, until both are closed.
+// join splices a visitor, who has entered with v, with a stream of s, until both
+// are closed.
 func join(c forward.End, st *tunnel.Stream, addr netip.Addr, v verdict, s *service) {
+	s.visitors++
 	forward.Splice(c, st, func(error) {
 		s.visitors--
 		s.session.relay.admission.leave(addr, v)

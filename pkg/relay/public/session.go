@@ -32,15 +32,17 @@ type session struct {
 	since  time.Time
 
 	// Owned by the loop.
-	tun      *tunnel.Session
-	timer    evloop.Timer
-	fires    time.Time // when timer does; zero: it is stopped
-	lostAt   time.Time // since when there is no link; zero: there is one
-	remote   netip.AddrPort
-	software string
-	services []*service
-	ports    map[relay.Publish]*port
-	ended    bool
+	tun       *tunnel.Session
+	timer     evloop.Timer
+	fires     time.Time // when timer does; zero: it is stopped
+	lostAt    time.Time // since when there is no link; zero: there is one
+	remote    netip.AddrPort
+	software  string
+	services  []*service
+	woken     bool   // flush comes at the end of this turn
+	flushFunc func() // s.flush, made once
+	ports     map[relay.Publish]*port
+	ended     bool
 
 	// Guarded by relay.mu.
 	linked bool // or about to be
@@ -67,18 +69,28 @@ func newSession(r *Relay, l *loop, site string) *session {
 
 // start makes the tunnel. On the loop.
 func (s *session) start() {
+	s.flushFunc = s.flush
 	s.tun = tunnel.New(tunnel.Config{
 		MaxStreams:    s.relay.MaxStreams,
 		Budget:        s.relay.Budget,
 		ResumeTimeout: s.relay.ResumeTimeout,
-		Wake:          func() { s.loop.AfterTurn(s.flush) },
+		Wake:          s.wake,
 		Accept:        s.accept,
 		OnClose:       s.onClose,
 	}, s.loop.Now())
 }
 
-// flush sends what is to be sent, at the end of a turn.
+// wake has the session flushed at the end of this turn.
+func (s *session) wake() {
+	if !s.woken {
+		s.woken = true
+		s.loop.AfterTurn(s.flushFunc)
+	}
+}
+
+// flush sends what is to be sent.
 func (s *session) flush() {
+	s.woken = false
 	s.tun.Flush(s.loop.Now())
 	s.rearm()
 }
@@ -100,7 +112,7 @@ func (s *session) rearm() {
 func (s *session) onTimer() {
 	s.fires = time.Time{}
 	s.tun.Advance(s.loop.Now())
-	s.rearm()
+	s.wake()
 }
 
 // attached notes that a link carries the session from now on.
@@ -142,6 +154,9 @@ func (s *session) lostFor() time.Duration {
 
 // onClose is the end of the session, after that of its streams.
 func (s *session) onClose(err error) {
+	if s.ended {
+		return
+	}
 	s.ended = true
 	s.timer.Stop()
 	s.relay.removeSession(s)
@@ -157,6 +172,27 @@ func (s *session) onClose(err error) {
 	} else {
 		s.relay.log.Warn("site down", "site", s.site, "err", err)
 	}
+}
+
+// close ends the session now. On the loop.
+func (s *session) close(err error) {
+	if s.tun == nil { // it has been admitted, and its link is on the way here
+		s.onClose(err)
+		return
+	}
+	s.tun.Close(err)
+}
+
+// drain ends the session with its last stream. On the loop.
+func (s *session) drain() {
+	if s.tun == nil || !s.lostAt.IsZero() { // there is nobody to finish with
+		s.close(nil)
+		return
+	}
+	for _, svc := range s.services {
+		svc.empty()
+	}
+	s.tun.GoAway()
 }
 
 // accept takes a stream that the private relay opened: an announcement.

@@ -3,6 +3,7 @@ package public
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"time"
 
 	"culvert.dev/pkg/evloop"
@@ -12,17 +13,23 @@ import (
 // Deadlines of a visitor. They bound what somebody who has not been routed yet,
 // or who does not move, may hold.
 const (
-	tlsTime    = 10 * time.Second // from accept to the end of the handshake
-	headTime   = 10 * time.Second // from the first to the last byte of a request head
-	idleTime   = 75 * time.Second // between requests
-	bodyTime   = 60 * time.Second // without a byte of a request body
-	stuckTime  = 5 * time.Minute  // without a byte taken of a response that waits to be read
-	farewell   = 10 * time.Second // for the peer's end of stream after ours
-	halfTime   = 10 * time.Second // for the next byte of a response to somebody who has sent the end of stream
-	waitTime   = 10 * time.Second // in a session that has lost its link
-	busyCheck  = 10 * time.Second // how often the above are looked at during a request
-	retryAfter = 5                // seconds, in Retry-After
+	tlsTime   = 10 * time.Second // from accept to the end of the handshake
+	headTime  = 10 * time.Second // from the first to the last byte of a request head
+	idleTime  = 75 * time.Second // between requests
+	bodyTime  = 60 * time.Second // without a byte of a request body, or of a last response
+	stuckTime = 5 * time.Minute  // without a byte taken of a response that waits to be read
+	farewell  = 10 * time.Second // for the peer's end of stream after ours
+	halfTime  = 10 * time.Second // for the next byte of a response to somebody who has sent the end of stream
+	waitTime  = 10 * time.Second // in a session that has lost its link
+	busyCheck = 10 * time.Second // how often the above are looked at during a request
 )
+
+// retryAfter is what Retry-After says: seconds in which a site comes back after
+// a cut, as a rule.
+const retryAfter = "5"
+
+// maxFree is how many exchanges that are over a loop keeps for the next ones.
+const maxFree = 256
 
 // phase is where a visitor is. It goes down the list, and from busy back to
 // idle; closing and gone can follow any other.
@@ -54,7 +61,6 @@ type loop struct {
 	// Scratch of the callback that is running.
 	req  http1.Request
 	host []byte
-	head []byte
 	out  []byte
 
 	free     []*exchange
@@ -118,7 +124,8 @@ func (r *Relay) accept(c *evloop.Conn, secure bool) {
 // shake does the TLS handshake, on the loop where the visitor will most likely
 // have to be: the one of the session that serves sni.
 func (v *visitor) shake(sni string) {
-	if s := v.relay.routes.Load().any(sni, true); s != nil && s.session.loop != v.loop {
+	v.loop.host = appendHost(v.loop.host[:0], []byte(sni))
+	if s := v.relay.routes.Load().any(v.loop.host, true); s != nil && s.session.loop != v.loop {
 		v.move(s.session.loop, v.startTLS)
 		return
 	}
@@ -169,8 +176,8 @@ func (v *visitor) move(to *loop, f func()) {
 			if v.phase == gone || v.conn.Loop() != to.Loop {
 				return
 			}
-			f()
 			v.conn.Resume()
+			f()
 		})
 	})
 }
@@ -218,7 +225,7 @@ func (v *visitor) onTimer() {
 		v.close()
 	case reading:
 		v.loop.counters.Rejected++
-		v.answer(408, true)
+		v.answer(troubleSlow, false, true)
 	case busy:
 		v.await(busyCheck)
 		v.ex.check()
@@ -293,12 +300,117 @@ func (v *visitor) OnDrain() {
 	}
 }
 
-func (v *visitor) OnClose(err error) {
-	if ex := v.ex; ex != nil {
-		v.ex = nil
-		ex.cancel()
+func (v *visitor) OnClose(error) {
+	if v.ex != nil {
+		v.ex.cancel()
 	}
 	v.leave()
+}
+
+// readHead takes a request head from b, which has at least one byte, and begins
+// what it asks for. It returns the bytes used: 0 if the head is not complete, or
+// if it is to be read again on another loop.
+func (v *visitor) readHead(b []byte) int {
+	l, r := v.loop, v.relay
+	req := &l.req
+	n, err := http1.ParseRequest(b, req)
+	if err != nil {
+		l.counters.Rejected++
+		v.answer(rejection(err), false, true)
+		return len(b)
+	}
+	if n == 0 {
+		if v.phase == idle {
+			v.phase = reading
+			v.await(headTime)
+		}
+		return 0
+	}
+	// An answer of our own leaves the body of the request unread.
+	head, close := string(req.Method) == "HEAD", req.Close || req.Framing != http1.NoBody && req.ContentLength != 0
+	if v.verdict != admitted {
+		v.answer(troubleFull, head, true)
+		return n
+	}
+	if req.Path == nil { // CONNECT
+		v.answer(troubleMethod, head, true)
+		return n
+	}
+	l.host = appendHost(l.host[:0], req.Host)
+	if r.Domain != "" && string(l.host) == r.Domain && v.secure {
+		if !v.ownDomain(head, close) {
+			return 0
+		}
+		return n
+	}
+	routes := r.routes.Load()
+	if s := routes.find(l.host, req.Path, v.secure); s != nil {
+		if s.session.loop != l {
+			v.move(s.session.loop, v.serve)
+			return 0
+		}
+		v.begin(s)
+		return n
+	}
+	host, path := string(l.host), string(req.Path)
+	switch {
+	case !v.secure && (host == r.Domain || routes.find(l.host, req.Path, true) != nil || routes.allowed(host, path, true)) && v.redirect(head, close):
+	case routes.allowed(host, path, v.secure):
+		v.answer(troubleAway, head, close)
+	default:
+		v.answer(troubleService, head, close)
+	}
+	return n
+}
+
+// redirect answers a request in the clear for something that is served by https,
+// if there is an https listener.
+func (v *visitor) redirect(head, close bool) bool {
+	port, ok := v.relay.httpsPort()
+	if !ok {
+		return false
+	}
+	req := &v.loop.req
+	status := 308 // keeps the method
+	if m := string(req.Method); m == "GET" || m == "HEAD" {
+		status = 301
+	}
+	location := append([]byte("https://"), v.loop.host...)
+	if strings.IndexByte(string(v.loop.host), ':') >= 0 {
+		location = append(append([]byte("https://["), v.loop.host...), ']')
+	}
+	location = append(location, port...)
+	location = append(location, req.Path...)
+	if req.Query != nil {
+		location = append(append(location, '?'), req.Query...)
+	}
+	v.reply(status, "This service is reached by https.", head, close, http1.Field{Name: []byte("Location"), Value: location})
+	return true
+}
+
+// answer says what is wrong with a request.
+func (v *visitor) answer(t *trouble, head, close bool) {
+	if t.status == 503 {
+		v.reply(t.status, t.text, head, close, http1.Field{Name: []byte("Retry-After"), Value: []byte(retryAfter)})
+		return
+	}
+	v.reply(t.status, t.text, head, close)
+}
+
+// reply answers a request with a text and goes on with the next, or closes.
+func (v *visitor) reply(status int, text string, head, close bool, fields ...http1.Field) {
+	close = close || v.eof || v.relay.draining.Load()
+	v.loop.counters.Answered++
+	v.loop.out = http1.AppendError(v.loop.out[:0], time.Now(), status, text, !close, head, fields...)
+	v.conn.Write(v.loop.out)
+	v.next(close)
+}
+
+func (v *visitor) scheme() string {
+	if v.secure {
+		return "https"
+	}
+	return "http"
 }
 
 // next waits for the next request, or closes when there shall be none.

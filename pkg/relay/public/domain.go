@@ -1,0 +1,301 @@
+package public
+
+import (
+	"bufio"
+	"crypto/subtle"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"culvert.dev/pkg/http1"
+	"culvert.dev/pkg/relay"
+)
+
+// forwardProtocol is what an operator's request asks to be upgraded to.
+const forwardProtocol = "culvert-forward"
+
+const switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + forwardProtocol + "\r\n\r\n"
+
+var (
+	troubleToken = &trouble{401, "A valid operator token is needed."}
+	troublePost  = &trouble{405, "This needs a POST request."}
+	troubleRate  = &trouble{429, "Too many attempts. Please wait a minute."}
+	troubleLarge = &trouble{413, "The request is too large."}
+	troubleBusy  = &trouble{503, "This cannot be done right now. Please try again."}
+	troubleSwap  = &trouble{426, "This needs an upgrade of the connection."}
+)
+
+// ownDomain serves a request for the relay's own name. It reports false if the
+// request is to be read again on another loop.
+func (v *visitor) ownDomain(head, close bool) bool {
+	req := &v.loop.req
+	path := string(req.Path)
+	switch {
+	case path == relay.LinkPath:
+		v.link()
+		return true
+	case path == relay.JoinPath:
+		v.join(head, close)
+		return true
+	case strings.HasPrefix(path, relay.ForwardPath):
+		return v.forward(strings.TrimPrefix(path, relay.ForwardPath), head, close)
+	}
+	v.answer(troublePage, head, close)
+	return true
+}
+
+// forward joins an operator to a service, given as SITE/SERVICE.
+func (v *visitor) forward(name string, head, close bool) bool {
+	req, r := &v.loop.req, v.relay
+	scheme, token, _ := strings.Cut(string(http1.Get(req.Fields, "authorization")), " ")
+	if r.Operator == nil || !strings.EqualFold(scheme, "bearer") || !r.Operator(strings.TrimSpace(token)) {
+		v.answer(troubleToken, head, close)
+		return true
+	}
+	if !http1.EqualFold(req.Upgrade, forwardProtocol) || req.Framing != http1.NoBody {
+		v.answer(troubleSwap, head, close)
+		return true
+	}
+	site, service, _ := strings.Cut(name, "/")
+	s, t := r.sessionOf(site)
+	if t != nil {
+		v.answer(t, head, close)
+		return true
+	}
+	if s.loop != v.loop {
+		v.move(s.loop, v.serve)
+		return false
+	}
+	svc := s.service(service)
+	if svc == nil {
+		v.answer(troubleService, head, close)
+		return true
+	}
+	st, err := svc.openStream(v.addr, "forward", "")
+	if err != nil {
+		v.answer(openTrouble(err), head, close)
+		return true
+	}
+	v.conn.Write([]byte(switching))
+	svc.total++
+	v.spliced(st, svc)
+	return true
+}
+
+// sessionOf returns the session of a site, or what to answer.
+func (r *Relay) sessionOf(site string) (*session, *trouble) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.sessions[site]; s != nil {
+		return s, nil
+	}
+	if _, ok := r.sites[site]; ok {
+		return nil, troubleAway
+	}
+	return nil, troubleService
+}
+
+// service returns the service of that name, or nil. On the loop.
+func (s *session) service(name string) *service {
+	for _, svc := range s.services {
+		if svc.name == name {
+			return svc
+		}
+	}
+	return nil
+}
+
+// ServeForward is the handler of relay.ForwardPath on the operators' own
+// listener. The caller has checked who asks.
+func (r *Relay) ServeForward(w http.ResponseWriter, req *http.Request) {
+	r.prepare()
+	fail := func(t *trouble) {
+		if t.status == 503 {
+			w.Header().Set("Retry-After", retryAfter)
+		}
+		http.Error(w, t.text, t.status)
+	}
+	site, service, _ := strings.Cut(strings.TrimPrefix(req.URL.Path, relay.ForwardPath), "/")
+	if !strings.EqualFold(req.Header.Get("Upgrade"), forwardProtocol) {
+		fail(troubleSwap)
+		return
+	}
+	s, t := r.sessionOf(site)
+	if t != nil {
+		fail(t)
+		return
+	}
+	found := make(chan bool, 1)
+	if !s.loop.Post(func() { found <- s.service(service) != nil }) || !<-found {
+		fail(troubleService)
+		return
+	}
+	nc, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		r.log.Error("forward", "site", site, "service", service, "err", err)
+		fail(troubleBusy)
+		return
+	}
+	nc.SetDeadline(time.Time{})
+	if !s.loop.Post(func() { s.forward(service, nc, rw.Reader) }) {
+		nc.Close()
+	}
+}
+
+// forward joins a connection that was taken over from net/http to a service. On
+// the loop.
+func (s *session) forward(service string, nc net.Conn, unread *bufio.Reader) {
+	c, err := s.loop.Attach(nc)
+	if err != nil {
+		return
+	}
+	svc := s.service(service)
+	if svc == nil {
+		c.Abort(errRevoked)
+		return
+	}
+	st, err := svc.openStream(c.RemoteAddr(), "forward", "")
+	if err != nil {
+		c.Abort(err)
+		return
+	}
+	c.Write([]byte(switching))
+	if n := unread.Buffered(); n > 0 {
+		b, _ := unread.Peek(n)
+		st.Write(b)
+	}
+	svc.total++
+	v := s.relay.admission.count(c.RemoteAddr().Addr())
+	join(c, st, c.RemoteAddr().Addr(), v, svc)
+}
+
+// join redeems a join token: a POST of a relay.JoinRequest.
+func (v *visitor) join(head, close bool) {
+	req := &v.loop.req
+	switch {
+	case v.relay.Join == nil:
+		v.answer(troublePage, head, close)
+	case string(req.Method) != "POST":
+		v.answer(troublePost, head, close)
+	case req.ContentLength > relay.MaxMessage:
+		v.answer(troubleLarge, head, true)
+	case !v.relay.joins.allow(v.addr.Addr(), v.loop.Now()):
+		v.answer(troubleRate, head, true)
+	default:
+		j := &joiner{visitor: v}
+		j.body.Reset(req.Framing, req.ContentLength)
+		v.phase = asking
+		v.await(headTime)
+		v.conn.SetHandler(j)
+		if req.Expect100 {
+			v.conn.Write([]byte(http1.Continue))
+		}
+		j.OnData(nil)
+	}
+}
+
+// joiner is the handler of a connection that sends a JoinRequest.
+type joiner struct {
+	visitor *visitor
+	body    http1.Body
+	message []byte
+	asked   bool
+}
+
+func (j *joiner) OnData(b []byte) (used int) {
+	v := j.visitor
+	for !j.asked {
+		payload, n, done, err := j.body.Next(b[used:])
+		used += n
+		j.message = append(j.message, payload...)
+		switch {
+		case err != nil:
+			v.answer(rejection(err), false, true)
+			j.asked = true
+		case len(j.message) > relay.MaxMessage:
+			v.answer(troubleLarge, false, true)
+			j.asked = true
+		case done:
+			j.asked = true
+			j.ask()
+		case n == 0:
+			return used
+		}
+	}
+	return len(b)
+}
+
+// ask redeems the token, off the loop.
+func (j *joiner) ask() {
+	v := j.visitor
+	req, err := relay.DecodeJoinRequest(j.message)
+	if err != nil {
+		refusal, _ := errors.AsType[*relay.Refusal](err)
+		j.reply(relay.JoinResponse{Error: refusal})
+		return
+	}
+	var resp relay.JoinResponse
+	v.loop.Go(
+		func() { resp = v.relay.Join(req) },
+		func() {
+			if v.phase == asking {
+				j.reply(resp)
+			}
+		})
+}
+
+func (j *joiner) reply(resp relay.JoinResponse) {
+	v := j.visitor
+	status := 200
+	if resp.Error != nil {
+		status = 403
+		v.relay.log.Warn("join refused", "remote", v.addr, "code", resp.Error.Code, "err", resp.Error.Message)
+	} else {
+		v.relay.log.Info("site joined", "site", resp.Site, "remote", v.addr)
+	}
+	body := relay.Encode(resp)
+	out := http1.AppendStatusLine(nil, status)
+	out = append(out, "Content-Type: application/json\r\nCache-Control: no-store\r\nConnection: close\r\nContent-Length: "...)
+	out = strconv.AppendInt(out, int64(len(body)), 10)
+	out = append(out, "\r\n\r\n"...)
+	v.conn.Write(append(out, body...))
+	v.close()
+}
+
+func (j *joiner) OnEOF()        { j.visitor.close() }
+func (j *joiner) OnDrain()      {}
+func (j *joiner) OnClose(error) { j.visitor.leave() }
+
+// maxJoins is how many join requests one address may make in a minute: a token
+// has 256 bits, so this keeps the log and the state file quiet, not guesses out.
+const maxJoins = 10
+
+// rate counts attempts per address and minute.
+type rate struct {
+	mu     sync.Mutex
+	minute int64
+	n      map[netip.Addr]int
+}
+
+func (r *rate) allow(addr netip.Addr, now time.Time) bool {
+	addr = source(addr)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m := now.Unix() / 60; m != r.minute || r.n == nil {
+		r.minute = m
+		r.n = make(map[netip.Addr]int)
+	}
+	if r.n[addr] >= maxJoins || len(r.n) >= 1<<16 {
+		return false
+	}
+	r.n[addr]++
+	return true
+}
+
+// equal compares secrets.
+func equal(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }

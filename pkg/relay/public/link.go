@@ -1,0 +1,3 @@
+package public
+
+func (v *visitor) link() {}

@@ -1,0 +1,435 @@
+package public
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/forward"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tunnel"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// testRelay is a public relay on loopback, and in the same process what stands
+// in for the private relays of its sites.
+type testRelay struct {
+	*Relay
+	t           *testing.T
+	https, http string // addresses
+}
+
+// newTestRelay starts a relay with listeners on loopback. change, if not nil,
+// gets it before.
+func newTestRelay(t *testing.T, portable bool, change func(*Relay)) *testRelay {
+	t.Helper()
+	core, err := evloop.New(evloop.Config{Loops: 2, Portable: portable})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { core.Close() })
+	r := &Relay{
+		Core: core, Domain: "relay.test", TLS: testTLS(), HTTPS: "127.0.0.1:0", HTTP: "127.0.0.1:0",
+		Operator: func(token string) bool { return token == "operator" },
+	}
+	if testing.Verbose() {
+		r.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
+	if change != nil {
+		change(r)
+	}
+	r.Reload([]Site{{Name: "office", Key: "k", Publish: patterns("https://*.test", "http://*.test", "tcp://127.0.0.1:*")},
+		{Name: "home", Key: "k", Publish: patterns("https://*.test", "https://*.home.test")}})
+	if err := r.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	tr := &testRelay{Relay: r, t: t}
+	for _, l := range r.Listeners() {
+		if l.Name == "https" {
+			tr.https = l.Addr.String()
+		} else {
+			tr.http = l.Addr.String()
+		}
+	}
+	return tr
+}
+
+func patterns(list ...string) (all []relay.Pattern) {
+	for _, s := range list {
+		p, err := relay.ParsePattern(s)
+		if err != nil {
+			panic(err)
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+// testTLS has one certificate for every name of the tests.
+var testTLS = sync.OnceValue(func() *tls.Config {
+	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour),
+		DNSNames: []string{"relay.test", "*.test"},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		panic(err)
+	}
+	return &tls.Config{
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+		NextProtos:   []string{"http/1.1"},
+	}
+})
+
+// testSite stands in for a private relay: it has the other end of a session and
+// joins each stream to a target, or gives it to onStream.
+type testSite struct {
+	t        *testing.T
+	session  *session
+	peer     *tunnel.Session
+	targets  map[string]string                            // address by service
+	onStream func(st *tunnel.Stream, h relay.Header) bool // if it returns true, the stream is its own
+	link     *memLink                                     // the public side's; nil: cut
+}
+
+// memLink carries batches to the other side, in later turns of the same loop.
+type memLink struct {
+	loop  *evloop.Loop
+	dst   *tunnel.Session
+	peer  *memLink
+	dead  bool
+	after func() // flushes dst
+}
+
+func (l *memLink) Send(b []byte) {
+	m := bytes.Clone(b[tunnel.Headroom:])
+	l.loop.Post(func() {
+		if !l.dead {
+			if err := l.dst.Receive(l.peer, m, l.loop.Now()); err != nil {
+				panic(err)
+			}
+			l.after()
+		}
+	})
+}
+func (l *memLink) Writable() bool { return true }
+func (l *memLink) Close(error)    { l.dead, l.peer.dead = true, true }
+
+// onLoop runs f on a loop and waits for it.
+func onLoop(l *evloop.Loop, f func()) {
+	done := make(chan struct{})
+	if l.Post(func() { f(); close(done) }) {
+		<-done
+	}
+}
+
+// connect starts a session for a site and announces services, name → publish.
+func (r *testRelay) connect(site string, targets map[string]string, publish ...string) *testSite {
+	r.t.Helper()
+	s, old, _, refusal := r.admit(relay.Hello{Site: site}, r.loops[0])
+	if refusal != nil {
+		r.t.Fatal(refusal)
+	}
+	ts := &testSite{t: r.t, session: s, targets: targets}
+	replies := make(chan []relay.AnnounceReply, 1)
+	onLoop(s.loop.Loop, func() {
+		if old != nil {
+			old.close(errReplaced)
+		}
+		s.start()
+		loop := s.loop
+		ts.peer = tunnel.New(tunnel.Config{
+			Client: true,
+			Wake:   func() { loop.AfterTurn(func() { ts.peer.Flush(loop.Now()) }) },
+			Accept: ts.accept,
+		}, loop.Now())
+		ts.attach()
+		s.attached(netip.AddrPort{}, "test", false)
+		var list []relay.Announcement
+		for i := 0; i < len(publish); i += 2 {
+			scheme := "http"
+			if strings.HasPrefix(publish[i+1], "tcp:") {
+				scheme = "tcp"
+			}
+			list = append(list, relay.Announcement{Name: publish[i], Publish: publish[i+1], TargetScheme: scheme})
+		}
+		ts.announce(list, replies)
+	})
+	for _, reply := range <-replies {
+		if reply.Error != "" {
+			r.t.Errorf("service %s: %s", reply.Name, reply.Error)
+		}
+	}
+	return ts
+}
+
+// attach joins both sessions by a new link. On the loop.
+func (ts *testSite) attach() {
+	loop := ts.session.loop
+	a := &memLink{loop: loop.Loop, dst: ts.peer, after: func() { ts.peer.Flush(loop.Now()) }}
+	b := &memLink{loop: loop.Loop, dst: ts.session.tun, peer: a, after: ts.session.wake}
+	a.peer = b
+	ts.link = a
+	ts.session.tun.Attach(a, loop.Now())
+	ts.peer.Attach(b, loop.Now())
+}
+
+// cut loses the link. On the loop.
+func (ts *testSite) cut() {
+	a := ts.link
+	a.Close(nil)
+	now := ts.session.loop.Now()
+	ts.session.tun.Lost(a, errors.New("cut"), now)
+	ts.session.lost(errors.New("cut"))
+	ts.peer.Lost(a.peer, errors.New("cut"), now)
+}
+
+// announce sends a list of services. On the loop.
+func (ts *testSite) announce(list []relay.Announcement, replies chan<- []relay.AnnounceReply) {
+	header, _ := relay.Header{Kind: relay.KindAnnounce}.Append(nil)
+	st, err := ts.peer.Open(header)
+	if err != nil {
+		panic(err)
+	}
+	var got []byte
+	st.SetHandler(&funcHandler{
+		data: func(b []byte) int { got = append(got, b...); return len(b) },
+		eof: func() {
+			list, err := relay.DecodeAnnounceReply(got)
+			if err != nil {
+				panic(err)
+			}
+			replies <- list
+		},
+	})
+	st.Write(relay.Encode(list))
+	st.CloseWrite()
+}
+
+func (ts *testSite) accept(st *tunnel.Stream, header []byte) {
+	h, err := relay.DecodeHeader(header)
+	if err != nil {
+		panic(err)
+	}
+	if ts.onStream != nil && ts.onStream(st, h) {
+		return
+	}
+	addr, ok := ts.targets[h.Service]
+	if !ok {
+		st.Reset(tunnel.CodeNotFound)
+		return
+	}
+	gone := false
+	st.Pause()
+	eof := false
+	st.SetHandler(&funcHandler{data: func([]byte) int { return 0 }, eof: func() { eof = true }, close: func(error) { gone = true }})
+	ts.session.loop.Dial(context.Background(), "tcp", addr, func(c *evloop.Conn, err error) {
+		switch {
+		case gone && err == nil:
+			c.Abort(nil)
+		case gone:
+		case err != nil:
+			st.Reset(tunnel.CodeRefused)
+		default:
+			forward.Splice(c, st, nil)
+			if eof {
+				c.CloseWrite()
+			}
+		}
+	})
+}
+
+// funcHandler is a handler made of funcs.
+type funcHandler struct {
+	data  func([]byte) int
+	eof   func()
+	drain func()
+	close func(error)
+}
+
+func (h *funcHandler) OnData(b []byte) int {
+	if h.data == nil {
+		return len(b)
+	}
+	return h.data(b)
+}
+func (h *funcHandler) OnEOF() {
+	if h.eof != nil {
+		h.eof()
+	}
+}
+func (h *funcHandler) OnDrain() {
+	if h.drain != nil {
+		h.drain()
+	}
+}
+func (h *funcHandler) OnClose(err error) {
+	if h.close != nil {
+		h.close(err)
+	}
+}
+
+// backends runs a test over both ways to drive sockets.
+func backends(t *testing.T, f func(t *testing.T, portable bool)) {
+	t.Run("native", func(t *testing.T) { f(t, false) })
+	t.Run("portable", func(t *testing.T) { f(t, true) })
+}
+
+// target serves a raw TCP server, one goroutine per connection, until the test
+// ends.
+func target(t *testing.T, serve func(c net.Conn, br *bufio.Reader)) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	conns := map[net.Conn]bool{}
+	wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			conns[c] = true
+			mu.Unlock()
+			wg.Go(func() {
+				serve(c, bufio.NewReader(c))
+				c.Close()
+			})
+		}
+	})
+	t.Cleanup(func() {
+		ln.Close()
+		mu.Lock()
+		for c := range conns {
+			c.Close()
+		}
+		mu.Unlock()
+		wg.Wait()
+	})
+	return ln.Addr().String()
+}
+
+// httpTarget serves a handler of net/http.
+func httpTarget(t *testing.T, h http.Handler) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: h}
+	done := make(chan struct{})
+	go func() { srv.Serve(ln); close(done) }()
+	t.Cleanup(func() { srv.Close(); <-done })
+	return ln.Addr().String()
+}
+
+// client is an HTTP client that finds every host at the relay.
+func (r *testRelay) client() *http.Client {
+	tr := &http.Transport{
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			to := r.http
+			if strings.HasSuffix(addr, ":443") {
+				to = r.https
+			}
+			return new(net.Dialer).DialContext(ctx, network, to)
+		},
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+	}
+	r.t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{
+		Transport:     tr,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Timeout:       20 * time.Second,
+	}
+}
+
+// visitor is a raw visitor.
+type testVisitor struct {
+	t *testing.T
+	net.Conn
+	*bufio.Reader
+}
+
+// dial connects a raw visitor, in the clear or with TLS.
+func (r *testRelay) dial(secure bool) *testVisitor {
+	r.t.Helper()
+	addr := r.http
+	if secure {
+		addr = r.https
+	}
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if secure {
+		c = tls.Client(c, &tls.Config{InsecureSkipVerify: true, ServerName: "app.test"})
+	}
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	r.t.Cleanup(func() { c.Close() })
+	return &testVisitor{r.t, c, bufio.NewReader(c)}
+}
+
+func (v *testVisitor) Read(b []byte) (int, error) { return v.Reader.Read(b) }
+
+func (v *testVisitor) send(s string) {
+	v.t.Helper()
+	if _, err := io.WriteString(v.Conn, s); err != nil {
+		v.t.Fatal(err)
+	}
+}
+
+// response reads a response to a request of that method, with its body.
+func (v *testVisitor) response(method string) (*http.Response, string) {
+	v.t.Helper()
+	res, err := http.ReadResponse(v.Reader, &http.Request{Method: method})
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	return res, string(body)
+}
+
+// expect reads exactly s.
+func (v *testVisitor) expect(s string) {
+	v.t.Helper()
+	b := make([]byte, len(s))
+	n, err := io.ReadFull(v.Reader, b)
+	if string(b[:n]) != s {
+		v.t.Fatalf("got %q (%v), want %q", b[:n], err, s)
+	}
+}
+
+// expectEOF reads the end of stream.
+func (v *testVisitor) expectEOF() {
+	v.t.Helper()
+	if b, err := io.ReadAll(v.Reader); err != nil || len(b) > 0 {
+		v.t.Fatalf("got %q, %v, want the end of stream", b, err)
+	}
+}

@@ -1,0 +1,414 @@
+// Package public is the public relay: it takes visitors in, finds the site that
+// serves them, and joins each to a stream of that site's session.
+//
+//	r := &public.Relay{Core: core, Domain: "relay.example.com", TLS: tlsConfig, HTTPS: ":443", HTTP: ":80"}
+//	r.Reload(sites)
+//	err := r.Listen()
+//	…
+//	r.Drain(ctx)
+//
+// A byte of a visitor takes this way: listener → visitor (visitor.go) →
+// exchange (exchange.go) → upstream (service.go) → session (session.go) → link.
+// After an upgrade, and for tcp services, a splice replaces visitor, exchange
+// and upstream.
+//
+// # Invariants
+//
+//   - A session, its links, its streams and the connections of its visitors
+//     belong to one loop. A visitor that was accepted elsewhere is moved there
+//     once it is known where it wants to go. So no byte meets a lock.
+//   - Before that a visitor holds its connection, one struct and one timer.
+//     Every phase it can stay in has a deadline.
+//   - A visitor that does not read stops its own server and nothing else; one
+//     that is silent after an upgrade holds its connection, its stream and the
+//     splice.
+//   - What a site publishes is checked against what it may publish when it is
+//     announced; a stream is opened for routes of that table only.
+//   - The bytes of a request head never go on as they came: they are parsed,
+//     and written anew, with the forwarding fields replaced.
+package public
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/relay"
+)
+
+// Relay is a public relay. The exported fields are set before Listen or Serve,
+// and not changed afterwards.
+type Relay struct {
+	// Core runs everything. Required.
+	Core *evloop.Core
+
+	// Domain is the relay's own name, in lower case: links, joining and
+	// operators' forwards come in there. "" has none of them.
+	Domain string
+
+	// TLS has the certificates. Required for HTTPS. Its NextProtos should be
+	// http/1.1 alone.
+	TLS *tls.Config
+
+	// HTTPS and HTTP are the addresses to listen on, as net.Listen takes them.
+	// "": none.
+	HTTPS, HTTP string
+
+	// MaxVisitors bounds the connections of visitors, MaxPerAddress those of one
+	// address, or of one /64 with IPv6. Some more are answered with 503.
+	// 0: 262144 and 16384.
+	MaxVisitors, MaxPerAddress int
+
+	// MaxStreams, Budget and ResumeTimeout are those of tunnel.Config, for each
+	// session. 0: that package's defaults.
+	MaxStreams    int
+	Budget        int
+	ResumeTimeout time.Duration
+
+	// ResponseTimeout is how long a server may take from the end of a request to
+	// the head of its response. 0: 60 s.
+	ResponseTimeout time.Duration
+
+	// Software is what sites are told, for people to read.
+	Software string
+
+	// Join redeems a join token. It may block. If nil, nobody can join.
+	Join func(relay.JoinRequest) relay.JoinResponse
+
+	// Operator reports whether token is one of an operator, who may reach any
+	// service by a forward. If nil, nobody is.
+	Operator func(token string) bool
+
+	// Log hears of events: of sites, sessions, services and listeners, not of
+	// requests. If nil, nobody does.
+	Log *slog.Logger
+
+	routes   atomic.Pointer[table]
+	draining atomic.Bool
+	prepared sync.Once
+
+	log       *slog.Logger
+	admission admission
+	joins     rate
+	loops     []*loop
+	byLoop    map[*evloop.Loop]*loop // immutable once prepared
+
+	mu        sync.Mutex
+	sites     map[string]Site
+	sessions  map[string]*session // by site
+	claims    map[route]*service
+	listeners []*Listener
+	idle      chan struct{} // closed when the last session has ended; nil unless draining
+}
+
+// Site is a site that may link.
+type Site struct {
+	Name    string
+	Key     string // "ed25519:…"; "" when none is known yet
+	Revoked bool   // the key is not to be accepted any more
+	Publish []relay.Pattern
+}
+
+// Listener is an address that the relay accepts visitors on.
+type Listener struct {
+	Name string // "https" or "http"
+	Addr net.Addr
+	ln   *evloop.Listener
+}
+
+// prepare makes what the other methods need.
+func (r *Relay) prepare() {
+	r.prepared.Do(func() {
+		if r.log = r.Log; r.log == nil {
+			r.log = slog.New(slog.DiscardHandler)
+		}
+		r.admission = admission{total: r.MaxVisitors, perAddr: r.MaxPerAddress, addrs: make(map[netip.Addr]int)}
+		if r.admission.total == 0 {
+			r.admission.total = 256 << 10
+		}
+		if r.admission.perAddr == 0 {
+			r.admission.perAddr = 16 << 10
+		}
+		if r.ResponseTimeout == 0 {
+			r.ResponseTimeout = 60 * time.Second
+		}
+		r.byLoop = make(map[*evloop.Loop]*loop)
+		start := time.Now()
+		for i := range r.Core.NumLoops() {
+			l := &loop{Loop: r.Core.Loop(i), relay: r, start: start}
+			r.loops = append(r.loops, l)
+			r.byLoop[l.Loop] = l
+		}
+		r.sites = make(map[string]Site)
+		r.sessions = make(map[string]*session)
+		r.claims = make(map[route]*service)
+		r.routes.Store(newTable(nil, nil))
+	})
+}
+
+// Listen opens the listeners. Their loops serve them until Drain or the end of
+// the Core.
+func (r *Relay) Listen() error {
+	r.prepare()
+	for _, l := range []struct {
+		name, addr string
+		secure     bool
+	}{{"https", r.HTTPS, true}, {"http", r.HTTP, false}} {
+		if l.addr == "" {
+			continue
+		}
+		ln, err := r.Core.Listen("tcp", l.addr, func(c *evloop.Conn) { r.accept(c, l.secure) })
+		if err != nil {
+			r.stopListening()
+			return fmt.Errorf("listener %s %q: %w", l.name, l.addr, err)
+		}
+		r.addListener(l.name, ln)
+	}
+	return nil
+}
+
+// Serve accepts visitors from any listener, with TLS if secure. The Core owns ln
+// from now on.
+func (r *Relay) Serve(ln net.Listener, secure bool) {
+	r.prepare()
+	name := "http"
+	if secure {
+		name = "https"
+	}
+	r.addListener(name, r.Core.Serve(ln, func(c *evloop.Conn) { r.accept(c, secure) }))
+}
+
+func (r *Relay) addListener(name string, ln *evloop.Listener) {
+	ln.OnError = r.listenerError(name)
+	r.mu.Lock()
+	r.listeners = append(r.listeners, &Listener{Name: name, Addr: ln.Addr(), ln: ln})
+	r.mu.Unlock()
+}
+
+func (r *Relay) listenerError(name string) func(error) {
+	return func(err error) { r.log.Error("listener", "name", name, "err", err) }
+}
+
+func (r *Relay) stopListening() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range r.listeners {
+		l.ln.Close()
+	}
+	r.listeners = nil
+}
+
+// Listeners returns the addresses that are listened on, for as long as they are.
+func (r *Relay) Listeners() []Listener {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var list []Listener
+	for _, l := range r.listeners {
+		list = append(list, Listener{Name: l.Name, Addr: l.Addr})
+	}
+	return list
+}
+
+// Reload replaces the sites that may link. The session of a site that is not
+// among them any more, or has another key, ends. One that may publish less keeps
+// what it has published until it announces again, which it does when its own
+// configuration changes or it begins a new session.
+func (r *Relay) Reload(sites []Site) {
+	r.prepare()
+	r.mu.Lock()
+	old := r.sites
+	r.sites = make(map[string]Site, len(sites))
+	for _, s := range sites {
+		s.Publish = slices.Clone(s.Publish)
+		r.sites[s.Name] = s
+	}
+	var ended []*session
+	for name, s := range r.sessions {
+		if now, ok := r.sites[name]; !ok || now.Revoked || now.Key != old[name].Key {
+			ended = append(ended, s)
+		}
+	}
+	r.storeRoutes()
+	r.mu.Unlock()
+	for _, s := range ended {
+		s.loop.Post(func() { s.close(errRevoked) })
+	}
+}
+
+// Drain stops listening and asks every session to end with its last stream. It
+// returns when they have, or with the context's error. The Core may then be
+// closed.
+func (r *Relay) Drain(ctx context.Context) error {
+	r.prepare()
+	r.draining.Store(true)
+	r.stopListening()
+	r.mu.Lock()
+	if r.idle == nil {
+		r.idle = make(chan struct{})
+		if len(r.sessions) == 0 {
+			close(r.idle)
+		}
+	}
+	idle := r.idle
+	for _, s := range r.sessions {
+		s.loop.Post(s.drain)
+	}
+	r.mu.Unlock()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (r *Relay) loopOf(l *evloop.Loop) *loop { return r.byLoop[l] }
+
+func (r *Relay) responseTime() time.Duration { return r.ResponseTimeout }
+
+// admit decides about a Hello that has been authenticated: it returns the
+// session that the link is for, and whether the session exists already; old, if
+// not nil, has to be closed first.
+func (r *Relay) admit(h relay.Hello, l *loop) (s, old *session, resumed bool, refusal *relay.Refusal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	cur := r.sessions[h.Site]
+	switch {
+	case cur != nil && h.Session != "" && equal(h.Session, cur.id) && equal(h.Resume, cur.secret):
+		cur.linked = true
+		return cur, nil, true, nil
+	case r.draining.Load():
+		return nil, nil, false, &relay.Refusal{Code: relay.RefuseDraining, Message: "the public relay is shutting down", Retry: true}
+	case cur != nil && cur.linked:
+		return nil, nil, false, &relay.Refusal{
+			Code:    relay.RefuseBusy,
+			Message: fmt.Sprintf("site %q is connected already, by another private relay with the same key", h.Site),
+			Retry:   true,
+		}
+	case cur != nil:
+		l = cur.loop // its ports are free as soon as it is closed there
+	default:
+		l = r.leastLoaded(l)
+	}
+	s = newSession(r, l, h.Site)
+	s.linked = true
+	r.sessions[h.Site] = s
+	return s, cur, false, nil
+}
+
+// leastLoaded returns the loop with the fewest sessions, l among equals.
+func (r *Relay) leastLoaded(l *loop) *loop {
+	n := make(map[*loop]int)
+	for _, s := range r.sessions {
+		n[s.loop]++
+	}
+	for _, o := range r.loops {
+		if n[o] < n[l] {
+			l = o
+		}
+	}
+	return l
+}
+
+// removeSession forgets a session that has ended.
+func (r *Relay) removeSession(s *session) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sessions[s.site] == s {
+		delete(r.sessions, s.site)
+	}
+	r.replaceRoutes(s, nil)
+	if r.idle != nil && len(r.sessions) == 0 {
+		close(r.idle)
+		r.idle = make(chan struct{}) // nothing else will be closed
+	}
+}
+
+// allowed returns what a site may publish. r.mu is held.
+func (r *Relay) allowed(site string) []relay.Pattern { return r.sites[site].Publish }
+
+// replaceRoutes replaces the routes of a session. r.mu is held.
+func (r *Relay) replaceRoutes(s *session, routes map[route]*service) {
+	for k, svc := range r.claims {
+		if svc.session == s {
+			delete(r.claims, k)
+		}
+	}
+	for k, svc := range routes {
+		r.claims[k] = svc
+	}
+	r.storeRoutes()
+}
+
+// storeRoutes makes the current routes visible to the loops. r.mu is held.
+func (r *Relay) storeRoutes() {
+	services := make([]*service, 0, len(r.claims))
+	for _, svc := range r.claims {
+		services = append(services, svc)
+	}
+	var patterns []relay.Pattern
+	for _, s := range r.sites {
+		patterns = append(patterns, s.Publish...)
+	}
+	r.routes.Store(newTable(services, patterns))
+}
+
+// addresses returns where visitors find a service. r.mu is held.
+func (r *Relay) addresses(s *service, ports map[relay.Publish]*port) []string {
+	p := s.publish
+	switch p.Scheme {
+	case "":
+		return nil
+	case "tcp":
+		return []string{"tcp://" + ports[p].Addr().String()}
+	}
+	name, usual := "http", "80"
+	if s.secure {
+		name, usual = "https", "443"
+	}
+	var list []string
+	for _, l := range r.listeners {
+		if l.Name != name {
+			continue
+		}
+		host := p.Host
+		if strings.Contains(host, ":") {
+			host = "[" + host + "]"
+		}
+		if _, port, err := net.SplitHostPort(l.Addr.String()); err == nil && port != usual {
+			host += ":" + port
+		}
+		path := p.Path
+		if path == "/" {
+			path = ""
+		}
+		list = append(list, p.Scheme+"://"+host+path)
+	}
+	return list
+}
+
+// httpsPort is ":port" of the https listener unless it is the usual one, and
+// whether there is a listener.
+func (r *Relay) httpsPort() (suffix string, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range r.listeners {
+		if a, isTCP := l.Addr.(*net.TCPAddr); l.Name == "https" {
+			if isTCP && a.Port != 443 {
+				return ":" + strconv.Itoa(a.Port), true
+			}
+			return "", true
+		}
+	}
+	return "", false
+}

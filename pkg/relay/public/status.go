@@ -1,0 +1,120 @@
+package public
+
+import (
+	"context"
+	"time"
+)
+
+// Counters counts what happened on the HTTP listeners.
+type Counters struct {
+	Requests         uint64 // sent on to a site
+	Answered         uint64 // by the relay itself: errors and redirects
+	Rejected         uint64 // requests that were malformed or too slow
+	Malformed        uint64 // responses that were
+	TurnedAway       uint64 // connections beyond a limit
+	HandshakesFailed uint64
+}
+
+func (c *Counters) add(o Counters) {
+	c.Requests += o.Requests
+	c.Answered += o.Answered
+	c.Rejected += o.Rejected
+	c.Malformed += o.Malformed
+	c.TurnedAway += o.TurnedAway
+	c.HandshakesFailed += o.HandshakesFailed
+}
+
+// Status is the state of a Relay at one moment.
+type Status struct {
+	Draining  bool
+	Visitors  int // connections
+	Counters  Counters
+	Listeners []Listener
+	Sessions  []SessionStatus
+}
+
+// SessionStatus is a session of a site.
+type SessionStatus struct {
+	Site     string
+	Since    time.Time
+	Remote   string        // address of the link
+	Software string        // of the private relay
+	Lost     time.Time     // since when there is no link; zero: there is one
+	RTT      time.Duration // of the link; 0: not measured yet
+	Links    int           // that have carried the session
+	Streams  int
+	Received uint64 // bytes of streams, from the site
+	Sent     uint64 // and to it
+	Buffered int    // bytes
+	Services []ServiceStatus
+}
+
+// ServiceStatus is a service that is published.
+type ServiceStatus struct {
+	Name     string
+	Publish  string // URL; "": for operators only
+	Target   string // scheme
+	Visitors int    // now: connections, or requests under way
+	Total    uint64
+	Received uint64 // bytes of HTTP, from visitors; what follows an upgrade is not counted
+	Sent     uint64
+}
+
+// Status asks the loops for their part. It must not be called on one. If the
+// context ends before all have answered, the rest is missing.
+func (r *Relay) Status(ctx context.Context) Status {
+	r.prepare()
+	st := Status{Draining: r.draining.Load(), Visitors: r.admission.connected(), Listeners: r.Listeners()}
+	r.mu.Lock()
+	sessions := make([]*session, 0, len(r.sessions))
+	for _, s := range r.sessions {
+		sessions = append(sessions, s)
+	}
+	r.mu.Unlock()
+
+	type part struct {
+		counters Counters
+		sessions []SessionStatus
+	}
+	parts := make(chan part, len(r.loops))
+	asked := 0
+	for _, l := range r.loops {
+		if l.Post(func() {
+			p := part{counters: l.counters}
+			for _, s := range sessions {
+				if s.loop == l && s.tun != nil {
+					p.sessions = append(p.sessions, s.status())
+				}
+			}
+			parts <- p
+		}) {
+			asked++
+		}
+	}
+	for range asked {
+		select {
+		case p := <-parts:
+			st.Counters.add(p.counters)
+			st.Sessions = append(st.Sessions, p.sessions...)
+		case <-ctx.Done():
+			return st
+		}
+	}
+	return st
+}
+
+// status is the session's part of Status. On the loop.
+func (s *session) status() SessionStatus {
+	t := s.tun.Stats()
+	st := SessionStatus{
+		Site: s.site, Since: s.since, Remote: s.remote.String(), Software: s.software, Lost: s.lostAt,
+		RTT: t.RTT, Links: t.Links, Streams: t.Streams, Received: t.Received, Sent: t.Sent, Buffered: t.Buffered,
+	}
+	for _, svc := range s.services {
+		st.Services = append(st.Services, ServiceStatus{
+			Name: svc.name, Publish: svc.publish.String(), Target: svc.target,
+			Visitors: svc.visitors, Total: svc.total, Received: svc.received, Sent: svc.sent,
+		})
+	}
+	return st
+}
