@@ -37,7 +37,7 @@ func (v *visitor) ownDomain(head, close bool) bool {
 	path := string(req.Path)
 	switch {
 	case path == relay.LinkPath:
-		v.link()
+		v.link(head, close)
 		return true
 	case path == relay.JoinPath:
 		v.join(head, close)

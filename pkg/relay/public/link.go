@@ -1,3 +1,127 @@
 package public
 
-func (v *visitor) link() {}
+import (
+	"errors"
+	"fmt"
+
+	"culvert.dev/pkg/auth"
+	"culvert.dev/pkg/http1"
+	"culvert.dev/pkg/link"
+	"culvert.dev/pkg/relay"
+)
+
+var troubleUpgrade = &trouble{426, "This needs a WebSocket of a private relay."}
+
+// link takes the request of a private relay for a link. The count of the visitor
+// ends here: sites are few, and known.
+func (v *visitor) link(head, close bool) {
+	req := &v.loop.req
+	key := http1.Get(req.Fields, "sec-websocket-key")
+	if string(req.Method) != "GET" || !http1.EqualFold(req.Upgrade, "websocket") || len(key) == 0 ||
+		string(http1.Get(req.Fields, "sec-websocket-version")) != "13" || req.Framing != http1.NoBody {
+		v.answer(troubleUpgrade, head, close)
+		return
+	}
+	v.leave()
+	link.Accept(v.conn, string(key), func(in *link.Incoming, err error) {
+		if err != nil {
+			v.refused(in, err)
+			return
+		}
+		v.greet(in)
+	})
+}
+
+// refused notes a link that did not come about. in is nil if there was no Hello.
+func (v *visitor) refused(in *link.Incoming, err error) {
+	site := ""
+	if in != nil {
+		site = in.Hello.Site
+		refusal, ok := errors.AsType[*relay.Refusal](err)
+		if !ok {
+			refusal = &relay.Refusal{Code: relay.RefuseInternal, Message: "the public relay could not make the session", Retry: true}
+		}
+		in.Refuse(*refusal)
+	}
+	v.relay.log.Warn("link refused", "site", site, "remote", v.addr, "err", err)
+}
+
+// greet lets a private relay in if it is who it says.
+func (v *visitor) greet(in *link.Incoming) {
+	r := v.relay
+	if err := r.authenticate(in); err != nil {
+		v.refused(in, err)
+		return
+	}
+	s, old, resumed, refusal := r.admit(in.Hello, v.loop)
+	if refusal != nil {
+		v.refused(in, refusal)
+		return
+	}
+	in.Move(s.loop.Loop, func(err error) {
+		if old != nil {
+			old.close(errReplaced)
+		}
+		switch {
+		case err != nil && resumed:
+			s.lost(err)
+		case err != nil:
+			s.close(err)
+		case s.ended:
+			v.refused(in, &relay.Refusal{Code: relay.RefuseBusy, Message: "the session ended just now", Retry: true})
+		default:
+			s.serve(in, v, resumed)
+		}
+	})
+}
+
+// authenticate checks that the site exists, that the key is its key, and that the
+// peer of this very TLS connection has it. The error is a *relay.Refusal.
+func (r *Relay) authenticate(in *link.Incoming) error {
+	h := in.Hello
+	r.mu.Lock()
+	site, ok := r.sites[h.Site]
+	r.mu.Unlock()
+	refuse := func(code relay.RefusalCode, format string) error {
+		return &relay.Refusal{Code: code, Message: fmt.Sprintf(format, h.Site)}
+	}
+	if !ok {
+		return refuse(relay.RefuseUnknownSite, "the public relay has no site %q: is the name right, or was the site removed?")
+	}
+	if site.Revoked {
+		return refuse(relay.RefuseRevoked, "the key of site %q was revoked: ask for a new join token")
+	}
+	if site.Key == "" {
+		return refuse(relay.RefuseBadKey, "site %q has not joined yet: use its join token")
+	}
+	if h.Key != site.Key {
+		return refuse(relay.RefuseBadKey, "site %q has another key: was it made anew, or did another machine join?")
+	}
+	pub, err := auth.ParsePublicKey(h.Key)
+	if err != nil || !auth.VerifyLink(pub, h.Site, in.Exporter, h.Signature) {
+		return refuse(relay.RefuseBadKey, "the proof of site %q is wrong: the TLS connection does not end at the public relay, or the key file does not fit")
+	}
+	return nil
+}
+
+// serve begins to use a link, which is on the session's loop.
+func (s *session) serve(in *link.Incoming, v *visitor, resumed bool) {
+	if s.tun == nil {
+		s.start()
+	}
+	l := in.Welcome(relay.Welcome{Session: s.id, Resume: s.secret, Resumed: resumed, Software: s.relay.Software})
+	s.link = l
+	l.Serve(s.tun, s.linkLost)
+	s.attached(v.addr, in.Hello.Software, resumed)
+	if s.relay.draining.Load() {
+		s.drain()
+	}
+}
+
+// linkLost is told of the end of each link.
+func (s *session) linkLost(l *link.Link, err error) {
+	if l == s.link { // and no newer one has taken over
+		s.link = nil
+		s.lost(err)
+	}
+}

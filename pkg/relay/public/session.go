@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/link"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
 )
@@ -32,7 +33,8 @@ type session struct {
 	since  time.Time
 
 	// Owned by the loop.
-	tun       *tunnel.Session
+	tun       *tunnel.Session // nil until the first link is there
+	link      *link.Link      // the last one attached; nil when it is lost
 	timer     evloop.Timer
 	fires     time.Time // when timer does; zero: it is stopped
 	lostAt    time.Time // since when there is no link; zero: there is one
