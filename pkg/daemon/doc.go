@@ -4,9 +4,8 @@
 //
 //	func run(ctx context.Context) error {
 //		var c config
-//		file, err := daemon.ReadFile("public.toml", &c) // every mistake, with its line and column
-//		if err != nil {
-//			return err // os.Exit(daemon.ExitCode(err)) is 2
+//		if err := daemon.ReadFile("public.toml", &c, c.check); err != nil {
+//			return err // every mistake, with its line and column; the exit code is 2
 //		}
 //		ctx, stop := daemon.Signals(ctx, reload)
 //		defer stop()

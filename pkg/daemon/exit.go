@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime/debug"
 )
 
 // The exit codes of every command.
@@ -44,13 +43,4 @@ func Exit(stderr io.Writer, command string, err error) int {
 		fmt.Fprintf(stderr, "%s: %v\n", command, err)
 	}
 	return ExitCode(err)
-}
-
-// Version is the version that the program was built from: a tag, a commit, or "devel".
-func Version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
-		return "devel"
-	}
-	return info.Main.Version
 }

@@ -55,24 +55,26 @@ type File struct {
 // ReadFile reads the TOML file into v, a pointer to a struct with `toml:"..."` tags on every field.
 //
 // It is strict: all unknown and misspelt keys and all values of a wrong type are returned at once, as
-// Problems. Keys are matched exactly; TOML is case-sensitive. The File is never nil.
-func ReadFile(name string, v any) (*File, error) {
+// Problems. Keys are matched exactly; TOML is case-sensitive.
+//
+// If check is not nil and every value had its type, check looks at v and adds what else is wrong.
+func ReadFile(name string, v any, check func(f *File)) error {
 	info, err := os.Stat(name)
 	if err != nil {
-		return &File{Name: name}, err
+		return UsageError(err.Error())
 	}
 	if info.Size() > maxFile {
-		return &File{Name: name}, fmt.Errorf("%s: larger than %d bytes, not a configuration file", name, maxFile)
+		return UsageError(fmt.Sprintf("%s: larger than %d bytes, not a configuration file", name, maxFile))
 	}
 	data, err := os.ReadFile(name)
 	if err != nil {
-		return &File{Name: name}, err
+		return UsageError(err.Error())
 	}
-	return Decode(name, data, v)
+	return Decode(name, data, v, check)
 }
 
 // Decode is ReadFile for bytes that are already here. Name appears in the problems.
-func Decode(name string, data []byte, v any) (*File, error) {
+func Decode(name string, data []byte, v any, check func(f *File)) error {
 	f := &File{Name: name, place: make(map[string]unstable.Position)}
 	w := walker{file: f}
 	w.parser.Reset(data)
@@ -80,15 +82,20 @@ func Decode(name string, data []byte, v any) (*File, error) {
 	if err := w.parser.Error(); err != nil {
 		// What follows a syntax error is guesswork: report what came before it, and the error.
 		f.addSyntax(data, err)
-		return f, f.Problems()
+		return f.Problems()
 	}
-	if len(f.problems) == 0 {
-		// The rest, such as a key defined twice.
-		if err := toml.Unmarshal(data, v); err != nil {
-			f.addSyntax(data, err)
-		}
+	if w.mistyped {
+		return f.Problems()
 	}
-	return f, f.Problems()
+	// What is left is a key defined twice, and the like.
+	if err := toml.Unmarshal(data, v); err != nil {
+		f.addSyntax(data, err)
+		return f.Problems()
+	}
+	if check != nil {
+		check(f)
+	}
+	return f.Problems()
 }
 
 // Addf records a problem with the value at path. When the file has no such value (it is missing), the problem
@@ -156,6 +163,14 @@ type walker struct {
 	file   *File
 	parser unstable.Parser
 	tables map[string]int // elements seen of each [[array of tables]], by path
+
+	mistyped bool // a value has the wrong type, so that the document cannot be decoded
+}
+
+// mistype records a value of a wrong type.
+func (w *walker) mistype(at unstable.Position, format string, args ...any) {
+	w.mistyped = true
+	w.file.addAt(at, format, args...)
 }
 
 func (w *walker) document(root reflect.Type) {
@@ -188,7 +203,7 @@ func (w *walker) header(e *unstable.Node, root reflect.Type) (reflect.Type, stri
 				w.tables[path] = n
 			}
 			if n == 0 {
-				w.file.addAt(w.start(key), "%q is written [[%s]]", path, path)
+				w.mistype(w.start(key), "%q is written [[%s]]", path, path)
 				return nil, ""
 			}
 			t, path = t.Elem(), fmt.Sprintf("%s[%d]", path, n-1)
@@ -196,11 +211,11 @@ func (w *walker) header(e *unstable.Node, root reflect.Type) (reflect.Type, stri
 			continue
 		}
 		if t.Kind() != reflect.Struct || isText(t) {
-			w.file.addAt(w.start(key), "%q is a value, not a table: write %s = ...", path, path)
+			w.mistype(w.start(key), "%q is a value, not a table: write %s = ...", path, path)
 			return nil, ""
 		}
 		if e.Kind == unstable.ArrayTable && keys.IsLast() {
-			w.file.addAt(w.start(key), "%q is written [%s], once", path, path)
+			w.mistype(w.start(key), "%q is written [%s], once", path, path)
 			return nil, ""
 		}
 	}
@@ -215,7 +230,7 @@ func (w *walker) keyValue(e *unstable.Node, table reflect.Type, path string) {
 			return
 		}
 		if isText(t) || t.Kind() != reflect.Struct {
-			w.file.addAt(w.start(keys.Node()), "%q is a value, not a table", path)
+			w.mistype(w.start(keys.Node()), "%q is a value, not a table", path)
 			return
 		}
 		t, path = w.key(keys.Node(), t, path)
@@ -256,11 +271,11 @@ func (w *walker) value(v *unstable.Node, t reflect.Type, path string) {
 	}
 	if isText(t) && t.Kind() != reflect.Slice {
 		if v.Kind != unstable.String {
-			w.file.addAt(at, "%s must be a string, not %s", path, kindName(v.Kind))
+			w.mistype(at, "%s must be a string, not %s", path, kindName(v.Kind))
 			return
 		}
 		if err := reflect.New(t).Interface().(encoding.TextUnmarshaler).UnmarshalText(v.Data); err != nil {
-			w.file.addAt(at, "%s: %v", path, err)
+			w.mistype(at, "%s: %v", path, err)
 		}
 		return
 	}
@@ -304,7 +319,7 @@ func (w *walker) value(v *unstable.Node, t reflect.Type, path string) {
 		panic(fmt.Sprintf("BUG: a configuration field of type %v", t))
 	}
 	if want != "" {
-		w.file.addAt(at, "%s must be %s, not %s", path, want, kindName(v.Kind))
+		w.mistype(at, "%s must be %s, not %s", path, want, kindName(v.Kind))
 	}
 }
 

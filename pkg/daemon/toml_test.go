@@ -44,7 +44,7 @@ publish = ["x", "y"]
 name = "two"
 `
 	var c testConfig
-	if _, err := Decode("f.toml", []byte(text), &c); err != nil {
+	if err := Decode("f.toml", []byte(text), &c, nil); err != nil {
 		t.Fatal(err)
 	}
 	want := testConfig{
@@ -58,7 +58,7 @@ name = "two"
 
 	// A list of one may be written without its brackets.
 	c = testConfig{}
-	if _, err := Decode("f.toml", []byte(`relay = "a:443"`), &c); err != nil || !slices.Equal(c.Relay, []string{"a:443"}) {
+	if err := Decode("f.toml", []byte(`relay = "a:443"`), &c, nil); err != nil || !slices.Equal(c.Relay, []string{"a:443"}) {
 		t.Errorf("relay = %q, %v", c.Relay, err)
 	}
 }
@@ -103,7 +103,7 @@ f.toml:2:9: unexpected character U+000A at start of value`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var c testConfig
-			_, err := Decode("f.toml", []byte(test.text), &c)
+			err := Decode("f.toml", []byte(test.text), &c, nil)
 			if got := fmt.Sprint(err); got != strings.TrimPrefix(test.want, "\n") {
 				t.Errorf("got:\n%s\nwant:\n%s", got, test.want)
 			}
@@ -114,12 +114,13 @@ f.toml:2:9: unexpected character U+000A at start of value`},
 	}
 }
 
-// A check made after decoding points at the value, and at its table when there is none.
-func TestAddf(t *testing.T) {
+// A check made after decoding points at the value, and at its table when there is none. An unknown key does
+// not prevent it, a wrong type does.
+func TestCheck(t *testing.T) {
 	const text = `site = "office"
 
 [[service]]
-name = "a"
+nmae = "a"
 publish = ["x",
   "y"]
 
@@ -127,30 +128,33 @@ publish = ["x",
 target = "z"
 `
 	var c testConfig
-	f, err := Decode("f.toml", []byte(text), &c)
-	if err != nil {
-		t.Fatal(err)
+	check := func(f *File) {
+		if c.Site != "office" || !f.Has("site") || f.Has("relay") {
+			t.Error("the values are not there")
+		}
+		f.Addf("service[1].name", "service without a name")
+		f.Addf("service[0].publish[1]", "bad %q", "y")
+		f.Addf("site", "no such site")
+		f.Addf("listen.https", "missing")
 	}
-	f.Addf("service[1].name", "service without a name")
-	f.Addf("service[0].publish[1]", "bad %q", "y")
-	f.Addf("site", "no such site")
-	f.Addf("listen.https", "missing")
 	want := `f.toml: missing
 f.toml:1:8: no such site
+f.toml:4:1: unknown key "nmae" (did you mean "name"?)
 f.toml:6:3: bad "y"
 f.toml:8:3: service without a name`
-	if got := fmt.Sprint(f.Problems()); got != want {
-		t.Errorf("got:\n%s\nwant:\n%s", got, want)
+	if err := Decode("f.toml", []byte(text), &c, check); fmt.Sprint(err) != want {
+		t.Errorf("got:\n%s\nwant:\n%s", err, want)
 	}
-	if !f.Has("site") || f.Has("relay") {
-		t.Error("Has")
+	err := Decode("f.toml", []byte("site = 1"), &c, func(*File) { t.Error("a wrong type was checked") })
+	if fmt.Sprint(err) != "f.toml:1:8: site must be a string, not an integer" {
+		t.Error(err)
 	}
 }
 
 func TestReadFile(t *testing.T) {
 	var c testConfig
-	_, err := ReadFile(t.TempDir()+"/none.toml", &c)
-	if err == nil || !strings.Contains(err.Error(), "none.toml") {
+	err := ReadFile(t.TempDir()+"/none.toml", &c, nil)
+	if ExitCode(err) != ExitUsage || !strings.Contains(err.Error(), "none.toml") {
 		t.Errorf("missing file: %v", err)
 	}
 }
@@ -174,7 +178,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add("[service.name]\n[[service]]\n[service.name]\n[[service.name]]")
 	f.Fuzz(func(t *testing.T, text string) {
 		var c testConfig
-		_, err := Decode("f.toml", []byte(text), &c)
+		err := Decode("f.toml", []byte(text), &c, nil)
 		if err != nil && ExitCode(err) != ExitUsage {
 			t.Fatal(err)
 		}

@@ -113,6 +113,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	for range r.Relays {
 		errs = append(errs, <-ended)
 	}
+	if ctx.Err() != nil {
+		return nil // a refusal of one relay of several has been logged when it came
+	}
 	return errors.Join(errs...)
 }
 

@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"strconv"
 	"sync/atomic"
@@ -26,11 +25,11 @@ type Service struct {
 // Status touch.
 type service struct {
 	Service
-	network, address string       // to dial; empty for a folder
-	tls              *tls.Config  // of an https target, or nil
-	files            http.Handler // of a file target, or nil
+	network, address string        // to dial; empty for a folder
+	tls              *tls.Config   // of an https target, or nil
+	files            *httpd.Server // of a file target, or nil
 
-	open   atomic.Int64  // streams now
+	open   atomic.Int64  // streams now, but those of a folder
 	total  atomic.Uint64 // streams ever
 	failed atomic.Uint64 // streams whose target could not be reached
 	down   atomic.Bool   // the last stream could not reach the target, which has been logged
@@ -53,7 +52,7 @@ func newService(s Service) (*service, error) {
 		}
 		// The root is closed by the garbage collector, when a reload has replaced the service and
 		// its last stream has ended.
-		made.files = httpd.FileHandler(root)
+		made.files = &httpd.Server{Handler: &httpd.FileHandler{Root: root}}
 	default:
 		made.network, made.address = "tcp", net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port)))
 		if t.Scheme == "https" {

@@ -32,12 +32,12 @@ func (p *peer) accept(s *tunnel.Stream, header []byte) {
 		return
 	}
 	svc.total.Add(1)
-	svc.open.Add(1)
 	if svc.files != nil {
-		httpd.Serve(s, p.loop, svc.files, httpd.Config{OnClose: svc.streamEnded})
+		svc.files.Serve(s, p.loop, httpd.Peer{Addr: h.Visitor})
 		return
 	}
-	s.Pause() // what comes before the target is there stays in the stream's window
+	svc.open.Add(1)
+	s.Pause() // what comes before the target is there stays in the stream's window, its end too
 	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
 	d := &dial{peer: p, service: svc, stream: s, cancel: cancel}
 	s.SetHandler(d)
@@ -52,16 +52,19 @@ type dial struct {
 	service *service
 	stream  *tunnel.Stream
 	cancel  context.CancelFunc
-	eof     bool // the visitor has already finished sending
-	gone    bool // the stream is closed
+	shaking *evloop.Conn // the target's connection in its TLS handshake, or nil
+	gone    bool         // the stream is closed
 }
 
 func (d *dial) OnData([]byte) int { return 0 }
-func (d *dial) OnEOF()            { d.eof = true }
+func (d *dial) OnEOF()            {}
 func (d *dial) OnDrain()          {}
 func (d *dial) OnClose(error) {
 	d.gone = true
 	d.cancel()
+	if d.shaking != nil {
+		d.shaking.Abort(context.Canceled)
+	}
 	d.service.open.Add(-1)
 }
 
@@ -71,17 +74,16 @@ func (d *dial) connected(c *evloop.Conn, err error) {
 	case err != nil:
 		d.fail(err)
 	case d.gone:
-		c.Abort(nil)
+		c.Abort(context.Canceled)
 	case d.service.tls != nil:
+		d.shaking = c
 		c.StartTLS(d.service.tls, true, connectTimeout, func(err error) {
-			switch {
-			case err != nil:
+			d.shaking = nil
+			if err != nil {
 				d.fail(err)
-			case d.gone:
-				c.Abort(nil)
-			default:
-				d.splice(c)
+				return
 			}
+			d.splice(c)
 		})
 	default:
 		d.splice(c)
@@ -93,9 +95,6 @@ func (d *dial) splice(c *evloop.Conn) {
 		d.peer.relay.log.Info("target is back", "service", d.service.Name)
 	}
 	forward.Splice(c, d.stream, d.service.streamEnded)
-	if d.eof {
-		c.CloseWrite() // the splice has not seen it
-	}
 }
 
 // fail tells the visitor's side why there is no target. The log hears of the first failure in a row.

@@ -1,0 +1,223 @@
+package main
+
+import (
+	"crypto/ed25519"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"culvert.dev/pkg/auth"
+	"culvert.dev/pkg/daemon"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/relay/private"
+)
+
+// config is private.toml. Paths in it are relative to the folder that it is in.
+type config struct {
+	// Relay is the public relay's address, "relay.example.com" or "relay.example.com:8443"; the port is 443
+	// if none is given. With a list, the site keeps a session with each of the relays, and visitors reach
+	// its services through any of them. Needed.
+	Relay daemon.Strings `toml:"relay"`
+
+	// Site is the name that the public relay knows this network by. Needed.
+	Site string `toml:"site"`
+
+	// Key is the file with the site's private key, made by `relay-private join` or `relay-private keygen`.
+	// Whoever has it can pose as this site: it must be readable by its owner alone. Needed.
+	Key string `toml:"key"`
+
+	// CA is a PEM file with the authorities that may vouch for the public relay's certificate, for a relay
+	// with a private CA. If empty, the system's authorities do. There is no way to skip the verification:
+	// visitors' data would go to whoever answers.
+	CA string `toml:"ca"`
+
+	// Transport is how the site dials out: "wss" (WebSocket over TLS), "quic", or "auto" for the best that
+	// works; the default. This version has WebSocket alone.
+	Transport string `toml:"transport"`
+
+	// DrainTimeout is how long streams may go on after SIGTERM. The default is "30s"; "0s" cuts them.
+	DrainTimeout daemon.Duration `toml:"drain_timeout"`
+
+	// Service is what the site offers. Only the targets named here are ever dialled, whatever the
+	// public relay asks for.
+	Service []serviceConfig `toml:"service"`
+}
+
+// serviceConfig is one [[service]].
+type serviceConfig struct {
+	// Name says which service this is in logs and to tunnelctl. Needed, unique.
+	Name string `toml:"name"`
+
+	// Publish is where visitors come in: https://HOST[/PATH], http://, wss://, ws:// (a host may begin with
+	// "*."), or tcp://:PORT. The public relay decides whether the site may publish it. If empty, the service
+	// can be reached by operators only, with `tunnelctl forward`.
+	Publish string `toml:"publish"`
+
+	// Target is where they end up: http://HOST:PORT, https://HOST:PORT, tcp://HOST:PORT, unix:///PATH of a
+	// socket, or file:///PATH of a folder, which this relay then serves itself. Needed.
+	Target string `toml:"target"`
+
+	// CA is a PEM file with the authorities that may vouch for the certificate of an https target. If
+	// empty, the system's authorities do.
+	CA string `toml:"ca"`
+}
+
+// settings are the values that a config stands for.
+type settings struct {
+	relays       []string // host:port
+	site         string
+	key          ed25519.PrivateKey
+	roots        *x509.CertPool // nil: the system's
+	drainTimeout time.Duration
+	services     []private.Service
+}
+
+// defaults is the config before anything is read into it.
+func defaults() config {
+	return config{Transport: "auto", DrainTimeout: daemon.Duration(30 * time.Second)}
+}
+
+// load reads a configuration file. Its error holds every mistake in it.
+func load(name string) (s *settings, err error) {
+	c := defaults()
+	err = daemon.ReadFile(name, &c, func(f *daemon.File) { s = c.settings(f, filepath.Dir(name)) })
+	return s, err
+}
+
+// settings checks the config and reads the files that it names. Mistakes go to f.
+func (c *config) settings(f *daemon.File, dir string) *settings {
+	s := &settings{site: c.Site, drainTimeout: time.Duration(c.DrainTimeout)}
+	if len(c.Relay) == 0 {
+		f.Addf("relay", "relay is missing: the public relay's address, such as \"relay.example.com\"")
+	}
+	for i, address := range c.Relay {
+		a, err := relayAddress(address)
+		if err != nil {
+			at := "relay"
+			if e := fmt.Sprintf("relay[%d]", i); f.Has(e) {
+				at = e
+			}
+			f.Addf(at, "relay %v", err)
+		}
+		if slices.Contains(s.relays, a) {
+			f.Addf(fmt.Sprintf("relay[%d]", i), "relay %q is listed twice", a)
+		}
+		s.relays = append(s.relays, a)
+	}
+	switch {
+	case c.Site == "":
+		f.Addf("site", "site is missing: the name that the public relay knows this network by")
+	default:
+		if err := relay.CheckName(c.Site); err != nil {
+			f.Addf("site", "site %v", err)
+		}
+	}
+	if c.Key == "" {
+		f.Addf("key", "key is missing: the file made by `relay-private join` or `relay-private keygen`")
+	} else {
+		key, err := auth.ReadKey(inDir(dir, c.Key))
+		if err != nil {
+			f.Addf("key", "%v", err)
+		}
+		s.key = key
+	}
+	if c.CA != "" {
+		s.roots = readCA(f, "ca", inDir(dir, c.CA))
+	}
+	switch c.Transport {
+	case "auto", "wss":
+	case "quic":
+		f.Addf("transport", "transport \"quic\" is not supported by this version")
+	default:
+		f.Addf("transport", "transport %q is none of auto, wss, quic", c.Transport)
+	}
+	names := make(map[string]bool)
+	publishes := make(map[relay.Publish]string)
+	for i, one := range c.Service {
+		at := fmt.Sprintf("service[%d]", i)
+		svc := private.Service{Service: relay.Service{Name: one.Name}}
+		var err error
+		if one.Name == "" {
+			f.Addf(at, "service without a name")
+		} else if err = relay.CheckName(one.Name); err != nil {
+			f.Addf(at+".name", "service %v", err)
+		} else if names[one.Name] {
+			f.Addf(at+".name", "service %q is defined twice", one.Name)
+		}
+		names[one.Name] = true
+		if one.Publish != "" {
+			if svc.Publish, err = relay.ParsePublish(one.Publish); err != nil {
+				f.Addf(at+".publish", "%v", err)
+			} else if other, ok := publishes[svc.Publish]; ok && (svc.Publish.Scheme != "tcp" || svc.Publish.Port != 0) {
+				f.Addf(at+".publish", "publish %q is taken by service %q", one.Publish, other)
+			}
+			publishes[svc.Publish] = one.Name
+		}
+		if one.Target == "" {
+			f.Addf(at, "service %q without a target", one.Name)
+		} else if svc.Target, err = relay.ParseTarget(one.Target); err != nil {
+			f.Addf(at+".target", "%v", err)
+		}
+		if svc.Target.Scheme == "file" {
+			if info, err := os.Stat(svc.Target.Path); err != nil {
+				f.Addf(at+".target", "target %q: %v", one.Target, err)
+			} else if !info.IsDir() {
+				f.Addf(at+".target", "target %q: not a folder", one.Target)
+			}
+		}
+		if one.CA != "" {
+			if svc.Target.Scheme != "https" {
+				f.Addf(at+".ca", "ca is for https:// targets")
+			}
+			svc.RootCAs = readCA(f, at+".ca", inDir(dir, one.CA))
+		}
+		if one.Name != "" && svc.Target.Scheme != "" {
+			if err := svc.Validate(); err != nil && relay.CheckName(one.Name) == nil {
+				f.Addf(at+".publish", "%v", err)
+			}
+		}
+		s.services = append(s.services, svc)
+	}
+	return s
+}
+
+func readCA(f *daemon.File, at, name string) *x509.CertPool {
+	pem, err := os.ReadFile(name)
+	if err != nil {
+		f.Addf(at, "ca: %v", err)
+		return nil
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		f.Addf(at, "ca: %s holds no PEM certificate", name)
+	}
+	return pool
+}
+
+// inDir is the path of a file named in a configuration in dir.
+func inDir(dir, name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(dir, name)
+}
+
+// relayAddress completes HOST to HOST:443.
+func relayAddress(s string) (string, error) {
+	if strings.Contains(s, "/") {
+		return "", fmt.Errorf("%q: want HOST or HOST:PORT, not a URL", s)
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		host, port = strings.Trim(s, "[]"), "443"
+	}
+	if host == "" || port == "" || strings.ContainsAny(host, " []") {
+		return "", fmt.Errorf("%q: want HOST or HOST:PORT", s)
+	}
+	return net.JoinHostPort(host, port), nil
+}

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// script runs the command in a fresh folder with the files and checks everything that it prints.
+type script struct {
+	name   string
+	files  map[string]string
+	args   string // separated by spaces
+	stdout string
+	stderr string
+	code   int
+}
+
+func (s script) run(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for name, text := range s.files {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var stdout, stderr bytes.Buffer
+	code := command(t.Context(), strings.Fields(s.args), strings.NewReader(""), &stdout, &stderr)
+	if code != s.code {
+		t.Errorf("exit code %d, want %d", code, s.code)
+	}
+	for _, out := range []struct{ name, got, want string }{{"stdout", stdout.String(), s.stdout}, {"stderr", stderr.String(), s.stderr}} {
+		if strings.TrimSpace(out.got) != strings.TrimSpace(out.want) {
+			t.Errorf("%s:\n%s\nwant:\n%s", out.name, out.got, out.want)
+		}
+	}
+}
+
+func TestCheck(t *testing.T) {
+	keygen(t)
+	for _, s := range []script{
+		{
+			name: "good",
+			args: "--config private.toml --check",
+			files: map[string]string{"private.toml": `
+relay = "relay.example.com"
+site  = "office"
+key   = "office.key"
+
+[[service]]
+name    = "intranet"
+publish = "https://intranet.example.com"
+target  = "http://127.0.0.1:8080"
+
+[[service]]
+name   = "ssh-jump"
+target = "tcp://10.0.0.9:22"
+`},
+			stdout: "ok",
+		},
+		{
+			name:  "empty",
+			args:  "--config private.toml --check",
+			files: map[string]string{"private.toml": ""},
+			stderr: `
+private.toml: relay is missing: the public relay's address, such as "relay.example.com"
+private.toml: site is missing: the name that the public relay knows this network by
+private.toml: key is missing: the file made by ` + "`relay-private join` or `relay-private keygen`",
+			code: 2,
+		},
+		{
+			name: "every mistake at once",
+			args: "--config private.toml --check",
+			files: map[string]string{"private.toml": `relay = ["relay.example.com", "https://relay.example.org", "relay.example.com:443"]
+site  = "the office"
+key   = "none.key"
+ca    = "office.key"
+transport = "carrier pigeon"
+drain_timeout = "5s"
+
+[[service]]
+nmae    = "one"
+publish = "rtsp://cams.example.com/gate"
+target  = "udp://10.0.0.6:514"
+
+[[service]]
+name    = "two"
+publish = "https://two.example.com"
+target  = "http://127.0.0.1:8080/path"
+
+[[service]]
+name    = "two"
+publish = "https://two.example.com"
+target  = "file:///no/such/folder"
+
+[[service]]
+name    = "db"
+publish = "tcp://:15432"
+target  = "http://127.0.0.1:1"
+ca      = "office.key"
+`},
+			stderr: `
+private.toml:1:31: relay "https://relay.example.org": want HOST or HOST:PORT, not a URL
+private.toml:1:60: relay "relay.example.com:443" is listed twice
+private.toml:2:9: site name "the office": want letters, digits, '.', '-' and '_', starting with a letter or digit
+private.toml:3:9: key file: open none.key: no such file or directory
+private.toml:4:9: ca: office.key holds no PEM certificate
+private.toml:5:13: transport "carrier pigeon" is none of auto, wss, quic
+private.toml:8:3: service without a name
+private.toml:9:1: unknown key "nmae" (did you mean "name"?)
+private.toml:10:11: publish "rtsp://cams.example.com/gate": rtsp is not supported by this version
+private.toml:11:11: target "udp://10.0.0.6:514": udp is not supported by this version
+private.toml:16:11: target "http://127.0.0.1:8080/path": leave the path out: the visitor's path reaches the target as it is
+private.toml:19:11: service "two" is defined twice
+private.toml:20:11: publish "https://two.example.com" is taken by service "two"
+private.toml:21:11: target "file:///no/such/folder": stat /no/such/folder: no such file or directory
+private.toml:25:11: service "db": a tcp:// publish needs a tcp:// or unix:// target, not http://
+private.toml:27:11: ca is for https:// targets
+private.toml:27:11: ca: office.key holds no PEM certificate`,
+			code: 2,
+		},
+		{
+			name:   "quic",
+			args:   "--config private.toml --check",
+			files:  map[string]string{"private.toml": "relay = \"r\"\nsite = \"s\"\nkey = \"office.key\"\ntransport = \"quic\"\n"},
+			stderr: `private.toml:4:13: transport "quic" is not supported by this version`,
+			code:   2,
+		},
+		{
+			name:   "no file",
+			args:   "--config private.toml --check",
+			stderr: "relay-private: stat private.toml: no such file or directory",
+			code:   2,
+		},
+		{
+			name:   "flags instead of a file",
+			args:   "--relay relay.example.com --site office --key office.key --publish https://app.example.com=http://127.0.0.1:8080 --publish tcp://:15432=tcp://10.0.0.5:5432 --check",
+			stdout: "ok",
+		},
+		{
+			name: "bad flags",
+			args: "--site office --key office.key --publish http://127.0.0.1:8080 --publish tcp://:1=udp://x:1 --check",
+			stderr: `
+command line: --publish "http://127.0.0.1:8080": want URL=TARGET, such as https://app.example.com=http://127.0.0.1:8080
+command line: relay is missing: the public relay's address, such as "relay.example.com"
+command line: target "udp://x:1": udp is not supported by this version`,
+			code: 2,
+		},
+	} {
+		if s.files == nil {
+			s.files = map[string]string{}
+		}
+		s.files["office.key"] = testKey
+		t.Run(s.name, s.run)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	keygen(t)
+	for _, s := range []script{
+		{
+			name:   "nothing",
+			stderr: "relay-private: nothing to do: give --config FILE, or --relay, --site, --key and --publish, or a command (see --help)",
+			code:   2,
+		},
+		{
+			name:   "unknown flag",
+			args:   "--confg x",
+			stderr: "relay-private: unknown flag: --confg",
+			code:   2,
+		},
+		{
+			name:   "both",
+			args:   "--config private.toml --site office",
+			stderr: "relay-private: --config and --relay, --site, --key, --ca, --publish exclude each other",
+			code:   2,
+		},
+		{
+			name:   "unknown command",
+			args:   "jion TOKEN",
+			stderr: "relay-private: unknown command \"jion\" for \"relay-private\"\nusage: relay-private [flags]",
+			code:   2,
+		},
+		{
+			name:   "keygen without a file",
+			args:   "keygen",
+			stderr: "relay-private: accepts 1 arg(s), received 0\nusage: relay-private keygen FILE [flags]",
+			code:   2,
+		},
+		{
+			name:   "bad log level",
+			args:   "--relay r --site s --key office.key --log-level loud",
+			files:  map[string]string{"office.key": testKey},
+			stderr: `relay-private: log level "loud" is none of debug, info, warn, error`,
+			code:   2,
+		},
+	} {
+		t.Run(s.name, s.run)
+	}
+}
+
+// testKey is a key file, made by keygen.
+var testKey string
+
+func keygen(t *testing.T) {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "office.key")
+	var stdout, stderr bytes.Buffer
+	if code := command(t.Context(), []string{"keygen", name}, nil, &stdout, &stderr); code != 0 {
+		t.Fatalf("keygen: %d, %s", code, stderr.String())
+	}
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	testKey = string(b)
+}
+
+// keygen prints the public key, keeps the private one to its owner, and never overwrites a key.
+func TestKeygen(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "office.key")
+	var stdout, stderr bytes.Buffer
+	if code := command(t.Context(), []string{"keygen", name}, nil, &stdout, &stderr); code != 0 || !strings.HasPrefix(stdout.String(), "ed25519:") {
+		t.Fatalf("exit code %d, %q, %q", code, stdout.String(), stderr.String())
+	}
+	info, err := os.Stat(name)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	before, _ := os.ReadFile(name)
+	if code := command(t.Context(), []string{"keygen", name}, nil, &stdout, &stderr); code != 1 || !strings.Contains(stderr.String(), "exists") {
+		t.Errorf("a second time: exit code %d, %q", code, stderr.String())
+	}
+	if after, _ := os.ReadFile(name); !bytes.Equal(before, after) {
+		t.Error("the key was overwritten")
+	}
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"regexp"
+	"slices"
+	"time"
+
+	"culvert.dev/pkg/daemon"
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/relay/private"
+)
+
+// options are the flags of the command without a subcommand.
+type options struct {
+	config string
+	check  bool
+
+	// Instead of a file.
+	relay, site, key, ca string
+	publish              []string // URL=TARGET
+
+	logLevel, logFormat string
+}
+
+// settings come from the file or from the flags, never from both.
+func (o options) settings() (*settings, error) {
+	flags := o.relay != "" || o.site != "" || o.key != "" || o.ca != "" || o.publish != nil
+	switch {
+	case o.config != "" && flags:
+		return nil, daemon.UsageError("--config and --relay, --site, --key, --ca, --publish exclude each other")
+	case o.config != "":
+		return load(o.config)
+	case !flags:
+		return nil, daemon.UsageError("nothing to do: give --config FILE, or --relay, --site, --key and --publish, or a command (see --help)")
+	}
+	c := defaults()
+	c.Site, c.Key, c.CA = o.site, o.key, o.ca
+	if o.relay != "" {
+		c.Relay = daemon.Strings{o.relay}
+	}
+	f := &daemon.File{Name: "command line"}
+	for _, p := range o.publish {
+		i := targetSeparator.FindStringIndex(p)
+		if i == nil {
+			f.Addf("publish", "--publish %q: want URL=TARGET, such as https://app.example.com=http://127.0.0.1:8080", p)
+			continue
+		}
+		one := serviceConfig{Publish: p[:i[0]], Target: p[i[0]+1:]}
+		one.Name = serviceName(one.Publish, c.Service)
+		c.Service = append(c.Service, one)
+	}
+	s := c.settings(f, "")
+	if err := f.Problems(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// targetSeparator is the = before the target's scheme; a URL may have others.
+var targetSeparator = regexp.MustCompile(`=[a-z][a-z0-9+.-]*://`)
+
+// serviceName makes a name of a publish URL: its host, or its scheme and port.
+func serviceName(publish string, taken []serviceConfig) string {
+	name := "service"
+	if u, err := url.Parse(publish); err == nil && u.Hostname() != "" {
+		name = u.Hostname()
+	} else if err == nil && u.Port() != "" {
+		name = u.Scheme + "-" + u.Port()
+	}
+	if name[0] == '*' {
+		name = "any" + name[1:]
+	}
+	unique := name
+	for n := 2; slices.ContainsFunc(taken, func(s serviceConfig) bool { return s.Name == unique }); n++ {
+		unique = fmt.Sprintf("%s-%d", name, n)
+	}
+	return unique
+}
+
+// run runs the relay until ctx ends, it is told to stop, or a relay refuses it for good.
+func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
+	s, err := o.settings()
+	if err != nil {
+		return err
+	}
+	if o.check {
+		fmt.Fprintln(stdout, "ok")
+		return nil
+	}
+	log, err := daemon.NewLogger(stderr, o.logFormat, o.logLevel)
+	if err != nil {
+		return err
+	}
+	core, err := evloop.New(evloop.Config{OnSlowTurn: slowTurn(log)})
+	if err != nil {
+		return err
+	}
+	defer core.Close()
+	r := &private.Relay{
+		Core:         core,
+		Relays:       s.relays,
+		Site:         s.site,
+		Key:          s.key,
+		RootCAs:      s.roots,
+		Services:     s.services,
+		DrainTimeout: s.drainTimeout,
+		Software:     "culvert " + version,
+		Log:          log,
+		OnReady:      func() { daemon.Ready(log, "site", s.site, "relay", s.relays, "services", len(s.services)) },
+	}
+	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, log) })
+	defer stop()
+	stopping := context.AfterFunc(running, func() {
+		log.Info("stopping: streams may finish", "timeout", s.drainTimeout)
+		daemon.Stopping()
+	})
+	defer stopping()
+	return r.Run(running)
+}
+
+// reload takes the services of the file as it is now. A bad file changes nothing.
+func reload(r *private.Relay, o options, old *settings, log *slog.Logger) {
+	daemon.Reloading()
+	defer daemon.Reloaded()
+	s, err := o.settings()
+	if err == nil {
+		err = r.Reload(s.services)
+	}
+	if err != nil {
+		log.Error("reload: the old configuration stays", "err", err)
+		return
+	}
+	if !slices.Equal(s.relays, old.relays) || s.site != old.site || !s.key.Equal(old.key) || !s.roots.Equal(old.roots) {
+		log.Warn("reload: a change of relay, site, key or ca needs a restart")
+	}
+	log.Info("reloaded", "services", len(s.services))
+}
+
+func slowTurn(log *slog.Logger) func(string, time.Duration) {
+	return func(handler string, d time.Duration) {
+		log.Warn("slow turn of the event loop", "handler", handler, "took", d)
+	}
+}

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"culvert.dev/pkg/auth"
+	"culvert.dev/pkg/daemon"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/relay/public"
+)
+
+// config is public.toml. Paths in it are relative to the folder that it is in.
+type config struct {
+	// Domain is the relay's own name: private relays dial it and join through it. No service may be
+	// published under it. Needed.
+	Domain string `toml:"domain"`
+
+	// State is the folder of what the relay makes itself: the operators' token (admin.token), the sites
+	// that have joined, and its own CA when it has no other certificate. It is made with mode 0700; whoever
+	// can read it can do what operators can. Needed.
+	State string `toml:"state"`
+
+	// Listen has the addresses to listen on.
+	Listen listenConfig `toml:"listen"`
+
+	// ACME obtains certificates by itself. Not supported by this version; see TLS.
+	ACME acmeConfig `toml:"acme"`
+
+	// TLS names certificates that somebody else renews. Without it the relay makes a CA and a certificate
+	// of its own in State, which private relays learn of when they join, and visitors have to be told of.
+	TLS tlsConfig `toml:"tls"`
+
+	// Limits bound what visitors and sites may use.
+	Limits limitsConfig `toml:"limits"`
+
+	// DrainTimeout is how long visitors may go on after SIGTERM. The default is "30s"; "0s" cuts them.
+	DrainTimeout daemon.Duration `toml:"drain_timeout"`
+
+	// Site is a site whose key was made by hand, with `relay-private keygen`. Sites that join with a token
+	// are kept in State and need no entry here; an entry wins over the state's of the same name.
+	Site []siteConfig `toml:"site"`
+}
+
+// listenConfig is [listen]: HOST:PORT, with all addresses if the host is empty, any free port if the port is
+// 0, and no listener at all if it is "".
+type listenConfig struct {
+	// HTTPS is for visitors and for private relays, told apart by name and path. The default is ":443".
+	HTTPS string `toml:"https"`
+
+	// QUIC is for QUIC links and HTTP/3, on UDP. The default is ":443", which this version does not serve;
+	// any other value is an error.
+	QUIC string `toml:"quic"`
+
+	// HTTP is for services published as http:// and ws://. The default is ":80".
+	HTTP string `toml:"http"`
+
+	// RTSP, RTSPS and TFTP are off by default, and not supported by this version.
+	RTSP  string `toml:"rtsp"`
+	RTSPS string `toml:"rtsps"`
+	TFTP  string `toml:"tftp"`
+
+	// Admin is for tunnelctl, metrics and debugging. It speaks HTTP without TLS: the address should be a
+	// loopback one. The default is "127.0.0.1:7070".
+	Admin string `toml:"admin"`
+}
+
+// acmeConfig is [acme].
+type acmeConfig struct {
+	// Email is the contact of the account.
+	Email string `toml:"email"`
+}
+
+// tlsConfig is [tls]. Both files are read again on SIGHUP.
+type tlsConfig struct {
+	// Certificate is a PEM file with the chain, the leaf first. It should name the domain and the hosts
+	// that sites publish, as wildcards where possible.
+	Certificate string `toml:"certificate"`
+
+	// Key is the PEM file of its private key.
+	Key string `toml:"key"`
+}
+
+// limitsConfig is [limits]. 0 takes the default.
+type limitsConfig struct {
+	// Visitors is how many connections may be open; others are told to come back (503) or closed.
+	// The default is 262144. The process needs as many file descriptors.
+	Visitors int `toml:"visitors"`
+
+	// VisitorsPerAddress is the same for one address (for IPv6, one /64). The default is 16384: a school or
+	// a reverse proxy may be behind one address.
+	VisitorsPerAddress int `toml:"visitors_per_address"`
+
+	// StreamsPerSite is how many streams one session may have. The default is 131072.
+	StreamsPerSite int `toml:"streams_per_site"`
+
+	// SessionMemory is how many bytes the streams of one session may keep here: received and not taken by
+	// the visitor, or sent and not confirmed by the site. The default is 268435456 (256 MiB).
+	SessionMemory int `toml:"session_memory"`
+}
+
+// siteConfig is one [[site]].
+type siteConfig struct {
+	// Name is what the site calls itself. Needed, unique.
+	Name string `toml:"name"`
+
+	// Key is the site's public key, "ed25519:...". Needed.
+	Key string `toml:"key"`
+
+	// Publish has the patterns of what the site may publish, such as "https://*.example.com",
+	// "http://files.example.com", "tcp://:15000-15999". What matches none of them is refused. Needed.
+	Publish []string `toml:"publish"`
+}
+
+// settings are the values that a config stands for.
+type settings struct {
+	config
+	state       string // absolute or relative to the working directory
+	certificate *tls.Certificate
+	sites       []public.Site
+}
+
+// defaults is the config before anything is read into it.
+func defaults() config {
+	return config{
+		Listen:       listenConfig{HTTPS: ":443", QUIC: ":443", HTTP: ":80", Admin: "127.0.0.1:7070"},
+		Limits:       limitsConfig{Visitors: 262_144, VisitorsPerAddress: 16_384, StreamsPerSite: 131_072, SessionMemory: 256 << 20},
+		DrainTimeout: daemon.Duration(30 * time.Second),
+	}
+}
+
+// load reads a configuration file. Its error holds every mistake in it.
+func load(name string) (*settings, error) {
+	s := &settings{config: defaults()}
+	err := daemon.ReadFile(name, &s.config, func(f *daemon.File) { s.check(f, filepath.Dir(name)) })
+	return s, err
+}
+
+// check completes the settings and reads the files they name. Mistakes go to f.
+func (s *settings) check(f *daemon.File, dir string) {
+	switch {
+	case s.Domain == "":
+		f.Addf("domain", "domain is missing: the relay's own name, such as \"relay.example.com\"")
+	case strings.ContainsAny(s.Domain, "/: *") || s.Domain != strings.ToLower(s.Domain):
+		f.Addf("domain", "domain %q: want a name in lower case, without scheme, port or wildcard", s.Domain)
+	}
+	if s.State == "" {
+		f.Addf("state", "state is missing: a folder for what the relay makes itself, such as \"/var/lib/culvert\"")
+	}
+	s.state = inDir(dir, s.State)
+
+	s.checkListen(f)
+	if f.Has("acme") {
+		f.Addf("acme", "[acme] is not supported by this version: name a [tls] certificate and key")
+	}
+	switch {
+	case s.TLS.Certificate != "" && s.TLS.Key != "":
+		c, err := tls.LoadX509KeyPair(inDir(dir, s.TLS.Certificate), inDir(dir, s.TLS.Key))
+		if err != nil {
+			f.Addf("tls.certificate", "certificate: %v", err)
+		}
+		s.certificate = &c
+	case s.TLS.Certificate != "":
+		f.Addf("tls", "[tls] has a certificate and no key")
+	case s.TLS.Key != "":
+		f.Addf("tls", "[tls] has a key and no certificate")
+	}
+	for _, l := range []struct {
+		at    string
+		limit *int
+		def   int
+	}{
+		{"limits.visitors", &s.Limits.Visitors, defaults().Limits.Visitors},
+		{"limits.visitors_per_address", &s.Limits.VisitorsPerAddress, defaults().Limits.VisitorsPerAddress},
+		{"limits.streams_per_site", &s.Limits.StreamsPerSite, defaults().Limits.StreamsPerSite},
+		{"limits.session_memory", &s.Limits.SessionMemory, defaults().Limits.SessionMemory},
+	} {
+		if *l.limit < 0 {
+			f.Addf(l.at, "%s is negative", l.at)
+		} else if *l.limit == 0 {
+			*l.limit = l.def
+		}
+	}
+	names := make(map[string]bool)
+	for i, one := range s.Site {
+		at := fmt.Sprintf("site[%d]", i)
+		if one.Name == "" {
+			f.Addf(at, "site without a name")
+			continue
+		} else if err := relay.CheckName(one.Name); err != nil {
+			f.Addf(at+".name", "site %v", err)
+		} else if names[one.Name] {
+			f.Addf(at+".name", "site %q is defined twice", one.Name)
+		}
+		names[one.Name] = true
+		made := public.Site{Name: one.Name, Key: one.Key}
+		if one.Key == "" {
+			f.Addf(at, "site %q without a key: `relay-private keygen FILE` makes one and prints its public half", one.Name)
+		} else if _, err := auth.ParsePublicKey(one.Key); err != nil {
+			f.Addf(at+".key", "%v", err)
+		}
+		if len(one.Publish) == 0 {
+			f.Addf(at, "site %q may publish nothing: publish is missing, such as [\"https://*.example.com\"]", one.Name)
+		}
+		for j, pattern := range one.Publish {
+			p, err := relay.ParsePattern(pattern)
+			if err != nil {
+				f.Addf(fmt.Sprintf("%s.publish[%d]", at, j), "%v", err)
+			}
+			made.Publish = append(made.Publish, p)
+		}
+		s.sites = append(s.sites, made)
+	}
+}
+
+// checkListen checks the addresses.
+func (s *settings) checkListen(f *daemon.File) {
+	for _, l := range []struct{ at, address string }{
+		{"listen.https", s.Listen.HTTPS}, {"listen.http", s.Listen.HTTP}, {"listen.admin", s.Listen.Admin},
+	} {
+		if l.address == "" {
+			continue
+		}
+		_, port, err := net.SplitHostPort(l.address)
+		if n, numErr := strconv.Atoi(port); err != nil || numErr != nil || n < 0 || n > 65535 {
+			f.Addf(l.at, "%s %q: want HOST:PORT or :PORT", l.at, l.address)
+		}
+	}
+	if s.Listen.HTTPS == "" && s.Domain != "" {
+		f.Addf("listen.https", "listen.https is empty: private relays would have no way in")
+	}
+	if q := s.Listen.QUIC; q != "" && q != defaults().Listen.QUIC {
+		f.Addf("listen.quic", "listen.quic %q: quic is not supported by this version", q)
+	}
+	for _, l := range []struct{ name, address string }{
+		{"rtsp", s.Listen.RTSP}, {"rtsps", s.Listen.RTSPS}, {"tftp", s.Listen.TFTP},
+	} {
+		if l.address != "" {
+			f.Addf("listen."+l.name, "listen.%s %q: %s is not supported by this version", l.name, l.address, l.name)
+		}
+	}
+}
+
+// inDir is the path of a file named in a configuration in dir.
+func inDir(dir, name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(dir, name)
+}

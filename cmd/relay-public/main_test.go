@@ -1,0 +1,149 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"strings"
+	"testing"
+)
+
+// script runs the command in a fresh folder with the files and checks everything that it prints.
+type script struct {
+	name   string
+	files  map[string]string
+	args   string // separated by spaces
+	stdout string
+	stderr string
+	code   int
+}
+
+func (s script) run(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for name, text := range s.files {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var stdout, stderr bytes.Buffer
+	code := command(t.Context(), strings.Fields(s.args), &stdout, &stderr)
+	if code != s.code {
+		t.Errorf("exit code %d, want %d", code, s.code)
+	}
+	for _, out := range []struct{ name, got, want string }{{"stdout", stdout.String(), s.stdout}, {"stderr", stderr.String(), s.stderr}} {
+		if strings.TrimSpace(out.got) != strings.TrimSpace(out.want) {
+			t.Errorf("%s:\n%s\nwant:\n%s", out.name, out.got, out.want)
+		}
+	}
+}
+
+func TestCheck(t *testing.T) {
+	for _, s := range []script{
+		{
+			name: "good",
+			files: map[string]string{"public.toml": `
+domain = "relay.example.com"
+state  = "/var/lib/culvert"
+
+[listen]
+https = ":443"
+quic  = ":443"
+http  = ":80"
+rtsp  = ""
+rtsps = ""
+tftp  = ""
+admin = "127.0.0.1:7070"
+
+[limits]
+visitors = 1000
+
+[[site]]
+name    = "office"
+key     = "ed25519:1yQ/TcItPiLRqEX/qIVJhB08FGTj0D3BzkD0tHr3YMo"
+publish = ["https://*.example.com", "tcp://:15000-15999"]
+`},
+			stdout: "ok",
+		},
+		{
+			name:  "empty",
+			files: map[string]string{"public.toml": ""},
+			stderr: `
+public.toml: domain is missing: the relay's own name, such as "relay.example.com"
+public.toml: state is missing: a folder for what the relay makes itself, such as "/var/lib/culvert"`,
+			code: 2,
+		},
+		{
+			name: "every mistake at once",
+			files: map[string]string{"public.toml": `domain = "https://relay.example.com"
+
+[listen]
+htps = ":443"
+https = "443"
+quic  = ":8443"
+http  = ""
+rtsp  = ":554"
+rtsps = ":322"
+tftp  = ":69"
+
+[acme]
+email = "ops@example.com"
+
+[tls]
+certificate = "cert.pem"
+
+[limits]
+visitors = -1
+
+[[site]]
+name    = "office"
+key     = "ed25519:short"
+publish = ["https://*.example.com", "rtsp://cams.example.com/*", "tcp://:2-1"]
+
+[[site]]
+name    = "office"
+publish = []
+
+[[site]]
+`},
+			stderr: `
+public.toml: state is missing: a folder for what the relay makes itself, such as "/var/lib/culvert"
+public.toml:1:10: domain "https://relay.example.com": want a name in lower case, without scheme, port or wildcard
+public.toml:4:1: unknown key "htps" (did you mean "https"?)
+public.toml:5:9: listen.https "443": want HOST:PORT or :PORT
+public.toml:6:9: listen.quic ":8443": quic is not supported by this version
+public.toml:8:9: listen.rtsp ":554": rtsp is not supported by this version
+public.toml:9:9: listen.rtsps ":322": rtsps is not supported by this version
+public.toml:10:9: listen.tftp ":69": tftp is not supported by this version
+public.toml:12:2: [acme] is not supported by this version: name a [tls] certificate and key
+public.toml:15:2: [tls] has a certificate and no key
+public.toml:19:12: limits.visitors is negative
+public.toml:23:11: public key: 5 characters after ed25519: are not base64 of 32 bytes
+public.toml:24:37: pattern "rtsp://cams.example.com/*": rtsp is not supported by this version
+public.toml:24:66: pattern "tcp://:2-1": port range "2-1": low end is above the high end
+public.toml:26:3: site "office" without a key: ` + "`relay-private keygen FILE`" + ` makes one and prints its public half
+public.toml:26:3: site "office" may publish nothing: publish is missing, such as ["https://*.example.com"]
+public.toml:27:11: site "office" is defined twice
+public.toml:30:3: site without a name`,
+			code: 2,
+		},
+		{
+			name:   "missing certificate",
+			files:  map[string]string{"public.toml": "domain = \"relay.example.com\"\nstate = \"state\"\n[tls]\ncertificate = \"cert.pem\"\nkey = \"key.pem\"\n"},
+			stderr: `public.toml:4:15: certificate: open cert.pem: no such file or directory`,
+			code:   2,
+		},
+	} {
+		s.args = "--config public.toml --check"
+		t.Run(s.name, s.run)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	for _, s := range []script{
+		{name: "nothing", stderr: "relay-public: --config FILE is needed", code: 2},
+		{name: "unknown flag", args: "--confg x", stderr: "relay-public: unknown flag: --confg", code: 2},
+		{name: "argument", args: "public.toml", stderr: `relay-public: unexpected argument "public.toml" (see --help)`, code: 2},
+		{name: "no file", args: "--config none.toml", stderr: "relay-public: stat none.toml: no such file or directory", code: 2},
+	} {
+		t.Run(s.name, s.run)
+	}
+}

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"time"
+
+	"culvert.dev/pkg/daemon"
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/relay/public"
+)
+
+// options are the flags.
+type options struct {
+	config              string
+	check               bool
+	logLevel, logFormat string
+}
+
+// run runs the relay until ctx ends or it is told to stop.
+func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
+	if o.config == "" {
+		return daemon.UsageError("--config FILE is needed")
+	}
+	s, err := load(o.config)
+	if err != nil {
+		return err
+	}
+	if o.check {
+		fmt.Fprintln(stdout, "ok")
+		return nil
+	}
+	log, err := daemon.NewLogger(stderr, o.logFormat, o.logLevel)
+	if err != nil {
+		return err
+	}
+	st, err := openState(s, log)
+	if err != nil {
+		return err
+	}
+	core, err := evloop.New(evloop.Config{OnSlowTurn: func(handler string, d time.Duration) {
+		log.Warn("slow turn of the event loop", "handler", handler, "took", d)
+	}})
+	if err != nil {
+		return err
+	}
+	defer core.Close()
+
+	r := &public.Relay{
+		Core:   core,
+		Domain: s.Domain,
+		TLS: &tls.Config{
+			MinVersion:     tls.VersionTLS12,
+			NextProtos:     []string{"http/1.1"},
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return st.certificate.Load(), nil },
+		},
+		HTTPS:         s.Listen.HTTPS,
+		HTTP:          s.Listen.HTTP,
+		MaxVisitors:   s.Limits.Visitors,
+		MaxPerAddress: s.Limits.VisitorsPerAddress,
+		MaxStreams:    s.Limits.StreamsPerSite,
+		Budget:        s.Limits.SessionMemory,
+		Software:      "culvert " + version,
+		Join:          st.join,
+		Operator:      st.admin.Matches,
+		Log:           log,
+	}
+	st.changed = func() { r.Reload(st.sites()) }
+	r.Reload(st.sites())
+	if err := r.Listen(); err != nil {
+		return err
+	}
+	ready := []any{"domain", s.Domain}
+	for _, l := range r.Listeners() {
+		ready = append(ready, l.Name, l.Addr.String())
+		if l.Name == "https" {
+			st.address = l.Addr
+		}
+	}
+	adminAddress := ""
+	if s.Listen.Admin != "" {
+		ln, err := net.Listen("tcp", s.Listen.Admin)
+		if err != nil {
+			return fmt.Errorf("listener admin %q: %w", s.Listen.Admin, err)
+		}
+		stop := serveAdmin(ln, st, r, log)
+		defer stop()
+		adminAddress = ln.Addr().String()
+		ready = append(ready, "admin", adminAddress)
+	}
+
+	running, stop := daemon.Signals(ctx, func() { reload(o.config, s, st, log) })
+	defer stop()
+	daemon.Ready(log, ready...)
+	st.sayNext(adminAddress)
+
+	<-running.Done()
+	timeout := time.Duration(s.DrainTimeout)
+	log.Info("stopping: visitors may finish", "timeout", timeout)
+	daemon.Stopping()
+	drain, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	if err := r.Drain(drain); errors.Is(err, context.DeadlineExceeded) {
+		log.Warn("drain timeout: visitors are cut")
+	}
+	return nil
+}
+
+// reload takes the sites and the certificate of the file as it is now. A bad file changes nothing.
+func reload(file string, running *settings, st *state, log *slog.Logger) {
+	daemon.Reloading()
+	defer daemon.Reloaded()
+	s, err := load(file)
+	if err == nil {
+		err = st.apply(s)
+	}
+	if err != nil {
+		log.Error("reload: the old configuration stays", "err", err)
+		return
+	}
+	st.changed()
+	if s.Domain != running.Domain || s.state != running.state || s.Listen != running.Listen || s.Limits != running.Limits {
+		log.Warn("reload: a change of domain, state, listeners or limits needs a restart")
+	}
+	log.Info("reloaded", "sites", len(st.sites()))
+}

@@ -1,0 +1,281 @@
+package main
+
+import (
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"culvert.dev/pkg/admin"
+	"culvert.dev/pkg/auth"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/relay/public"
+)
+
+// state is what the relay knows of sites and certificates: from the configuration, and from its folder.
+type state struct {
+	log     *slog.Logger // immutable, as is the rest of this group
+	dir     string
+	domain  string
+	store   *auth.Store
+	admin   *auth.AdminToken
+	changed func()   // the sites have changed; set before anybody can change them
+	address net.Addr // of the https listener, or nil; set with changed
+
+	certificate atomic.Pointer[tls.Certificate]
+
+	mu         sync.Mutex
+	configured []public.Site    // from public.toml
+	given      *tls.Certificate // from [tls]; nil: the relay has its own CA
+}
+
+// openState opens the state folder, and makes it at the first start.
+func openState(s *settings, log *slog.Logger) (*state, error) {
+	if err := os.MkdirAll(s.state, 0o700); err != nil {
+		return nil, fmt.Errorf("state: %w", err)
+	}
+	st := &state{log: log, dir: s.state, domain: s.Domain}
+	var err error
+	if st.admin, err = auth.OpenAdminToken(s.state); err != nil {
+		return nil, err
+	}
+	if st.store, err = auth.OpenStore(s.state); err != nil {
+		return nil, err
+	}
+	if s.certificate == nil {
+		log.Info("no [tls] certificate: the relay is its own authority, which visitors have to trust", "ca", filepath.Join(st.dir, "ca.pem"))
+	}
+	return st, st.apply(s)
+}
+
+// apply takes the sites and the certificate of a configuration.
+func (st *state) apply(s *settings) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	configured, given := st.configured, st.given
+	st.configured, st.given = s.sites, s.certificate
+	if err := st.renewLocked(); err != nil {
+		st.configured, st.given = configured, given
+		return err
+	}
+	return nil
+}
+
+// renewLocked brings the certificate up to date: the relay's own names whatever the sites may publish.
+func (st *state) renewLocked() error {
+	if st.given != nil {
+		st.certificate.Store(st.given)
+		return nil
+	}
+	names := []string{st.domain}
+	for _, site := range st.sitesLocked() {
+		for _, p := range site.Publish {
+			if (p.Scheme == "https" || p.Scheme == "wss") && !slices.Contains(names, p.Host) {
+				names = append(names, p.Host)
+			}
+		}
+	}
+	files, err := auth.DevCA(st.dir, names...)
+	if err != nil {
+		return err
+	}
+	c, err := tls.LoadX509KeyPair(files.Certificate, files.Key)
+	if err != nil {
+		return err
+	}
+	st.certificate.Store(&c)
+	return nil
+}
+
+// sites are all sites that may link.
+func (st *state) sites() []public.Site {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.sitesLocked()
+}
+
+// sitesLocked merges the sites of the configuration with those that have joined; the former win.
+func (st *state) sitesLocked() []public.Site {
+	list := slices.Clone(st.configured)
+	for _, joined := range st.store.Sites() {
+		if joined.Key == "" || st.isConfiguredLocked(joined.Name) {
+			continue
+		}
+		site := public.Site{Name: joined.Name, Key: joined.Key, Revoked: joined.Revoked}
+		for _, text := range joined.Publish {
+			p, err := relay.ParsePattern(text)
+			if err != nil {
+				st.log.Warn("state: pattern left out", "site", joined.Name, "err", err)
+				continue
+			}
+			site.Publish = append(site.Publish, p)
+		}
+		list = append(list, site)
+	}
+	return list
+}
+
+func (st *state) isConfiguredLocked(name string) bool {
+	return slices.ContainsFunc(st.configured, func(s public.Site) bool { return s.Name == name })
+}
+
+// refresh makes a change of the sites effective.
+func (st *state) refresh() {
+	st.mu.Lock()
+	err := st.renewLocked()
+	st.mu.Unlock()
+	if err != nil {
+		st.log.Error("certificate", "err", err)
+	}
+	st.changed()
+}
+
+// known are all sites for operators to see, without their sessions.
+func (st *state) known() []admin.Site {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	var list []admin.Site
+	for _, s := range st.configured {
+		site := admin.Site{Name: s.Name, State: admin.StateAway}
+		for _, p := range s.Publish {
+			site.Publish = append(site.Publish, p.String())
+		}
+		list = append(list, site)
+	}
+	for _, s := range st.store.Sites() {
+		if st.isConfiguredLocked(s.Name) || s.Revoked && s.InvitedUntil.IsZero() {
+			continue
+		}
+		site := admin.Site{Name: s.Name, State: admin.StateAway, Publish: s.Publish}
+		if s.Key == "" {
+			site.State = admin.StateInvited
+		}
+		if !s.InvitedUntil.IsZero() {
+			site.InvitedUntil = &s.InvitedUntil
+		}
+		list = append(list, site)
+	}
+	return list
+}
+
+// invite makes a join token.
+func (st *state) invite(in admin.Invite) (*admin.Invitation, error) {
+	if err := relay.CheckName(in.Name); err != nil {
+		return nil, &admin.Error{Code: http.StatusBadRequest, Message: "site: " + err.Error()}
+	}
+	for _, text := range in.Publish {
+		if _, err := relay.ParsePattern(text); err != nil {
+			return nil, &admin.Error{Code: http.StatusBadRequest, Message: err.Error()}
+		}
+	}
+	st.mu.Lock()
+	isConfigured := st.isConfiguredLocked(in.Name)
+	st.mu.Unlock()
+	if isConfigured {
+		return nil, &admin.Error{Code: http.StatusConflict, Message: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: change it there, or remove it and reload", in.Name)}
+	}
+	token := auth.Token{Relay: st.publicAddress(), Site: in.Name, Pin: st.pin()}
+	var err error
+	var out admin.Invitation
+	token.Secret, out.Expires, err = st.store.Invite(in.Name, in.Publish, in.Lifetime())
+	if err != nil {
+		return nil, err
+	}
+	out.Site, out.Token = in.Name, token.String()
+	return &out, nil
+}
+
+// publicAddress is where private relays find this one.
+func (st *state) publicAddress() string {
+	port := "443"
+	if a := st.address; a != nil {
+		if _, p, err := net.SplitHostPort(a.String()); err == nil {
+			port = p
+		}
+	}
+	return net.JoinHostPort(st.domain, port)
+}
+
+// pin identifies the authority that a private relay has to trust, nil if every machine does already.
+func (st *state) pin() []byte {
+	c := st.certificate.Load()
+	rest := x509.NewCertPool()
+	var top *x509.Certificate
+	for i, der := range c.Certificate {
+		parsed, err := x509.ParseCertificate(der)
+		if err != nil || i == 0 {
+			continue
+		}
+		rest.AddCert(parsed)
+		if parsed.IsCA {
+			top = parsed
+		}
+	}
+	if _, err := c.Leaf.Verify(x509.VerifyOptions{DNSName: st.domain, Intermediates: rest}); err == nil || top == nil {
+		return nil
+	}
+	pin := [sha256.Size]byte(auth.Pin(top))
+	return pin[:]
+}
+
+// revoke forgets a site's key.
+func (st *state) revoke(name string) error {
+	st.mu.Lock()
+	isConfigured := st.isConfiguredLocked(name)
+	st.mu.Unlock()
+	if isConfigured {
+		return &admin.Error{Code: http.StatusConflict, Message: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: remove it there and reload", name)}
+	}
+	if err := st.store.Revoke(name); errors.Is(err, auth.ErrUnknownSite) {
+		return &admin.Error{Code: http.StatusNotFound, Message: fmt.Sprintf("no site %q", name)}
+	} else if err != nil {
+		return err
+	}
+	st.refresh()
+	return nil
+}
+
+// join redeems a token.
+func (st *state) join(req relay.JoinRequest) relay.JoinResponse {
+	site, err := st.store.Redeem(req.Secret, req.Key)
+	switch {
+	case errors.Is(err, auth.ErrToken):
+		return relay.JoinResponse{Error: &relay.Refusal{Code: relay.RefuseBadToken, Message: "the token is unknown, used or expired: ask for a new one"}}
+	case err != nil:
+		st.log.Error("join", "err", err)
+		return relay.JoinResponse{Error: &relay.Refusal{Code: relay.RefuseInternal, Message: "the relay could not store the site's key: its log says why", Retry: true}}
+	}
+	st.refresh()
+	return relay.JoinResponse{Site: site.Name, Publish: site.Publish}
+}
+
+// sayNext tells the operator of a relay that nobody can use yet what to do.
+func (st *state) sayNext(adminAddress string) {
+	if len(st.known()) > 0 {
+		return
+	}
+	next := "tunnelctl --state " + st.dir
+	if adminAddress != defaults().Listen.Admin {
+		next += " --admin " + adminAddress
+	}
+	next += " site add NAME --publish 'https://*." + parent(st.domain) + "'"
+	st.log.Info("no site yet: invite one, then run relay-private join there", "next", next)
+}
+
+// parent is the domain that a relay's own name lies in.
+func parent(domain string) string {
+	if _, rest, ok := strings.Cut(domain, "."); ok && strings.Contains(rest, ".") {
+		return rest
+	}
+	return domain
+}
