@@ -1,419 +1,458 @@
-// Package memnet is a network in memory for tests: connections that behave like TCP, on a
-// network that can be slow, silent or cut. It uses timers and channels alone, so inside of
-// a testing/synctest bubble time is virtual.
+// Package memnet is a network in memory: listeners, and connections with
+// half-close, deadlines, bounded buffers and delay, that can be cut or fall
+// silent. It is for tests, and works inside testing/synctest.
 //
 //	var n memnet.Network
-//	ln, err := n.Listen("relay.test:443")
-//	go serve(ln)
-//	c, err := n.Dial(ctx, "tcp", "relay.test:443")
-//	n.Cut() // both ends get a reset
+//	ln, err := n.Listen("relay.example.com:443")
+//	c, err := n.Dial(ctx, "tcp", "relay.example.com:443")
+//	n.Cut() // every connection is reset
 //
-// Invariants: bytes arrive once, in order, and Delay after they were written; a direction
-// holds at most bufferSize bytes, then Write blocks; a close in one direction leaves the
-// other open.
+// Invariants: there are no goroutines; every wait is on a condition, so that a
+// synctest bubble sees it as blocked; what one end writes the other reads in order,
+// or not at all after a cut.
 package memnet
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
 )
 
-// bufferSize is how many bytes one direction of a connection holds.
-const bufferSize = 256 << 10
-
-// backlog is how many connections of a listener wait to be accepted; more are refused.
-const backlog = 128
-
-// Network is a set of listeners and connections. The zero value is an empty network that
-// works. Its methods may be called from any goroutine.
+// Network joins listeners and dialers. The zero value is a fast and perfect one.
 type Network struct {
-	Delay time.Duration // from a write to the read; set before the first Dial
+	// Delay is how long bytes, and ends of stream, are on their way. It is set before
+	// the first use.
+	Delay time.Duration
+
+	// Buffer is how many bytes each direction of a connection holds: those on their
+	// way and those not read yet. 0: 64 KiB.
+	Buffer int
 
 	mu        sync.Mutex
-	listeners map[string]*listener
-	conns     map[*pair]struct{}
-	refuse    bool
+	listeners map[string]*listener // by address
+	pipes     map[*pipe]struct{}   // directions that are alive
+	port      int                  // given out last
 	silent    bool
-	port      int
 }
 
-// addr is "host:port" of the network.
-type addr string
+// Pipe returns the two ends of a connection.
+func (n *Network) Pipe() (net.Conn, net.Conn) { return n.pair(n.address(""), n.address("")) }
 
-func (addr) Network() string  { return "tcp" }
-func (a addr) String() string { return string(a) }
-
-// Listen makes address reachable.
+// Listen listens on a host:port. Port 0 is a free one. A listener on ":port" takes
+// every host that has none of its own.
 func (n *Network) Listen(address string) (net.Listener, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	a := n.address(port)
+	address = net.JoinHostPort(host, strconv.Itoa(a.Port))
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.listeners[address] != nil {
-		return nil, &net.OpError{Op: "listen", Net: "tcp", Addr: addr(address), Err: syscall.EADDRINUSE}
+		return nil, &net.OpError{Op: "listen", Net: "mem", Addr: a, Err: syscall.EADDRINUSE}
 	}
+	l := &listener{net: n, key: address, addr: a, queue: make(chan net.Conn, 128), closed: make(chan struct{})}
 	if n.listeners == nil {
 		n.listeners = make(map[string]*listener)
 	}
-	ln := &listener{network: n, addr: addr(address), waiting: make(chan net.Conn, backlog), closed: make(chan struct{})}
-	n.listeners[address] = ln
-	return ln, nil
+	n.listeners[address] = l
+	return l, nil
 }
 
-// Dial connects to a listener. On a silent network it waits for the end of ctx.
-func (n *Network) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	fail := func(err error) (net.Conn, error) {
-		return nil, &net.OpError{Op: "dial", Net: network, Addr: addr(address), Err: err}
+// Dial connects to a listener. It has the form of net.Dialer.DialContext; the
+// network's name does not matter.
+func (n *Network) Dial(ctx context.Context, _, address string) (net.Conn, error) {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
 	}
 	n.mu.Lock()
-	ln, silent, refuse := n.listeners[address], n.silent, n.refuse
-	n.port++
-	from := addr(fmt.Sprintf("127.0.0.1:%d", 1024+n.port%64000))
+	l := n.listeners[address]
+	if l == nil {
+		l = n.listeners[":"+port]
+	}
+	silent := n.silent
 	n.mu.Unlock()
+	fail := func(err error) (net.Conn, error) {
+		return nil, &net.OpError{Op: "dial", Net: "mem", Err: fmt.Errorf("%s: %w", address, err)}
+	}
 	if silent {
 		<-ctx.Done()
 		return fail(ctx.Err())
 	}
-	if ln == nil || refuse {
+	if n.Delay > 0 {
+		t := time.NewTimer(2 * n.Delay)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return fail(ctx.Err())
+		}
+	}
+	if l == nil {
 		return fail(syscall.ECONNREFUSED)
 	}
-	p := newPair(n, from, ln.addr)
-	n.mu.Lock()
-	if n.conns == nil {
-		n.conns = make(map[*pair]struct{})
-	}
-	n.conns[p] = struct{}{}
-	n.mu.Unlock()
+	c, s := n.pair(n.address(""), l.addr)
 	select {
-	case ln.waiting <- &p.server:
-		return &p.client, nil
-	case <-ln.closed:
+	case <-l.closed: // before the queue, which may have room
+		return fail(syscall.ECONNREFUSED)
 	default:
 	}
-	n.forget(p)
-	return fail(syscall.ECONNREFUSED)
+	select {
+	case l.queue <- s:
+		select {
+		case <-l.closed: // and may have looked into the queue before s was in it
+			s.Close()
+		default:
+		}
+		return c, nil
+	case <-l.closed:
+		return fail(syscall.ECONNREFUSED)
+	case <-ctx.Done():
+		return fail(ctx.Err())
+	}
 }
 
-// Cut resets every connection; what was under way is lost. It returns how many there were.
-func (n *Network) Cut() int {
+// Cut resets every connection that there is.
+func (n *Network) Cut() {
 	n.mu.Lock()
-	conns := n.conns
-	n.conns = nil
+	pipes := n.pipes
+	n.pipes = nil
 	n.mu.Unlock()
-	for p := range conns {
+	for p := range pipes {
 		p.reset()
 	}
-	return len(conns)
 }
 
-// Refuse says whether new connections are refused.
-func (n *Network) Refuse(refuse bool) {
+// Silence loses the path: until it is called with false, nothing arrives and no
+// dial succeeds, and nobody is told. What was on its way arrives afterwards.
+func (n *Network) Silence(on bool) {
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.refuse = refuse
-}
-
-// Silence drops what is written from now on, for good, as a firewall that has forgotten
-// its connections does: no error tells either end. Dial succeeds again when the silence is
-// over, but connections from before stay silent.
-func (n *Network) Silence(silent bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.silent = silent
-	if !silent {
-		return
+	n.silent = on
+	var pipes []*pipe
+	for p := range n.pipes {
+		pipes = append(pipes, p)
 	}
-	for p := range n.conns {
-		p.up.silence()
-		p.down.silence()
+	n.mu.Unlock()
+	for _, p := range pipes {
+		p.mu.Lock()
+		p.silent = on
+		p.wake.Broadcast()
+		p.mu.Unlock()
 	}
 }
 
-func (n *Network) forget(p *pair) {
+// address returns an address with that port, or a free one for 0 and "".
+func (n *Network) address(port string) *net.TCPAddr {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	delete(n.conns, p)
+	p, _ := strconv.Atoi(port)
+	if p == 0 {
+		n.port++
+		p = 40_000 + n.port%20_000
+	}
+	return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: p}
+}
+
+func (n *Network) pair(a, b *net.TCPAddr) (*conn, *conn) {
+	ab, ba := n.pipe(), n.pipe()
+	return &conn{r: ba, w: ab, local: a, remote: b}, &conn{r: ab, w: ba, local: b, remote: a}
+}
+
+func (n *Network) pipe() *pipe {
+	p := &pipe{net: n, limit: n.Buffer, delay: n.Delay}
+	if p.limit == 0 {
+		p.limit = 64 << 10
+	}
+	p.wake.L = &p.mu
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p.silent = n.silent
+	if n.pipes == nil {
+		n.pipes = make(map[*pipe]struct{})
+	}
+	n.pipes[p] = struct{}{}
+	return p
 }
 
 type listener struct {
-	network *Network
-	addr    addr
-	waiting chan net.Conn
-	once    sync.Once
-	closed  chan struct{}
+	net    *Network
+	key    string
+	addr   *net.TCPAddr
+	queue  chan net.Conn
+	once   sync.Once
+	closed chan struct{}
 }
-
-func (l *listener) Addr() net.Addr { return l.addr }
 
 func (l *listener) Accept() (net.Conn, error) {
 	select {
-	case c := <-l.waiting:
+	case c := <-l.queue:
 		return c, nil
 	case <-l.closed:
-		return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.addr, Err: net.ErrClosed}
+		return nil, &net.OpError{Op: "accept", Net: "mem", Addr: l.addr, Err: net.ErrClosed}
 	}
 }
 
+// Close stops listening. Connections that were not accepted are closed.
 func (l *listener) Close() error {
 	l.once.Do(func() {
-		l.network.mu.Lock()
-		delete(l.network.listeners, string(l.addr))
-		l.network.mu.Unlock()
+		l.net.mu.Lock()
+		delete(l.net.listeners, l.key)
+		l.net.mu.Unlock()
 		close(l.closed)
+		for {
+			select {
+			case c := <-l.queue:
+				c.Close()
+				continue
+			default:
+			}
+			return
+		}
 	})
 	return nil
 }
 
-// pair is a connection: two directions and two ends.
-type pair struct {
-	network        *Network
-	up, down       direction
-	client, server conn
+func (l *listener) Addr() net.Addr { return l.addr }
+
+// pipe is one direction of a connection.
+type pipe struct {
+	net   *Network      // immutable, as are the next two
+	limit int           // bytes
+	delay time.Duration // of everything
+
+	mu      sync.Mutex
+	wake    sync.Cond // something below has changed, or has become due
+	pieces  []piece
+	size    int       // bytes in pieces
+	eofAt   time.Time // when the end of stream arrives; zero: there is none yet
+	cut     bool
+	silent  bool
+	noRead  bool // the reading end is closed
+	noWrite bool // the writing end is closed, or half-closed
+	readBy  deadline
+	writeBy deadline
 }
 
-func newPair(n *Network, client, server addr) *pair {
-	p := &pair{network: n}
-	p.up.init(n.Delay)
-	p.down.init(n.Delay)
-	p.client = conn{pair: p, in: &p.down, out: &p.up, local: client, remote: server}
-	p.server = conn{pair: p, in: &p.up, out: &p.down, local: server, remote: client}
-	return p
+// piece is what one Write sent.
+type piece struct {
+	at time.Time // when it arrives
+	b  []byte
 }
 
-func (p *pair) reset() {
-	p.up.fail(syscall.ECONNRESET)
-	p.down.fail(syscall.ECONNRESET)
+// deadline is a point in time that wakes whoever waits.
+type deadline struct {
+	at    time.Time
+	timer *time.Timer
 }
 
-// conn is one end of a pair.
+func (d *deadline) over() bool { return !d.at.IsZero() && !time.Now().Before(d.at) }
+
+// set moves the deadline. p.mu is held.
+func (d *deadline) set(p *pipe, at time.Time) {
+	if d.timer != nil {
+		d.timer.Stop()
+		d.timer = nil
+	}
+	d.at = at
+	if !at.IsZero() {
+		d.timer = time.AfterFunc(time.Until(at), p.broadcast)
+	}
+	p.wake.Broadcast()
+}
+
+func (p *pipe) broadcast() {
+	p.mu.Lock()
+	p.wake.Broadcast()
+	p.mu.Unlock()
+}
+
+func (p *pipe) read(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		now := time.Now()
+		switch {
+		case p.noRead:
+			return 0, net.ErrClosed
+		case p.cut:
+			return 0, syscall.ECONNRESET
+		case p.readBy.over():
+			return 0, os.ErrDeadlineExceeded
+		case len(b) == 0:
+			return 0, nil
+		case p.silent:
+		case len(p.pieces) > 0:
+			if now.Before(p.pieces[0].at) {
+				break
+			}
+			n := 0
+			for n < len(b) && len(p.pieces) > 0 && !now.Before(p.pieces[0].at) {
+				f := &p.pieces[0]
+				m := copy(b[n:], f.b)
+				n += m
+				if f.b = f.b[m:]; len(f.b) == 0 {
+					p.pieces = p.pieces[1:]
+				}
+			}
+			p.size -= n
+			p.wake.Broadcast()
+			return n, nil
+		case !p.eofAt.IsZero() && !now.Before(p.eofAt):
+			return 0, io.EOF
+		}
+		p.wake.Wait()
+	}
+}
+
+func (p *pipe) write(b []byte) (n int, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		switch {
+		case p.noWrite:
+			return n, net.ErrClosed
+		case p.cut:
+			return n, syscall.ECONNRESET
+		case p.writeBy.over():
+			return n, os.ErrDeadlineExceeded
+		case p.noRead:
+			return n, syscall.EPIPE
+		case len(b) == 0:
+			return n, nil
+		case p.size < p.limit:
+			m := min(len(b), p.limit-p.size)
+			at := time.Now().Add(p.delay)
+			p.pieces = append(p.pieces, piece{at, append([]byte(nil), b[:m]...)})
+			p.size += m
+			n += m
+			b = b[m:]
+			p.arrives()
+			continue
+		}
+		p.wake.Wait()
+	}
+}
+
+// arrives wakes the reader when what was sent just now is there. p.mu is held.
+func (p *pipe) arrives() {
+	if p.delay > 0 {
+		time.AfterFunc(p.delay, p.broadcast)
+		return
+	}
+	p.wake.Broadcast()
+}
+
+// endWrite sends the end of stream.
+func (p *pipe) endWrite() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.noWrite {
+		p.noWrite = true
+		p.eofAt = time.Now().Add(p.delay)
+		p.arrives()
+		p.wake.Broadcast() // writers
+		p.retire()
+	}
+}
+
+// endRead drops what was not read.
+func (p *pipe) endRead() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.noRead = true
+	p.pieces, p.size = nil, 0
+	p.wake.Broadcast()
+	p.retire()
+}
+
+func (p *pipe) reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cut = true
+	p.pieces, p.size = nil, 0
+	p.wake.Broadcast()
+}
+
+// retire takes p off its network when both ends are closed. p.mu is held.
+func (p *pipe) retire() {
+	if p.noRead && p.noWrite {
+		// p.mu before net.mu; nothing takes them in the other order.
+		p.net.mu.Lock()
+		delete(p.net.pipes, p)
+		p.net.mu.Unlock()
+	}
+}
+
+// conn is one end of a connection.
 type conn struct {
-	pair          *pair
-	in, out       *direction
-	local, remote addr
+	r, w          *pipe
+	local, remote *net.TCPAddr
+}
+
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.r.read(b)
+	return n, c.wrap("read", err)
+}
+
+func (c *conn) Write(b []byte) (int, error) {
+	n, err := c.w.write(b)
+	return n, c.wrap("write", err)
+}
+
+func (c *conn) wrap(op string, err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	return &net.OpError{Op: op, Net: "mem", Source: c.local, Addr: c.remote, Err: err}
+}
+
+// CloseWrite ends the direction to the peer; the other one goes on.
+func (c *conn) CloseWrite() error {
+	c.w.endWrite()
+	return nil
+}
+
+func (c *conn) Close() error {
+	c.w.endWrite()
+	c.r.endRead()
+	for _, p := range []*pipe{c.r, c.w} {
+		p.mu.Lock()
+		d := &p.readBy
+		if p == c.w {
+			d = &p.writeBy
+		}
+		d.set(p, time.Time{})
+		p.mu.Unlock()
+	}
+	return nil
 }
 
 func (c *conn) LocalAddr() net.Addr  { return c.local }
 func (c *conn) RemoteAddr() net.Addr { return c.remote }
 
-func (c *conn) Read(b []byte) (int, error) {
-	n, err := c.in.read(b)
-	return n, c.wrap("read", err)
-}
-
-func (c *conn) Write(b []byte) (int, error) {
-	n, err := c.out.write(b)
-	return n, c.wrap("write", err)
-}
-
-// wrap makes errors look as those of TCP do.
-func (c *conn) wrap(op string, err error) error {
-	if err == nil || err == io.EOF {
-		return err
-	}
-	return &net.OpError{Op: op, Net: "tcp", Source: c.local, Addr: c.remote, Err: err}
-}
-
-// CloseWrite ends our direction; the other end reads EOF after the last byte.
-func (c *conn) CloseWrite() error {
-	c.out.finish()
-	return nil
-}
-
-// Close ends both directions. Writes of the other end fail from now on.
-func (c *conn) Close() error {
-	c.out.closeWriter()
-	c.in.closeReader()
-	c.pair.network.forget(c.pair)
-	return nil
-}
-
 func (c *conn) SetDeadline(t time.Time) error {
-	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+	c.SetReadDeadline(t)
+	return c.SetWriteDeadline(t)
 }
 
-func (c *conn) SetReadDeadline(t time.Time) error  { c.in.setDeadline(&c.in.readBy, t); return nil }
-func (c *conn) SetWriteDeadline(t time.Time) error { c.out.setDeadline(&c.out.writeBy, t); return nil }
-
-// segment is what one write has put into a direction.
-type segment struct {
-	b  []byte
-	at time.Time // when it arrives
+func (c *conn) SetReadDeadline(t time.Time) error {
+	c.r.mu.Lock()
+	defer c.r.mu.Unlock()
+	c.r.readBy.set(c.r, t)
+	return nil
 }
 
-// direction carries bytes one way.
-type direction struct {
-	delay time.Duration // immutable
-
-	mu              sync.Mutex
-	changed         chan struct{} // closed and replaced when anything below changes
-	segments        []segment
-	size            int   // bytes in segments
-	finished        bool  // the writer has ended: EOF follows the last byte
-	readErr         error // of all reads from now on
-	writeErr        error // of all writes from now on
-	isSilent        bool
-	readBy, writeBy time.Time // deadlines; zero: none
-}
-
-func (d *direction) init(delay time.Duration) {
-	d.delay = delay
-	d.changed = make(chan struct{})
-}
-
-func (d *direction) changedLocked() {
-	close(d.changed)
-	d.changed = make(chan struct{})
-}
-
-// waitLocked unlocks until something changes or one of the times has come.
-func (d *direction) waitLocked(until ...time.Time) {
-	changed := d.changed
-	d.mu.Unlock()
-	defer d.mu.Lock()
-	var first time.Time
-	for _, t := range until {
-		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
-			first = t
-		}
-	}
-	if first.IsZero() {
-		<-changed
-		return
-	}
-	timer := time.NewTimer(time.Until(first))
-	defer timer.Stop()
-	select {
-	case <-changed:
-	case <-timer.C:
-	}
-}
-
-func over(deadline time.Time) bool { return !deadline.IsZero() && !time.Now().Before(deadline) }
-
-func (d *direction) read(b []byte) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for {
-		var arrives time.Time
-		switch {
-		case d.readErr != nil:
-			return 0, d.readErr
-		case over(d.readBy):
-			return 0, os.ErrDeadlineExceeded
-		case len(b) == 0:
-			return 0, nil
-		case len(d.segments) > 0:
-			if arrives = d.segments[0].at; !arrives.After(time.Now()) {
-				return d.takeLocked(b), nil
-			}
-		case d.finished && !d.isSilent:
-			return 0, io.EOF
-		}
-		d.waitLocked(d.readBy, arrives)
-	}
-}
-
-func (d *direction) takeLocked(b []byte) int {
-	n := 0
-	for n < len(b) && len(d.segments) > 0 && !d.segments[0].at.After(time.Now()) {
-		s := &d.segments[0]
-		m := copy(b[n:], s.b)
-		n += m
-		if s.b = s.b[m:]; len(s.b) == 0 {
-			d.segments = d.segments[1:]
-		}
-	}
-	d.size -= n
-	d.changedLocked()
-	return n
-}
-
-func (d *direction) write(b []byte) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	n := 0
-	for {
-		switch {
-		case d.writeErr != nil:
-			return n, d.writeErr
-		case over(d.writeBy):
-			return n, os.ErrDeadlineExceeded
-		case d.isSilent, len(b) == 0:
-			return n + len(b), nil
-		}
-		if m := min(len(b), bufferSize-d.size); m > 0 {
-			d.segments = append(d.segments, segment{append([]byte(nil), b[:m]...), time.Now().Add(d.delay)})
-			d.size += m
-			n += m
-			b = b[m:]
-			d.changedLocked()
-			continue
-		}
-		d.waitLocked(d.writeBy)
-	}
-}
-
-func (d *direction) setDeadline(which *time.Time, t time.Time) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	*which = t
-	d.changedLocked()
-}
-
-// finish is the orderly end of the writer.
-func (d *direction) finish() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.finished = true
-	if d.writeErr == nil {
-		d.writeErr = syscall.EPIPE
-	}
-	d.changedLocked()
-}
-
-func (d *direction) closeWriter() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.finished = true
-	d.writeErr = net.ErrClosed
-	d.changedLocked()
-}
-
-// closeReader ends the reader; the writer finds out at its next write.
-func (d *direction) closeReader() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.readErr = net.ErrClosed
-	d.segments, d.size = nil, 0
-	if d.writeErr == nil && !d.isSilent {
-		d.writeErr = syscall.EPIPE
-	}
-	d.changedLocked()
-}
-
-// fail ends both the reader and the writer with an error, unless they have ended.
-func (d *direction) fail(err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.segments, d.size = nil, 0
-	if d.readErr == nil {
-		d.readErr = err
-	}
-	if d.writeErr == nil {
-		d.writeErr = err
-	}
-	d.changedLocked()
-}
-
-func (d *direction) silence() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.isSilent = true
-	d.segments, d.size = nil, 0
-	d.changedLocked()
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	c.w.mu.Lock()
+	defer c.w.mu.Unlock()
+	c.w.writeBy.set(c.w, t)
+	return nil
 }

@@ -17,82 +17,152 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// connect returns both ends of a new connection.
-func connect(n *Network) (client, server net.Conn, err error) {
-	ln, err := n.Listen("a:1")
-	if err != nil {
-		return nil, nil, err
-	}
-	defer ln.Close()
-	if client, err = n.Dial(context.Background(), "tcp", "a:1"); err != nil {
-		return nil, nil, err
-	}
-	server, err = ln.Accept()
-	return client, server, err
-}
-
 func TestConn(t *testing.T) {
-	for _, delay := range []time.Duration{0, time.Millisecond} {
-		t.Run(delay.String(), func(t *testing.T) {
+	for name, n := range map[string]*Network{"plain": {}, "delay": {Delay: time.Millisecond}, "narrow": {Buffer: 100}} {
+		t.Run(name, func(t *testing.T) {
 			nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
-				c1, c2, err = connect(&Network{Delay: delay})
+				ln, err := n.Listen(":0")
+				if err != nil {
+					return nil, nil, nil, err
+				}
+				defer ln.Close()
+				if c1, err = n.Dial(context.Background(), "tcp", ln.Addr().String()); err != nil {
+					return nil, nil, nil, err
+				}
+				c2, err = ln.Accept()
 				return c1, c2, func() { c1.Close(); c2.Close() }, err
 			})
 		})
+		if len(n.pipes) != 0 {
+			t.Errorf("%s: %d directions are left", name, len(n.pipes))
+		}
 	}
 }
 
-func TestNetwork(t *testing.T) {
+func TestHalfClose(t *testing.T) {
+	var n Network
+	a, b := n.Pipe()
+	defer a.Close()
+	defer b.Close()
+	io.WriteString(a, "question")
+	a.(interface{ CloseWrite() error }).CloseWrite()
+	if got, err := io.ReadAll(b); string(got) != "question" || err != nil {
+		t.Fatalf("%q, %v", got, err)
+	}
+	// The other direction goes on.
+	io.WriteString(b, "answer")
+	b.Close()
+	if got, err := io.ReadAll(a); string(got) != "answer" || err != nil {
+		t.Fatalf("%q, %v", got, err)
+	}
+	if _, err := a.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("write after CloseWrite: %v", err)
+	}
+}
+
+func TestDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := &Network{Delay: 50 * time.Millisecond}
-		c, s, err := connect(n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		defer s.Close()
+		n := &Network{Delay: 25 * time.Millisecond}
+		a, b := n.Pipe()
+		defer a.Close()
+		defer b.Close()
+		start := time.Now()
+		io.WriteString(a, "hi")
 		buf := make([]byte, 10)
-
-		// A byte takes its time, and the other direction outlives the end of one.
-		began := time.Now()
-		c.Write([]byte("x"))
-		c.(*conn).CloseWrite()
-		if got, err := io.ReadAll(s); err != nil || string(got) != "x" || time.Since(began) != n.Delay {
-			t.Errorf("%q, %v after %v", got, err, time.Since(began))
+		if m, err := b.Read(buf); string(buf[:m]) != "hi" || err != nil {
+			t.Fatalf("%q, %v", buf[:m], err)
 		}
-		s.Write([]byte("y"))
-		if got, err := c.Read(buf); err != nil || got != 1 {
-			t.Errorf("other direction: %d, %v", got, err)
+		if d := time.Since(start); d != n.Delay {
+			t.Errorf("arrived after %v", d)
 		}
-
-		// A cut is a reset at both ends.
-		if cut := n.Cut(); cut != 1 {
-			t.Errorf("%d connections cut", cut)
-		}
-		for _, end := range []net.Conn{c, s} {
-			if _, err := end.Read(buf); !errors.Is(err, syscall.ECONNRESET) {
-				t.Errorf("after a cut: %v", err)
-			}
-		}
-		if _, err := n.Dial(t.Context(), "tcp", "a:1"); !errors.Is(err, syscall.ECONNREFUSED) {
-			t.Errorf("no listener: %v", err)
-		}
-
-		// Silence is no error, for ever.
-		c, s, err = connect(n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		defer s.Close()
-		n.Silence(true)
-		if _, err := c.Write([]byte("lost")); err != nil {
-			t.Errorf("write into the silence: %v", err)
-		}
-		n.Silence(false)
-		s.SetReadDeadline(time.Now().Add(time.Hour))
-		if _, err := s.Read(buf); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("read from the silence: %v", err)
+		a.Close()
+		if _, err := b.Read(buf); err != io.EOF || time.Since(start) != 2*n.Delay {
+			t.Errorf("end of stream: %v after %v", err, time.Since(start))
 		}
 	})
+}
+
+func TestCut(t *testing.T) {
+	var n Network
+	a, b := n.Pipe()
+	defer a.Close()
+	defer b.Close()
+	io.WriteString(a, "lost")
+	n.Cut()
+	for _, c := range []net.Conn{a, b} {
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("read: %v", err)
+		}
+		if _, err := c.Write([]byte("x")); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("write: %v", err)
+		}
+	}
+	// Connections made after the cut work.
+	c, d := n.Pipe()
+	defer c.Close()
+	defer d.Close()
+	io.WriteString(c, "x")
+	if _, err := d.Read(make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n Network
+		ln, err := n.Listen("relay:443")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		a, b := n.Pipe()
+		defer a.Close()
+		defer b.Close()
+
+		n.Silence(true)
+		io.WriteString(a, "late")
+		b.SetReadDeadline(time.Now().Add(time.Hour))
+		buf := make([]byte, 10)
+		if _, err := b.Read(buf); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("read: %v", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := n.Dial(ctx, "tcp", "relay:443"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("dial: %v", err)
+		}
+
+		n.Silence(false)
+		b.SetReadDeadline(time.Time{})
+		if m, err := b.Read(buf); string(buf[:m]) != "late" || err != nil {
+			t.Errorf("%q, %v", buf[:m], err)
+		}
+	})
+}
+
+func TestListener(t *testing.T) {
+	var n Network
+	if _, err := n.Dial(t.Context(), "tcp", "relay:443"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("dial without a listener: %v", err)
+	}
+	ln, err := n.Listen(":443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Listen(":443"); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("listen twice: %v", err)
+	}
+	c, err := n.Dial(t.Context(), "tcp", "any.example.com:443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	// A connection that nobody accepts ends with its listener.
+	ln.Close()
+	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("read: %v", err)
+	}
+	if _, err := ln.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("accept: %v", err)
+	}
 }
