@@ -272,7 +272,7 @@ func (v *visitor) OnData(b []byte) (used int) {
 				n = v.ex.forwardBody(b[used:])
 			}
 		case asking, moving:
-			v.conn.Pause()
+			// The rest is kept for the joiner, or for the other loop.
 		case shaking, closing, gone:
 			return len(b)
 		}
