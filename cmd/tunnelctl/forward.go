@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"time"
@@ -53,6 +54,20 @@ func forwardCommand(at *where) *cobra.Command {
 			return f.serve(cmd.Context(), ln)
 		},
 	}
+}
+
+// explainForward adds what to do next to a refusal of a stream.
+func explainForward(c *admin.Client, err error, site, service string) error {
+	var refused *admin.Error
+	if errors.As(err, &refused) {
+		switch refused.Code {
+		case http.StatusNotFound:
+			return fmt.Errorf("the relay knows no service %s/%s: tunnelctl services lists them", site, service)
+		case http.StatusServiceUnavailable:
+			return fmt.Errorf("%s/%s: %w tunnelctl sites shows its state", site, service, err)
+		}
+	}
+	return explain(c, err)
 }
 
 func splitService(s string) (site, service string, err error) {
@@ -130,7 +145,7 @@ func (f *forwarder) carry(ctx context.Context, conn *net.TCPConn) {
 	stream, err := f.client.Forward(ctx, f.site, f.service)
 	if err != nil {
 		if ctx.Err() == nil {
-			f.report(explain(f.client, err))
+			f.report(explainForward(f.client, err, f.site, f.service))
 		}
 		conn.SetLinger(0) // the client sees a reset, not an orderly end without an answer
 		return
@@ -194,7 +209,7 @@ func connectCommand(at *where) *cobra.Command {
 			}
 			stream, err := c.Forward(cmd.Context(), site, service)
 			if err != nil {
-				return explain(c, err)
+				return explainForward(c, err, site, service)
 			}
 			return connect(cmd.Context(), stream, cmd.InOrStdin(), cmd.OutOrStdout())
 		},

@@ -57,7 +57,7 @@ func echoStream(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
 	case admin.ForwardPath + "office/echo":
 	case admin.ForwardPath + "office/away":
-		http.Error(w, "site office is away", http.StatusServiceUnavailable)
+		http.Error(w, "The site is away.", http.StatusServiceUnavailable)
 		return
 	default:
 		http.Error(w, "no such service", http.StatusNotFound)
@@ -120,7 +120,8 @@ func TestCommands(t *testing.T) {
 		{"nonsense", 2, nil, []string{"nonsense"}},
 		{"status --nonsense", 2, nil, []string{"nonsense"}},
 		{"connect office", 2, nil, []string{"want SITE/SERVICE"}},
-		{"connect office/away", 1, nil, []string{"site office is away"}},
+		{"connect office/away", 1, nil, []string{"office/away: The site is away. tunnelctl sites"}},
+		{"connect office/nothing", 1, nil, []string{"no service office/nothing: tunnelctl services"}},
 		{"forward office/echo 999999", 2, nil, []string{"is no port"}},
 		{"status --admin 192.0.2.1:7070", 2, nil, []string{"in the clear"}},
 		{"status --admin relay", 2, nil, []string{"want HOST:PORT"}},
