@@ -3,17 +3,19 @@ package evloop
 import (
 	"bytes"
 	"crypto/rand"
-	"crypto/sha256"
-	"crypto/tls"
+	"errors"
 	"flag"
 	"io"
 	"net"
-	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
 )
+
+var onlyCore = flag.String("core", "", "run over one backend: native or portable")
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -22,15 +24,102 @@ func TestMain(m *testing.M) {
 
 // onEveryCore runs a test over the system's poller and over the portable backend.
 func onEveryCore(t *testing.T, f func(t *testing.T, core *Core)) {
-	for name, portable := range map[string]bool{"native": false, "portable": true} {
-		t.Run(name, func(t *testing.T) {
-			core, err := New(Config{Portable: portable, Loops: 2})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer core.Close()
-			f(t, core)
-		})
+	for _, name := range []string{"native", "portable"} {
+		if *onlyCore != "" && *onlyCore != name {
+			continue
+		}
+		t.Run(name, func(t *testing.T) { f(t, newCore(t, Config{Portable: name == "portable"})) })
+	}
+}
+
+// newCore starts a core of two loops that ends with the test.
+func newCore(t testing.TB, cfg Config) *Core {
+	t.Helper()
+	cfg.Loops = 2
+	core, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { core.Close() })
+	return core
+}
+
+// inBubble runs a test on a portable core in a bubble of its own time.
+func inBubble(t *testing.T, cfg Config, f func(t *testing.T, l *Loop)) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg.Portable = true
+		cfg.Loops = 1
+		core, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer core.Close()
+		f(t, core.Loop(0))
+	})
+}
+
+// run runs f on l and waits for it.
+func run(l *Loop, f func()) {
+	done := make(chan struct{})
+	if l.Post(func() { f(); close(done) }) {
+		<-done
+	}
+}
+
+// peer connects to a listener on the core's first loop.
+func peer(t testing.TB, core *Core, accept func(*Conn)) net.Conn {
+	t.Helper()
+	return dial(t, listen(t, core, accept))
+}
+
+func listen(t testing.TB, core *Core, accept func(*Conn)) string {
+	t.Helper()
+	ln, err := core.Loop(0).Listen("tcp", "127.0.0.1:0", accept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	return ln.Addr().String()
+}
+
+func dial(t testing.TB, addr string) net.Conn {
+	t.Helper()
+	nc, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc.SetDeadline(time.Now().Add(30 * time.Second))
+	t.Cleanup(func() { nc.Close() })
+	return nc
+}
+
+// events is a Handler made of functions; those that are nil do the least.
+type events struct {
+	data   func(b []byte) int
+	eof    func()
+	drain  func()
+	closed func(error)
+}
+
+func (e *events) OnData(b []byte) int {
+	if e.data == nil {
+		return len(b)
+	}
+	return e.data(b)
+}
+func (e *events) OnEOF() {
+	if e.eof != nil {
+		e.eof()
+	}
+}
+func (e *events) OnDrain() {
+	if e.drain != nil {
+		e.drain()
+	}
+}
+func (e *events) OnClose(err error) {
+	if e.closed != nil {
+		e.closed(err)
 	}
 }
 
@@ -55,43 +144,16 @@ func (e *echo) OnClose(err error) {
 	}
 }
 
-func TestEcho(t *testing.T) {
-	onEveryCore(t, func(t *testing.T, core *Core) {
-		closed := make(chan error, 100)
-		ln, err := core.Listen("tcp", "127.0.0.1:0", func(c *Conn) {
-			c.SetHandler(&echo{c: c, closed: func(err error) { closed <- err }})
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		var wg sync.WaitGroup
-		for range 10 {
-			wg.Add(1)
-			go func() {
-				defer wg.Done()
-				nc, err := net.Dial("tcp", ln.Addr().String())
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				defer nc.Close()
-				checkEcho(t, nc, 3<<20)
-			}()
-		}
-		wg.Wait()
-		for range 10 {
-			if err := <-closed; err != nil {
-				t.Errorf("orderly end reported as %v", err)
-			}
-		}
-	})
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b)
+	return b
 }
 
 // checkEcho sends n bytes and an end of stream, and wants them back.
 func checkEcho(t *testing.T, nc net.Conn, n int) {
 	t.Helper()
-	data := make([]byte, n)
-	rand.Read(data)
+	data := randomBytes(n)
 	go func() {
 		nc.Write(data)
 		nc.(interface{ CloseWrite() error }).CloseWrite()
@@ -100,119 +162,111 @@ func checkEcho(t *testing.T, nc net.Conn, n int) {
 	got, err := io.ReadAll(nc)
 	if err != nil {
 		t.Errorf("after %d of %d bytes: %v", len(got), n, err)
-	} else if sha256.Sum256(got) != sha256.Sum256(data) {
+	} else if !bytes.Equal(got, data) {
 		t.Errorf("%d bytes sent, %d others came back", n, len(got))
 	}
 }
 
-func TestEchoTLS(t *testing.T) {
-	cert := testCertificate(t)
-	onEveryCore(t, func(t *testing.T, core *Core) {
-		ln, err := core.Listen("tcp", "127.0.0.1:0", func(c *Conn) {
-			c.PeekClientHello(func(sni string, alpn []string, err error) {
-				if err != nil || sni != "relay.test" {
-					t.Errorf("client hello: name %q: %v", sni, err)
-				}
-				c.StartTLS(&tls.Config{Certificates: []tls.Certificate{cert}}, false, 10*time.Second, func(err error) {
-					if err != nil {
-						t.Error(err)
-						return
+// ask sends a line and wants an answer.
+func ask(t *testing.T, nc net.Conn, send, want string) {
+	t.Helper()
+	if _, err := io.WriteString(nc, send); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(nc, got); err != nil || string(got) != want {
+		t.Fatalf("after %q came %q, %v; want %q", send, got, err, want)
+	}
+}
+
+func TestPost(t *testing.T) {
+	core, err := New(Config{Loops: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := core.Loop(0)
+	var n atomic.Int32
+	done := make(chan struct{})
+	for range 8 {
+		go func() {
+			for range 1000 {
+				l.Post(func() {
+					if n.Add(1) == 8000 {
+						close(done)
 					}
-					c.SetHandler(&echo{c: c})
 				})
-			})
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-			var wg sync.WaitGroup
-			for range 5 {
-				wg.Add(1)
-				go func() {
-					defer wg.Done()
-					nc, err := tls.Dial("tcp", ln.Addr().String(), &tls.Config{RootCAs: rootsOf(cert), ServerName: "relay.test", MaxVersion: version})
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					defer nc.Close()
-					checkEcho(t, nc, 3<<20)
-				}()
 			}
-			wg.Wait()
-		}
-	})
+		}()
+	}
+	<-done
+	core.Close()
+	if l.Post(func() { t.Error("ran after Close") }) {
+		t.Error("Post after Close reported true")
+	}
+	if _, err := core.Listen("tcp", "127.0.0.1:0", nil); !errors.Is(err, ErrClosed) {
+		t.Errorf("Listen after Close: %v", err)
+	}
+	core.Close()
 }
 
-// TestDialTLS runs both ends on loops.
-func TestDialTLS(t *testing.T) {
-	cert := testCertificate(t)
+// TestTurn shows the order within a turn: posted functions, then AfterTurn, then output; and that Go comes back.
+func TestTurn(t *testing.T) {
 	onEveryCore(t, func(t *testing.T, core *Core) {
-		ln, err := core.Listen("tcp", "127.0.0.1:0", func(c *Conn) {
-			c.StartTLS(&tls.Config{Certificates: []tls.Certificate{cert}}, false, 10*time.Second, func(err error) {
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				c.SetHandler(&echo{c: c})
-			})
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		want := make([]byte, 1<<20)
-		rand.Read(want)
-		got := make(chan []byte)
 		l := core.Loop(0)
-		l.Post(func() {
-			l.Dial(t.Context(), "tcp", ln.Addr().String(), func(c *Conn, err error) {
-				if err != nil {
-					t.Error(err)
-					close(got)
-					return
-				}
-				c.StartTLS(&tls.Config{RootCAs: rootsOf(cert), ServerName: "relay.test"}, true, 10*time.Second, func(err error) {
-					if err != nil {
-						t.Error(err)
-						close(got)
-						return
-					}
-					c.SetHandler(&collect{done: func(b []byte) { got <- b; c.Close() }})
-					c.Write(want)
-					c.CloseWrite()
+		var order []string
+		pending := make(chan int, 1)
+		nc := peer(t, core, func(c *Conn) {
+			c.SetHandler(&events{data: func(b []byte) int {
+				order = append(order, "data")
+				l.AfterTurn(func() {
+					order = append(order, "after")
+					c.Write([]byte("b"))
+					pending <- c.Pending()
+					l.AfterTurn(func() { order = append(order, "after that") })
 				})
+				c.Write([]byte("a"))
+				return len(b)
+			}})
+		})
+		ask(t, nc, "x", "ab")
+		if n := <-pending; n != 2 {
+			t.Errorf("%d bytes wait in AfterTurn, want both", n)
+		}
+		onLoop := make(chan struct{})
+		run(l, func() {
+			l.Go(func() {}, func() {
+				order = append(order, "done")
+				close(onLoop)
 			})
 		})
-		if !bytes.Equal(<-got, want) {
-			t.Error("echo differs")
-		}
+		<-onLoop
+		run(l, func() {
+			if got := len(order); got != 4 || order[0] != "data" || order[1] != "after" || order[2] != "after that" || order[3] != "done" {
+				t.Errorf("order %q", order)
+			}
+		})
 	})
 }
 
-// collect gathers input up to the end of stream.
-type collect struct {
-	b    []byte
-	done func([]byte)
-}
-
-func (r *collect) OnData(b []byte) int { r.b = append(r.b, b...); return len(b) }
-func (r *collect) OnEOF()              { r.done(r.b) }
-func (r *collect) OnDrain()            {}
-func (r *collect) OnClose(error)       {}
-
-func TestDialRefused(t *testing.T) {
-	onEveryCore(t, func(t *testing.T, core *Core) {
-		ln, _ := net.Listen("tcp", "127.0.0.1:0")
-		addr := ln.Addr().String()
-		ln.Close()
-		got := make(chan error)
-		l := core.Loop(0)
-		l.Post(func() {
-			l.Dial(t.Context(), "tcp", addr, func(c *Conn, err error) { got <- err })
+func TestSlowTurn(t *testing.T) {
+	var who string
+	inBubble(t, Config{OnSlowTurn: func(handler string, d time.Duration) { who = handler }}, func(t *testing.T, l *Loop) {
+		a, b := net.Pipe()
+		defer a.Close()
+		run(l, func() {
+			c, _ := l.Attach(b)
+			c.SetHandler(&events{data: func(b []byte) int {
+				time.Sleep(60 * time.Millisecond)
+				return len(b)
+			}})
 		})
-		if err := <-got; err == nil {
-			t.Error("dial of a closed port succeeded")
-		}
+		a.Write([]byte("x"))
+		synctest.Wait()
+		time.Sleep(time.Second)
+		run(l, func() {
+			if who != "*evloop.events" {
+				t.Errorf("slow handler reported as %q", who)
+			}
+		})
 	})
 }

@@ -49,7 +49,7 @@ type handshake struct {
 	done    func(error)
 	timer   Timer
 	started bool
-	dead    bool // its connection waits to be buried
+	dead    bool          // its connection waits to be buried
 	elem    *list.Element // in handshakes, guarded by its mu
 
 	mu   sync.Mutex
