@@ -220,3 +220,21 @@ func BenchmarkIdleStreams(b *testing.B) {
 	}
 	b.ReportMetric(per, "B/stream")
 }
+
+// BenchmarkResume cuts the link of 100,000 streams and attaches another.
+func BenchmarkResume(b *testing.B) {
+	h := &funcs{}
+	p := newPair(Config{}, Config{Accept: func(st *Stream, _ []byte) { st.SetHandler(h) }})
+	for range 100_000 {
+		mustOpen(b, p.a, h).Write([]byte("hello"))
+	}
+	p.advance(lazyAck)
+	for b.Loop() {
+		p.a.Attach(p.la, p.now)
+		p.b.Attach(p.lb, p.now)
+		p.flush()
+	}
+	if p.a.Stats().Streams != 100_000 || !p.a.ready() {
+		b.Fatal("streams are lost")
+	}
+}

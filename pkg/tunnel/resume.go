@@ -23,11 +23,9 @@ func (s *Session) Attach(l Link, now time.Time) {
 	s.link = l
 	s.heard = s.now
 	s.stats.Links++
-	for _, st := range s.sorted() {
+	s.order = s.sorted()
+	for _, st := range s.order {
 		st.flags &^= flagListed
-		if st.flags&flagEmitted != 0 {
-			s.states = append(s.states, st.id)
-		}
 	}
 	for id := range s.tombs {
 		s.resets.push(id)
@@ -75,21 +73,19 @@ func (s *Session) fillState(b []byte) []byte {
 	if s.sentEnd || !s.resets.empty() {
 		return b
 	}
-	for len(s.states) > 0 {
+	for ; s.told < len(s.order); s.told++ {
 		if len(b)+creditSize > batchSize {
 			return b
 		}
-		st := s.streams[s.states[0]]
-		s.states = s.states[1:]
-		if st == nil {
-			continue // it was reset meanwhile, and RESET goes before END
+		st := s.order[s.told]
+		if st.s == nil || st.flags&flagEmitted == 0 {
+			continue // it was reset meanwhile, and RESET goes before END; or the peer cannot know it
 		}
 		b = st.tell(b, frameState)
 	}
 	if len(b)+headerSize+4 > batchSize {
 		return b
 	}
-	s.states = nil
 	s.sentEnd = true
 	b = appendEnd(b, s.highest)
 	s.linkReady()
@@ -139,9 +135,9 @@ func (s *Session) receiveEnd(highest uint32) error {
 		return fmt.Errorf("END twice: %w", ErrProtocol)
 	}
 	s.gotEnd = true
-	all := s.sorted()
-	for _, st := range all {
+	for _, st := range s.order {
 		switch {
+		case st.s == nil:
 		case st.flags&flagListed != 0:
 			s.finish(st)
 		case st.flags&flagLocal != 0 && st.flags&flagConfirmed == 0 && after(st.id, highest):
@@ -170,9 +166,12 @@ func (s *Session) linkReady() {
 		return
 	}
 	s.ping()
-	for _, st := range s.sorted() {
-		s.schedule(st)
-		s.credit(st)
+	for _, st := range s.order {
+		if st.s != nil {
+			s.schedule(st)
+			s.credit(st)
+		}
 	}
+	s.order = nil
 	s.wake()
 }

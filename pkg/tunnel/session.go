@@ -53,7 +53,8 @@ type Session struct {
 type linkState struct {
 	sentEnd, gotEnd bool
 	sentGoaway      bool
-	states          []uint32      // ids whose STATE is to be sent
+	order           []*Stream     // by id, until the link is ready: those that may have to be resumed
+	told            int           // how many of them STATE was sent for
 	pong            uint64        // to be sent if wantPong
 	wantPong        bool          // only the last ping is answered
 	pingID          uint64        // last one sent
@@ -119,9 +120,12 @@ func (s *Session) Open(header []byte) (*Stream, error) {
 	st := s.newStream(s.nextID, flagLocal)
 	s.skipID()
 	st.header = string(header)
-	if s.gotEnd {
+	switch {
+	case s.gotEnd:
 		s.opens.push(st)
 		s.wake()
+	case s.link != nil:
+		s.order = append(s.order, st) // receiveEnd opens it
 	}
 	return st, nil
 }
@@ -318,11 +322,17 @@ func (s *Session) Close(err error) {
 // sorted returns the open streams in the order of their ids.
 func (s *Session) sorted() []*Stream {
 	all := make([]*Stream, 0, len(s.streams))
-	for _, st := range s.streams {
+	keys := make([]uint64, 0, len(s.streams)) // id and index: plain numbers sort fast
+	for id, st := range s.streams {
+		keys = append(keys, uint64(id)<<32|uint64(len(all)))
 		all = append(all, st)
 	}
-	slices.SortFunc(all, func(a, b *Stream) int { return int(int64(a.id) - int64(b.id)) })
-	return all
+	slices.Sort(keys)
+	sorted := make([]*Stream, len(all))
+	for i, k := range keys {
+		sorted[i] = all[uint32(k)]
+	}
+	return sorted
 }
 
 // Next returns when Advance is to be called, or the zero time if the session is over.

@@ -329,7 +329,7 @@ func (s *Session) receiveCredit(id uint32, received, limit uint64) error {
 	}
 	st.limit = max(st.limit, limit)
 	s.schedule(st)
-	if s.bulk.head != nil {
+	if s.fresh.head != nil || s.bulk.head != nil {
 		s.wake() // it may have waited for the budget
 	}
 	s.finish(st)

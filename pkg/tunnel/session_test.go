@@ -303,6 +303,59 @@ func TestUnusedInputIsPresentedAgain(t *testing.T) {
 	check("new d!")
 }
 
+// A handler that hands over to another inside OnData, as a parser does behind a head.
+func TestHandlerIsReplacedInsideOnData(t *testing.T) {
+	for _, paused := range []bool{false, true} {
+		var seen []string
+		second := &funcs{
+			data: func(b []byte) int { seen = append(seen, string(b)); return len(b) },
+			eof:  func() { seen = append(seen, "EOF") },
+		}
+		c := newScript(t, Config{Accept: func(st *Stream, _ []byte) {
+			if paused {
+				st.Pause()
+			}
+			st.SetHandler(&funcs{data: func(b []byte) int { st.SetHandler(second); return 2 }})
+		}})
+		c.start()
+		c.recv("open", "data")
+		if paused {
+			c.s.streams[1].Resume()
+			c.s.Flush(c.now)
+		}
+		if want := []string{"llo"}; !slices.Equal(seen, want) {
+			t.Fatalf("paused %v: %q", paused, seen)
+		}
+		c.recv("82 00000001 000008 0000000000000005")
+		if want := []string{"llo", "EOF"}; !slices.Equal(seen, want) {
+			t.Fatalf("paused %v: %q", paused, seen)
+		}
+	}
+}
+
+// Sending that waits for the budget goes on when acknowledgements come.
+func TestAcknowledgementWakes(t *testing.T) {
+	woken := 0
+	c := newScript(t, Config{Client: true, Budget: 128 << 10, Wake: func() { woken++ }})
+	c.start()
+	one, two := c.open(), c.open()
+	one.Write(make([]byte, 64<<10))
+	two.Write(make([]byte, 64<<10))
+	c.s.Flush(c.now)
+	if one.Pending()+two.Pending() == 0 {
+		t.Fatalf("%d and %d are pending", one.Pending(), two.Pending())
+	}
+	done := one
+	if two.Pending() < one.Pending() {
+		done = two
+	}
+	woken = 0
+	b := appendOffsets(make([]byte, 0, creditSize), frameCredit, done.ID(), done.next, done.limit)
+	if err := c.s.Receive(c.link, b, c.now); err != nil || woken != 1 {
+		t.Fatalf("%v, woken %d times", err, woken)
+	}
+}
+
 func TestHandlerThatUsesNothingIsReset(t *testing.T) {
 	var err error
 	most := 0

@@ -253,9 +253,8 @@ func TestCutLosesOpen(t *testing.T) {
 		"data", "02 00000003 000009 0000000000000000 21")
 	c.attach() // supersedes
 	c.recv("08 00000001 000010 0000000000000005 0000000000010005", "end, seen 1")
-	c.sends("the second is opened again",
-		"08 00000001 000010 0000000000000000 0000000000010000",
-		"08 00000003 000010 0000000000000000 0000000000010000", "end", "ping",
+	c.sends("the second is opened again; the peer is told nothing of it before",
+		"08 00000001 000010 0000000000000000 0000000000010000", "end", "ping",
 		"01 00000003 000006 686561646572", "02 00000003 000009 0000000000000000 21")
 	c.happens("nobody notices")
 }
@@ -276,19 +275,70 @@ func TestCutLosesReset(t *testing.T) {
 	c.sends("until it is acknowledged", "end")
 }
 
+// More resets, states and opens than fit into a batch keep their order.
+func TestCutWithManyStreams(t *testing.T) {
+	const n = 10_000
+	order := func(c *script) (runs string) {
+		c.s.Flush(c.now)
+		last := frameType(0)
+		frames(c.link.sent, func(typ frameType, _ uint32, _ []byte) {
+			if typ != last {
+				runs += fmt.Sprintf("%02x ", byte(typ))
+			}
+			last = typ
+		})
+		c.link.sent = nil
+		return runs
+	}
+	c := newScript(t, Config{Client: true})
+	c.start()
+	var streams []*Stream
+	for range 2 * n {
+		streams = append(streams, mustOpen(t, c.s, &funcs{}))
+	}
+	c.s.Flush(c.now)
+	for _, st := range streams[:n] {
+		st.Reset(CodeCancelled)
+	}
+	for _, st := range streams[n:] {
+		st.Write([]byte("!"))
+	}
+	c.attach()
+	if got := order(c); got != "04 08 09 " {
+		t.Fatalf("resets, states, END: %s", got)
+	}
+	c.recv("end") // it has seen none of them
+	c.s.Flush(c.now)
+	opened := map[uint32]int{}
+	frames(c.link.sent, func(typ frameType, id uint32, _ []byte) {
+		switch typ {
+		case frameOpen:
+			opened[id]++
+		case frameData:
+			if opened[id] != 1 {
+				t.Fatalf("data of stream %d before its OPEN", id)
+			}
+		}
+	})
+	if len(opened) != n {
+		t.Fatalf("%d streams are opened again", len(opened))
+	}
+}
+
 func TestPeerForgotStream(t *testing.T) {
 	c := newScript(t, Config{Client: true})
 	c.start()
-	finished, live := c.open(), c.open()
+	finished, live, silent := c.open(), c.open(), c.open()
 	finished.CloseWrite()
 	c.s.Flush(c.now)
 	c.recv("82 00000001 000008 0000000000000000", "02 00000003 000009 0000000000000000 21")
 	c.happens("one is finished but for an acknowledgement", "eof 1", `data 3 "!"`)
 	c.attach()
-	c.recv("09 00000000 000004 00000003")
-	c.happens("the peer has neither: the finished one has ended well",
-		"close 1 <nil>", "close 3 stream reset: unknown stream")
+	c.recv("09 00000000 000004 00000005")
+	c.happens("the peer has none of them: the finished one has ended well",
+		"close 1 <nil>", "close 3 stream reset: unknown stream", "close 5 stream reset: unknown stream")
 	live.Write([]byte("into the void"))
+	silent.CloseWrite()
 }
 
 func TestViolations(t *testing.T) {
