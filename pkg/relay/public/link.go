@@ -64,7 +64,9 @@ func (v *visitor) greet(in *link.Incoming) {
 		}
 		switch {
 		case err != nil && resumed:
-			s.lost(err)
+			if s.link == nil {
+				s.lost(err)
+			}
 		case err != nil:
 			s.close(err)
 		case s.ended:

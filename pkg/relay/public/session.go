@@ -138,12 +138,14 @@ func (s *session) lost(err error) {
 	if s.ended {
 		return
 	}
-	s.lostAt = s.loop.Now()
 	s.relay.mu.Lock()
 	s.linked = false
 	s.relay.mu.Unlock()
-	s.relay.log.Warn("site lost its link", "site", s.site, "err", err)
-	s.rearm()
+	if s.lostAt.IsZero() {
+		s.lostAt = s.loop.Now()
+		s.relay.log.Warn("site lost its link", "site", s.site, "err", err)
+	}
+	s.wake()
 }
 
 // lostFor is how long the session has been without a link.
