@@ -90,19 +90,21 @@ func (d *demo) run(ctx context.Context, once bool) (err error) {
 	if err := d.visit(ctx); err != nil {
 		return interrupted(ctx, err)
 	}
-	d.printCommands()
 	if once {
+		fmt.Fprintln(d.out, "\nAll went well. Without --once it stays up, and you can try:")
+		d.printCommands()
 		return nil
 	}
-	fmt.Fprintln(d.out, "\nIt stays up until Ctrl-C.")
+	fmt.Fprintln(d.out, "\nTo try it yourself, until Ctrl-C:")
+	d.printCommands()
 	select {
 	case <-ctx.Done():
 		fmt.Fprintln(d.out, "\nstopping")
 		return nil
 	case <-d.public.done:
-		return fmt.Errorf("relay-public ended by itself: %v", d.public.err)
+		return fmt.Errorf("relay-public ended by itself: %v", d.public.cmd.ProcessState)
 	case <-d.private.done:
-		return fmt.Errorf("relay-private ended by itself: %v", d.private.err)
+		return fmt.Errorf("relay-private ended by itself: %v", d.private.cmd.ProcessState)
 	}
 }
 
@@ -464,7 +466,6 @@ func (d *demo) printCommands() {
 		}
 	}
 	tunnelctl := fmt.Sprintf("  %s --admin %s --state %s", self, d.admin, filepath.Join(d.dir, "state"))
-	fmt.Fprintln(d.out, "\nTo try it yourself:")
 	for _, line := range []string{
 		curl(webHost, "/"),
 		curl(filesHost, "/hello.txt"),
@@ -493,8 +494,7 @@ func (d *demo) stop() {
 type child struct {
 	cmd  *exec.Cmd
 	log  string
-	done chan struct{} // closed when it has ended
-	err  error         // of Wait, after done
+	done chan struct{} // closed when it has ended; then cmd.ProcessState says how
 }
 
 // startChild starts a program with its output going to a file.
@@ -516,7 +516,7 @@ func startChild(log, program string, args ...string) (*child, error) {
 }
 
 func (c *child) wait() {
-	c.err = c.cmd.Wait()
+	_ = c.cmd.Wait() // ProcessState keeps it
 	close(c.done)
 }
 
@@ -531,7 +531,7 @@ func (c *child) ready(ctx context.Context) (map[string]string, error) {
 		name := filepath.Base(c.cmd.Path)
 		select {
 		case <-c.done:
-			return nil, fmt.Errorf("%s ended before it was ready: %v\n%s", name, c.err, c.tail())
+			return nil, fmt.Errorf("%s ended before it was ready: %v\n%s", name, c.cmd.ProcessState, c.tail())
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%s is not ready after %v\n%s", name, startTimeout, c.tail())
 		case <-time.After(10 * time.Millisecond): // a log file tells nobody that it has grown
