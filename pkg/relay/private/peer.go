@@ -22,6 +22,9 @@ const (
 	maxWait        = 30 * time.Second
 	maxWaitStreams = time.Second
 
+	// statusNormal closes a link whose session is over (rfc6455#section-7.4.1).
+	statusNormal = 1000
+
 	// stableLink is how long a link must have lived for the next one to be dialled at once.
 	stableLink = 5 * time.Second
 )
@@ -104,8 +107,13 @@ func (p *peer) dialled(l *link.Link, w relay.Welcome, err error) {
 		p.relay.log.Warn("session lost: the relay has forgotten it, its streams are closed", "relay", p.address)
 		p.forget()
 	}
-	p.state, p.link, p.since, p.problem = linked, l, p.now(), ""
 	fresh := p.session == nil
+	if fresh && p.draining {
+		l.Close(nil)
+		p.finish(nil)
+		return
+	}
+	p.state, p.link, p.since, p.problem = linked, l, p.now(), ""
 	if fresh {
 		p.id, p.secret = w.Session, w.Resume
 		p.session = p.newSession()
@@ -187,7 +195,11 @@ func (p *peer) lost(l *link.Link, err error) {
 		return
 	}
 	p.link = nil
-	if err != nil {
+	switch closed, ok := errors.AsType[*link.CloseError](err); {
+	case ok && closed.Status == statusNormal && p.session != nil:
+		p.relay.log.Info("session ended by the relay", "relay", p.address)
+		p.forget()
+	case err != nil:
 		p.report("link lost", err)
 	}
 	p.arm()
@@ -219,8 +231,6 @@ func advice(code relay.RefusalCode) string {
 		return ": check site in the configuration, or join with a token from `tunnelctl site add`"
 	case relay.RefuseBadKey:
 		return ": check key in the configuration, or join again with a new token"
-	case relay.RefuseRevoked:
-		return ": an operator has revoked this site; to come back, join again with a new token"
 	}
 	return "" // the others say it themselves
 }

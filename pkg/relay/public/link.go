@@ -124,6 +124,14 @@ func (s *session) serve(in *link.Incoming, v *visitor, resumed bool) {
 func (s *session) linkLost(l *link.Link, err error) {
 	if l == s.link { // and no newer one has taken over
 		s.link = nil
+		if e, ok := errors.AsType[*link.CloseError](err); ok && e.Status == statusNormal {
+			s.close(nil)
+			return
+		}
 		s.lost(err)
 	}
 }
+
+// statusNormal closes a link whose session is over: nobody will come back to it
+// (rfc6455#section-7.4.1).
+const statusNormal = 1000
