@@ -107,6 +107,7 @@ type testSite struct {
 	t        *testing.T
 	session  *session
 	peer     *tunnel.Session
+	timer    evloop.Timer
 	targets  map[string]string                            // address by service
 	onStream func(st *tunnel.Stream, h relay.Header) bool // if it returns true, the stream is its own
 	link     *memLink                                     // the public side's; nil: cut
@@ -160,7 +161,7 @@ func (r *testRelay) connect(site string, targets map[string]string, publish ...s
 		loop := s.loop
 		ts.peer = tunnel.New(tunnel.Config{
 			Client: true,
-			Wake:   func() { loop.AfterTurn(func() { ts.peer.Flush(loop.Now()) }) },
+			Wake:   func() { loop.AfterTurn(ts.flush) },
 			Accept: ts.accept,
 		}, loop.Now())
 		ts.attach()
@@ -186,12 +187,24 @@ func (r *testRelay) connect(site string, targets map[string]string, publish ...s
 // attach joins both sessions by a new link. On the loop.
 func (ts *testSite) attach() {
 	loop := ts.session.loop
-	a := &memLink{loop: loop.Loop, dst: ts.peer, after: func() { ts.peer.Flush(loop.Now()) }}
+	a := &memLink{loop: loop.Loop, dst: ts.peer, after: ts.flush}
 	b := &memLink{loop: loop.Loop, dst: ts.session.tun, peer: a, after: ts.session.wake}
 	a.peer = b
 	ts.link = a
 	ts.session.tun.Attach(a, loop.Now())
 	ts.peer.Attach(b, loop.Now())
+}
+
+// flush is the end of a turn for the private side.
+func (ts *testSite) flush() {
+	loop := ts.session.loop
+	ts.peer.Flush(loop.Now())
+	if next := ts.peer.Next(); !next.IsZero() {
+		loop.Arm(&ts.timer, next.Sub(loop.Now()), func() {
+			ts.peer.Advance(loop.Now())
+			ts.flush()
+		})
+	}
 }
 
 // cut loses the link. On the loop.

@@ -1,0 +1,127 @@
+package public
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"culvert.dev/pkg/relay"
+)
+
+func TestRoutes(t *testing.T) {
+	var services []*service
+	for _, url := range []string{
+		"https://app.example.com", "https://app.example.com/api", "https://app.example.com/api/v2",
+		"https://*.example.com", "https://*.example.com/only", "http://plain.example.com", "wss://[::1]/ws",
+		"https://part.example.com/part",
+	} {
+		p, err := relay.ParsePublish(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		services = append(services, newService(nil, relay.Announcement{Name: url}, p))
+	}
+	table := newTable(services, patterns("https://*.example.com", "tcp://:1-9", "wss://chat.example.org/room"))
+	for _, test := range []struct {
+		host, path string
+		want       string // name of the service
+	}{
+		{"app.example.com", "/", "https://app.example.com"},
+		{"APP.example.com.:8443", "/", "https://app.example.com"},
+		{"app.example.com", "/api", "https://app.example.com/api"},
+		{"app.example.com", "/api/", "https://app.example.com/api"},
+		{"app.example.com", "/apis", "https://app.example.com"},
+		{"app.example.com", "/api/v2/x", "https://app.example.com/api/v2"},
+		{"app.example.com", "/API", "https://app.example.com"},
+		{"other.example.com", "/", "https://*.example.com"},
+		{"other.example.com", "/only/x", "https://*.example.com/only"},
+		{"a.b.example.com", "/", ""}, // a wildcard stands for one label
+		{"example.com", "/", ""},
+		{"part.example.com", "/part/x", "https://part.example.com/part"},
+		{"part.example.com", "/", "https://*.example.com"}, // what the exact host does not have
+		{"plain.example.com", "/", "https://*.example.com"},
+		{"[0:0::1]:443", "/ws", "wss://[::1]/ws"},
+		{"", "/", ""},
+	} {
+		got := ""
+		if s := table.find(appendHost(nil, []byte(test.host)), []byte(test.path), true); s != nil {
+			got = s.name
+		}
+		if got != test.want {
+			t.Errorf("%s%s goes to %q, want %q", test.host, test.path, got, test.want)
+		}
+	}
+	if s := table.find([]byte("plain.example.com"), []byte("/"), false); s == nil || s.name != "http://plain.example.com" {
+		t.Errorf("http://plain.example.com goes to %v", s)
+	}
+	if s := table.any([]byte("x.example.com"), true); s == nil {
+		t.Error("no loop for x.example.com")
+	}
+	for _, test := range []struct {
+		host, path string
+		secure     bool
+		want       bool
+	}{
+		{"any.example.com", "/", true, true},
+		{"any.example.com", "/", false, false},
+		{"chat.example.org", "/room/1", true, true},
+		{"chat.example.org", "/", true, false},
+		{"example.net", "/", true, false},
+	} {
+		if got := table.allowed(test.host, test.path, test.secure); got != test.want {
+			t.Errorf("allowed(%s%s, %v) = %v", test.host, test.path, test.secure, got)
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() { table.find([]byte("other.example.com"), []byte("/x"), true) }); n > 0 {
+		t.Errorf("find allocates %v objects", n)
+	}
+}
+
+func TestAdmission(t *testing.T) {
+	a := admission{total: 3, perAddr: 2, addrs: make(map[netip.Addr]int)}
+	one, two := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("::ffff:192.0.2.2")
+	for i, want := range []verdict{admitted, admitted, sayFull} {
+		if got := a.enter(one); got != want {
+			t.Fatalf("connection %d of one address: %v, want %v", i, got, want)
+		}
+	}
+	if a.enter(two) != admitted || a.enter(two) != sayFull {
+		t.Fatal("the total does not hold")
+	}
+	// What was let in comes out again, and nothing stays behind.
+	a.leave(one, sayFull)
+	a.leave(one, admitted)
+	a.leave(one, admitted)
+	a.leave(two, admitted)
+	a.leave(two, sayFull)
+	if a.connected() != 0 || a.spare != 0 || len(a.addrs) != 0 {
+		t.Fatalf("left behind: %d, %d, %v", a.n, a.spare, a.addrs)
+	}
+	for range maxSpare {
+		a.spare++
+	}
+	a.total = 0
+	if a.enter(one) != turnedAway {
+		t.Fatal("the spare places have no end")
+	}
+	// A host with IPv6 has a whole /64.
+	if source(netip.MustParseAddr("2001:db8::1")) != source(netip.MustParseAddr("2001:db8::2")) {
+		t.Fatal("addresses of one /64 count apart")
+	}
+}
+
+func TestRate(t *testing.T) {
+	var r rate
+	addr, now := netip.MustParseAddr("192.0.2.1"), time.Unix(600, 0)
+	for range maxJoins {
+		if !r.allow(addr, now) {
+			t.Fatal("refused below the limit")
+		}
+	}
+	if r.allow(addr, now.Add(59*time.Second)) {
+		t.Fatal("allowed above the limit")
+	}
+	if !r.allow(netip.MustParseAddr("192.0.2.2"), now) || !r.allow(addr, now.Add(time.Minute)) {
+		t.Fatal("refused another address, or a minute later")
+	}
+}
