@@ -185,7 +185,7 @@ func (s *server) hello(in *Incoming, err error) {
 }
 
 // start starts a server, and a core for the client.
-func start(t *testing.T, n *network, move bool) (*server, *evloop.Core, ed25519.PrivateKey) {
+func start(t testing.TB, n *network, move bool) (*server, *evloop.Core, ed25519.PrivateKey) {
 	t.Helper()
 	pub, key, err := ed25519.GenerateKey(nil)
 	if err != nil {

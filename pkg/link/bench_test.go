@@ -1,0 +1,60 @@
+package link
+
+import (
+	"testing"
+
+	"culvert.dev/pkg/tunnel"
+)
+
+// sink writes until it is stopped, and counts what comes back.
+type sink struct {
+	s     *tunnel.Stream
+	left  int
+	back  int
+	block []byte
+	done  chan struct{}
+}
+
+func (k *sink) OnDrain() {
+	for k.left > 0 && k.s.Pending() <= k.s.HighMark() {
+		n := min(k.left, len(k.block))
+		k.s.Write(k.block[:n])
+		k.left -= n
+	}
+}
+
+func (k *sink) OnData(b []byte) int {
+	if k.back -= len(b); k.back == 0 {
+		close(k.done)
+	}
+	return len(b)
+}
+func (k *sink) OnEOF()        {}
+func (k *sink) OnClose(error) {}
+
+// BenchmarkLink sends bytes over a link on loopback to an echo, and back: two TLS
+// connections' worth of work in one process.
+func BenchmarkLink(b *testing.B) {
+	n := &network{}
+	_, core, key := start(b, n, false)
+	loop := core.Loop(0)
+	k := &sink{block: make([]byte, 16<<10), left: b.N * 64 << 10, back: b.N * 64 << 10, done: make(chan struct{})}
+	b.SetBytes(64 << 10)
+	var me *side
+	on(loop, func() { me = newSide(loop, true, nil) })
+	d := dial(loop, b.Context(), n.config(key), func(l *Link) {
+		l.Serve(me.session, func(*Link, error) {})
+		st, err := me.session.Open([]byte("header"))
+		if err != nil {
+			b.Error(err)
+		}
+		k.s = st
+		b.ResetTimer()
+		st.SetHandler(k)
+		k.OnDrain()
+	})
+	if d.err != nil {
+		b.Fatal(d.err)
+	}
+	<-k.done
+}
