@@ -140,7 +140,7 @@ func TestStore(t *testing.T) {
 
 		// An invited site is listed, and has no key.
 		secret, expires, err := s.Invite("office", publish, 0)
-		if err != nil || expires.Sub(time.Now()).Round(time.Minute) != DefaultTTL {
+		if err != nil || time.Until(expires).Round(time.Minute) != DefaultTTL {
 			t.Fatalf("Invite: %v, %v", expires, err)
 		}
 		if l := s.Sites(); len(l) != 1 || l[0].Key != "" || l[0].InvitedUntil != expires {

@@ -83,7 +83,6 @@ type Core struct {
 	mu     sync.Mutex
 	closed bool
 	lns    map[*Listener]struct{}
-	next   int // loop that gets the next connection of Serve
 }
 
 // New starts the loops.

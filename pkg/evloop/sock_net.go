@@ -18,8 +18,7 @@ type netSock struct {
 	token  uint64
 	posted bool   // onEvent is under way to loop
 	got    event  // what it will report
-	rbuf   []byte // read ahead; the reader owns it while it reads
-	r      []byte // the part of rbuf that is not consumed
+	r      []byte // read ahead and not consumed
 	rerr   error  // after r
 	wbuf   []byte // the writer owns it while it writes
 	busy   bool   // the writer is at work

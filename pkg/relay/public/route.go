@@ -68,9 +68,6 @@ func (t *table) find(host, path []byte, secure bool) *service {
 	return nil
 }
 
-// has reports whether a service has host, whatever the path.
-func (t *table) has(host []byte, secure bool) bool { return t.any(host, secure) != nil }
-
 // any returns a service of host, whatever the path is, or nil.
 func (t *table) any(host []byte, secure bool) *service {
 	hosts := t.hosts(secure)
