@@ -33,8 +33,8 @@ type Config struct {
 	PingInterval, PingTimeout time.Duration
 
 	// Wake is called, once until the next Flush, when there is something to
-	// flush. It must not call Flush itself. If nil, the owner flushes after
-	// whatever it does.
+	// flush or Next is earlier than it was. It must not call Flush itself. If
+	// nil, the owner flushes after whatever it does.
 	Wake func()
 
 	// Accept is called when the peer opened a stream. It must call SetHandler or

@@ -287,6 +287,13 @@ func (s *Session) GoAway() {
 	}
 }
 
+// wakeIfDraining asks for a Flush, which ends the session when there is nothing left.
+func (s *Session) wakeIfDraining() {
+	if (s.goaway || s.peerGoaway) && !s.closed {
+		s.wake()
+	}
+}
+
 // drained reports whether a GoAway is finished.
 func (s *Session) drained() bool {
 	return (s.goaway && s.sentGoaway || s.peerGoaway) && s.ready() && len(s.streams) == 0 &&
@@ -455,11 +462,6 @@ func (q *queue[T]) pop() T {
 		q.items, q.head = q.items[:n], 0
 	}
 	return v
-}
-
-func (q *queue[T]) clear() {
-	clear(q.items)
-	q.items, q.head = q.items[:0], 0
 }
 
 // A list is a FIFO of streams through Stream.link.

@@ -40,6 +40,7 @@ func (s *Session) Receive(l Link, b []byte, now time.Time) error {
 	err := s.rx.err
 	s.runEvents()
 	s.busy = false
+	s.wakeIfDraining()
 	s.wake() // what came, and its handlers, may have left something to send
 	if s.link != l {
 		return nil

@@ -256,6 +256,7 @@ func (s *Session) owe(st *Stream) {
 	s.owed = append(s.owed, st)
 	if s.owedAt == 0 {
 		s.owedAt = s.now + lazyAck
+		s.wake() // Next has moved
 	}
 }
 
@@ -272,6 +273,7 @@ func (s *Session) payOwed() {
 		}
 	}
 	s.owed = s.owed[:0]
+	s.wakeIfDraining()
 }
 
 // grow doubles the window of a stream that consumed a quarter of it within two

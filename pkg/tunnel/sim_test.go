@@ -13,7 +13,7 @@ import (
 
 var (
 	simSeed      = flag.Uint64("sim.seed", 0, "run this one schedule of TestSimulation")
-	simSchedules = flag.Int("sim.n", 0, "how many schedules TestSimulation runs; 0: 2000, or 200 with -short")
+	simSchedules = flag.Int("sim.n", 0, "how many schedules TestSimulation runs; 0: 2000, or 200 with -short or -race")
 	simTrace     = flag.Bool("sim.trace", false, "print what happens")
 )
 
@@ -30,7 +30,7 @@ func TestSimulation(t *testing.T) {
 	n := 2000
 	if *simSchedules > 0 {
 		n = *simSchedules
-	} else if testing.Short() {
+	} else if testing.Short() || raceEnabled {
 		n = 200
 	}
 	for seed := uint64(1); seed <= uint64(n); seed++ {
@@ -140,6 +140,8 @@ func (s *sim) step(cutRate int) {
 	r := s.rng
 	side := s.sides[r.IntN(2)]
 	switch k := r.IntN(100); {
+	case k < 1:
+		s.advance(time.Duration(r.IntN(12000)) * time.Millisecond) // pings, and links given up
 	case k < 10:
 		s.advance(time.Duration(r.IntN(30)) * time.Millisecond)
 	case k < 40:
@@ -241,7 +243,9 @@ func (s *sim) settle() {
 			for _, a := range side.apps {
 				a.finish()
 			}
-			side.flush()
+			if side.woken { // Wake tells of all there is to do
+				side.flush()
+			}
 			if w := s.wire(); w != nil {
 				w.deliver(side.i, s.fragment())
 			}
@@ -316,7 +320,9 @@ func (s *sim) check() {
 	}
 	for range 100 {
 		for _, side := range s.sides {
-			side.flush()
+			if side.woken {
+				side.flush()
+			}
 			s.wires[len(s.wires)-1].deliver(side.i, 1<<20)
 		}
 		s.advance(5 * time.Millisecond)
@@ -344,7 +350,7 @@ type simLink struct {
 func (l *simLink) Writable() bool { return len(l.queue) < l.wire.room }
 func (l *simLink) Close(err error) {
 	l.wire.sim.trace("side %d closes its link: %v", l.i, err)
-	if l.wire.sim.calm && !errors.Is(err, ErrSuperseded) && err != nil {
+	if l.wire.sim.calm && !errors.Is(err, ErrSuperseded) && !errors.Is(err, ErrLinkTimeout) && err != nil {
 		l.wire.sim.failf("link closed: %v", err)
 	}
 	if errors.Is(err, ErrLinkTimeout) {
@@ -376,8 +382,11 @@ func (w *simWire) deliver(i, n int) {
 	}
 	clear(b) // the loan is over
 	if full && from.Writable() {
-		s.sides[from.i].woken = false
-		s.sides[from.i].s.Drained(from, s.now)
+		side := s.sides[from.i]
+		if side.s.link == from {
+			side.woken = false // Drained is a Flush
+		}
+		side.s.Drained(from, s.now)
 	}
 }
 

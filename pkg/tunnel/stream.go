@@ -1,5 +1,7 @@
 package tunnel
 
+import "errors"
+
 // Handler receives the events of one Stream.
 type Handler = interface {
 	// OnData is lent b until it returns, and may modify it. What it does not
@@ -192,7 +194,8 @@ func (st *Stream) Reset(code Code) {
 // CodeInternal. OnClose gets err.
 func (st *Stream) Abort(err error) {
 	code := CodeInternal
-	if e, ok := err.(*StreamError); ok {
+	var e *StreamError
+	if errors.As(err, &e) {
 		code = e.Code
 	}
 	st.reset(code, err)
