@@ -135,7 +135,7 @@ func (c *Conn) Write(b []byte) {
 
 // send queues b for the socket, past TLS.
 func (c *Conn) send(b []byte) {
-	if c.Pending() == 0 && len(b) >= flushSize/4 && c.flags&canWrite != 0 {
+	if c.Pending() == 0 && len(b) >= flushSize/2 && c.flags&canWrite != 0 {
 		n := c.writeSocket(b)
 		b = b[n:]
 		if len(b) == 0 || c.flags&isDead != 0 {
