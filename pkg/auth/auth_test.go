@@ -3,6 +3,7 @@ package auth
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -347,6 +348,20 @@ func TestPinnedTLS(t *testing.T) {
 	cfg, _ = PinnedTLS(c.Pin, "127.0.0.1")
 	if err := handshake(t, c, cfg); err != nil {
 		t.Errorf("by address: %v", err)
+	}
+
+	// An authority that another one has signed may be pinned, too.
+	mid := c
+	top := must(DevCA(t.TempDir(), "top"))
+	topPair := must(tls.LoadX509KeyPair(top.CA, strings.TrimSuffix(top.CA, ".pem")+".key"))
+	midPair := must(tls.LoadX509KeyPair(c.CA, strings.TrimSuffix(c.CA, ".pem")+".key"))
+	signed := must(x509.CreateCertificate(rand.Reader, midPair.Leaf, topPair.Leaf, midPair.Leaf.PublicKey, topPair.PrivateKey))
+	mid.Certificate = filepath.Join(t.TempDir(), "cert.pem")
+	leaf, _ := pem.Decode([]byte(readFile(t, c.Certificate)))
+	os.WriteFile(mid.Certificate, append(pem.EncodeToMemory(leaf), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: signed})...), 0o600)
+	cfg, _ = PinnedTLS(c.Pin, "relay.example.com")
+	if err := handshake(t, mid, cfg); err != nil {
+		t.Errorf("an intermediate authority: %v", err)
 	}
 
 	// Another name, and another authority, fail.

@@ -188,7 +188,7 @@ func PinnedTLS(pin []byte, host string) (cfg *tls.Config, ca func() []byte) {
 			for i, c := range cs.PeerCertificates {
 				p := Pin(c)
 				switch {
-				case i > 0 && c.IsCA && subtle.ConstantTimeCompare(p[:], pin) == 1 && c.CheckSignatureFrom(c) == nil:
+				case i > 0 && c.IsCA && subtle.ConstantTimeCompare(p[:], pin) == 1:
 					root = c
 					roots.AddCert(c)
 				case i > 0:

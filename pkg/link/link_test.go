@@ -205,17 +205,18 @@ func start(t testing.TB, n *network, move bool) (*server, *evloop.Core, ed25519.
 			c.SetHandler(&http{c, s})
 		})
 	}
-	var ln *evloop.Listener
 	if n.mem != nil {
-		m, err := n.mem.Listen("relay.example.com:443")
+		ln, err := n.mem.Listen("relay.example.com:443")
 		if err != nil {
 			t.Fatal(err)
 		}
 		n.addr = "relay.example.com:443"
-		ln = s.core.Serve(m, accept)
-	} else if ln, err = s.core.Listen("tcp", "127.0.0.1:0", accept); err != nil {
-		t.Fatal(err)
+		s.core.Serve(ln, accept)
 	} else {
+		ln, err := s.core.Listen("tcp", "127.0.0.1:0", accept)
+		if err != nil {
+			t.Fatal(err)
+		}
 		n.addr = ln.Addr().String()
 	}
 	core, err := evloop.New(cfg)

@@ -167,7 +167,7 @@ func DecodeJoinRequest(b []byte) (JoinRequest, error) {
 // DecodeJoinResponse decodes and checks a JoinResponse.
 func DecodeJoinResponse(b []byte) (JoinResponse, error) {
 	var r JoinResponse
-	if err := decodeJSON(b, MaxMessage, "join response", &r); err != nil {
+	if err := decodeJSON(b, MaxJoin, "join response", &r); err != nil {
 		return JoinResponse{}, err
 	}
 	if r.Error != nil {

@@ -32,7 +32,8 @@ const (
 const (
 	MaxName     = 64      // bytes of a site's or a service's name
 	MaxURL      = 512     // bytes of a publish or target URL or of a pattern
-	MaxMessage  = 4 << 10 // bytes of Hello, Welcome, JoinRequest and JoinResponse
+	MaxMessage  = 4 << 10 // bytes of Hello, Welcome and JoinRequest
+	MaxJoin     = 1 << 20 // bytes of a JoinResponse, which may have thousands of patterns
 	MaxHeader   = 1 << 10 // bytes of a stream header
 	MaxAnnounce = 1 << 20 // bytes of an announcement or of the reply to it
 	MaxServices = 4096    // services in an announcement

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -284,6 +285,11 @@ func TestJoinMessages(t *testing.T) {
 	r := JoinResponse{Site: "office", Publish: []string{"https://*.example.com"}}
 	if got, err := DecodeJoinResponse(Encode(r)); err != nil || !reflect.DeepEqual(got, r) {
 		t.Fatalf("response: %+v, %v", got, err)
+	}
+	// A site may publish many things.
+	r.Publish = slices.Repeat([]string{"https://app.example.com/some/path"}, 2000)
+	if got, err := DecodeJoinResponse(Encode(r)); err != nil || len(got.Publish) != 2000 {
+		t.Errorf("2000 patterns: %v", err)
 	}
 	r.Site = ""
 	if _, err := DecodeJoinResponse(Encode(r)); err == nil {
