@@ -411,7 +411,7 @@ func (d *demo) visitTCP(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return echoed(ctx, c.(*net.TCPConn))
+	return echoed(ctx, local{c.(*net.TCPConn)})
 }
 
 func (d *demo) visitForward(ctx context.Context) (string, error) {

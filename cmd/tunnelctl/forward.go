@@ -21,6 +21,15 @@ import (
 type duplex interface {
 	io.ReadWriteCloser
 	CloseWrite() error
+	Abort() // ends both at once, so that the peer notices
+}
+
+// local is a connection of a program on this machine.
+type local struct{ *net.TCPConn }
+
+func (l local) Abort() {
+	l.SetLinger(0)
+	l.Close()
 }
 
 func forwardCommand(at *where) *cobra.Command {
@@ -35,9 +44,9 @@ func forwardCommand(at *where) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			local := "127.0.0.1:0"
+			listen := "127.0.0.1:0"
 			if len(args) == 2 {
-				if local, err = localAddress(args[1]); err != nil {
+				if listen, err = localAddress(args[1]); err != nil {
 					return err
 				}
 			}
@@ -45,7 +54,7 @@ func forwardCommand(at *where) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			ln, err := net.Listen("tcp", local)
+			ln, err := net.Listen("tcp", listen)
 			if err != nil {
 				return fmt.Errorf("%w: choose another LOCAL, or none for a free port", err)
 			}
@@ -125,7 +134,7 @@ func (f *forwarder) serve(ctx context.Context, ln net.Listener) error {
 			}
 			continue
 		}
-		conns.Go(func() { f.carry(ctx, conn.(*net.TCPConn)) })
+		conns.Go(func() { f.carry(ctx, local{conn.(*net.TCPConn)}) })
 	}
 }
 
@@ -140,22 +149,19 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 // carry serves one local connection to its end. A failure concerns this connection alone: the relay
 // or the site may be back for the next one.
-func (f *forwarder) carry(ctx context.Context, conn *net.TCPConn) {
+func (f *forwarder) carry(ctx context.Context, conn local) {
 	defer conn.Close()
 	stream, err := f.client.Forward(ctx, f.site, f.service)
 	if err != nil {
 		if ctx.Err() == nil {
 			f.report(explainForward(f.client, err, f.site, f.service))
 		}
-		conn.SetLinger(0) // the client sees a reset, not an orderly end without an answer
+		conn.Abort() // an orderly end would look like an empty answer
 		return
 	}
 	defer stream.Close()
-	if err := splice(ctx, conn, stream); err != nil {
-		conn.SetLinger(0)
-		if ctx.Err() == nil {
-			f.report(err)
-		}
+	if err := splice(ctx, conn, stream); err != nil && ctx.Err() == nil {
+		f.report(err)
 	}
 }
 
@@ -165,19 +171,20 @@ func (f *forwarder) report(err error) {
 	fmt.Fprintf(f.errs, "%s %s/%s: %s\n", time.Now().Format(time.TimeOnly), f.site, f.service, printable(err.Error()))
 }
 
-// splice copies both ways and returns when both directions have ended, or one has failed.
-func splice(ctx context.Context, a, b duplex) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { a.Close(); b.Close() })()
+// splice copies both ways and returns when both directions have ended. If one fails, or ctx ends, it
+// aborts both connections: neither side shall take a part for the whole.
+func splice(ctx context.Context, a, b duplex) (err error) {
+	abort := func() { a.Abort(); b.Abort() }
+	defer context.AfterFunc(ctx, abort)()
 	c := make(chan error, 2)
 	go copyHalf(c, a, b)
 	go copyHalf(c, b, a)
-	err := <-c
-	if err != nil {
-		cancel() // ends the other direction
+	for range 2 {
+		if e := <-c; e != nil && err == nil {
+			err = e
+			abort() // which ends the other direction
+		}
 	}
-	<-c
 	return err
 }
 

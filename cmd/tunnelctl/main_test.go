@@ -55,7 +55,7 @@ func startRelay(t *testing.T, status *admin.Status) []string {
 
 func echoStream(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
-	case admin.ForwardPath + "office/echo":
+	case admin.ForwardPath + "office/echo", admin.ForwardPath + "office/upload":
 	case admin.ForwardPath + "office/away":
 		http.Error(w, "The site is away.", http.StatusServiceUnavailable)
 		return
@@ -69,9 +69,18 @@ func echoStream(w http.ResponseWriter, r *http.Request) {
 	}
 	defer conn.Close()
 	io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+admin.Upgrade+"\r\n\r\n")
+	if strings.HasSuffix(r.URL.Path, "/upload") {
+		conn.Write([]byte("ok"))
+		_, err := io.Copy(io.Discard, rw)
+		uploadc <- err
+		return
+	}
 	io.Copy(conn, rw)
 	io.WriteString(conn, "|end")
 }
+
+// uploadc gets how each upload to office/upload ended.
+var uploadc = make(chan error, 1)
 
 // tunnelctl runs the program and returns its exit code and output.
 func tunnelctl(ctx context.Context, stdin string, args ...string) (code int, stdout, stderr string) {
@@ -261,6 +270,34 @@ func TestForwardRefused(t *testing.T) {
 			t.Errorf("read: %v, want a reset", err)
 		}
 		c.Close()
+	}
+	cancel()
+	<-codec
+}
+
+// A client that breaks off is not one that has finished: the service sees it break off, too.
+func TestForwardAborted(t *testing.T) {
+	relay := startRelay(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	r, w := io.Pipe()
+	codec := make(chan int, 1)
+	go runForward(ctx, codec, w, append(relay, "forward", "office/upload"))
+	line := make([]byte, 100)
+	n, err := r.Read(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, _, _ := strings.Cut(string(line[:n]), " -> ")
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, 2)); err != nil {
+		t.Fatal(err)
+	}
+	local{c.(*net.TCPConn)}.Abort()
+	if err := <-uploadc; err == nil {
+		t.Error("the service took a broken upload for a whole one")
 	}
 	cancel()
 	<-codec

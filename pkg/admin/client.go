@@ -59,6 +59,18 @@ func (s *Stream) Read(p []byte) (int, error) { return s.r.Read(p) }
 // CloseWrite tells the service that no more data comes.
 func (s *Stream) CloseWrite() error { return s.Conn.(interface{ CloseWrite() error }).CloseWrite() }
 
+// Abort ends both directions at once, so that the service does not take what it has got for all.
+func (s *Stream) Abort() {
+	conn := s.Conn
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn() // without close_notify
+	}
+	if t, ok := conn.(*net.TCPConn); ok {
+		t.SetLinger(0)
+	}
+	conn.Close()
+}
+
 // Upgrade is the protocol a forward request upgrades to: the raw bytes of the stream.
 const Upgrade = "culvert-forward"
 
