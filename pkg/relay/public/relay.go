@@ -357,8 +357,10 @@ func (r *Relay) storeRoutes() {
 		services = append(services, svc)
 	}
 	var patterns []relay.Pattern
-	for _, s := range r.sites {
-		patterns = append(patterns, s.Publish...)
+	for name, s := range r.sites {
+		if r.sessions[name] == nil { // one that is there has said what it publishes
+			patterns = append(patterns, s.Publish...)
+		}
 	}
 	r.routes.Store(newTable(services, patterns))
 }

@@ -22,7 +22,7 @@ type table struct {
 	// By host, or by ".example.com" for "*.example.com"; the longest prefix first.
 	secure, plain map[string][]*service
 
-	patterns []relay.Pattern // what any site may publish
+	patterns []relay.Pattern // what sites that are away may publish
 }
 
 // newTable makes the table of services, no two of which have the same route.
@@ -84,8 +84,8 @@ func (t *table) any(host []byte, secure bool) *service {
 	return l[0]
 }
 
-// allowed reports whether some site may publish a service at host and path: if
-// there is none, it is away.
+// allowed reports whether some site that is away may publish a service at host and
+// path.
 func (t *table) allowed(host, path string, secure bool) bool {
 	scheme := "http"
 	if secure {
