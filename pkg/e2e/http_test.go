@@ -326,14 +326,17 @@ func TestReload(t *testing.T) {
 	say("after the private relay reloaded")
 
 	mark = s.public.lines()
-	s.writePublic(siteTOML("office", s.key, allowed...) + siteTOML("second", s.key, "https://second.example.com"))
+	good := s.sites + siteTOML("second", s.key, "https://second.example.com")
+	s.sites = good
+	s.writePublic()
 	s.public.signal(t, hangup)
 	s.public.await(t, mark, "reloaded")
 	say("after the public relay reloaded")
 
 	// A broken file changes nothing, and says where it is broken.
 	mark = s.public.lines()
-	s.writePublic("[[site]]\nnmae = \"x\"\n")
+	s.sites = good + "[[site]]\nnmae = \"x\"\n"
+	s.writePublic()
 	s.public.signal(t, hangup)
 	if line := s.public.await(t, mark, "the old configuration stays"); !strings.Contains(line, "nmae") || !strings.Contains(line, "name") {
 		t.Errorf("broken file: %s", line)

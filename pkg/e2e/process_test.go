@@ -26,6 +26,8 @@ type process struct {
 	done chan struct{} // closed when the program has ended and all its output is in log
 	err  error         // of Wait, after done
 
+	abrupt bool // it is killed at the end of the test: ending in good order takes it a while
+
 	mu    sync.Mutex
 	log   []string
 	added chan struct{} // closed and replaced at each new line
@@ -60,7 +62,11 @@ func start(t testing.TB, name string, cmd *exec.Cmd) *process {
 	}
 	go p.collect(r)
 	t.Cleanup(func() {
-		p.stop()
+		if p.abrupt {
+			p.kill()
+		} else {
+			p.stop()
+		}
 		if t.Failed() {
 			p.dump(t)
 		}
@@ -86,6 +92,14 @@ func (p *process) collect(r *os.File) {
 	}
 	io.Copy(io.Discard, r)
 	p.err = p.cmd.Wait()
+}
+
+// startRelay runs one of our commands.
+func startRelay(t testing.TB, name string, args ...string) *process {
+	t.Helper()
+	p := start(t, name, exec.Command(command(t, name), args...))
+	p.abrupt = true
+	return p
 }
 
 // dump prints the last lines of the program's output.
@@ -170,7 +184,7 @@ func (p *process) stop() {
 	p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
-	case <-time.After(3 * time.Second):
+	case <-time.After(10 * time.Second):
 	}
 	p.kill()
 }

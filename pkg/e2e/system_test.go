@@ -27,6 +27,7 @@ type system struct {
 	admin           string
 	link            *faultProxy // nil: the private relay dials the public relay directly
 	key             string      // the site's public key
+	sites           string      // [[site]] tables of public.toml
 	services        []service
 }
 
@@ -64,7 +65,7 @@ func newSystem(t testing.TB, services ...service) *system {
 		t.Fatalf("keygen printed %q", s.key)
 	}
 	s.https, s.http, s.admin = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
-	s.writePublic(siteTOML("office", s.key, allowed...))
+	s.sites = siteTOML("office", s.key, allowed...)
 	s.startPublic()
 	return s
 }
@@ -77,9 +78,9 @@ func siteTOML(name, key string, publish ...string) string {
 	return fmt.Sprintf("[[site]]\nname = %q\nkey = %q\npublish = %s\n", name, key, list)
 }
 
-// writePublic writes public.toml with the given sites. After the first start it names the
-// ports that the relay has got, so that a restart finds them again.
-func (s *system) writePublic(sites string) {
+// writePublic writes public.toml. After the first start it names the ports that the relay
+// has got, so that they stay.
+func (s *system) writePublic() {
 	writeFile(s.t, s.file("public.toml"), fmt.Sprintf(`
 domain = "localhost"
 state  = "state"
@@ -91,13 +92,14 @@ admin = %q
 [tls]
 certificate = %q
 key = %q
-%s`, s.https, s.http, s.admin, certFile("cert.pem"), certFile("key.pem"), sites))
+%s`, s.https, s.http, s.admin, certFile("cert.pem"), certFile("key.pem"), s.sites))
 }
 
 // startPublic starts the public relay and learns its addresses.
 func (s *system) startPublic() {
 	s.t.Helper()
-	s.public = start(s.t, "relay-public", exec.Command(command(s.t, "relay-public"), "--config", s.file("public.toml")))
+	s.writePublic()
+	s.public = startRelay(s.t, "relay-public", "--config", s.file("public.toml"))
 	var ready struct{ HTTPS, HTTP, Admin string }
 	line := s.public.await(s.t, 0, `"msg":"ready"`)
 	if err := json.Unmarshal([]byte(line), &ready); err != nil {
@@ -133,7 +135,7 @@ func (s *system) privateTOML(site, relay, key string) string {
 func (s *system) startPrivate() {
 	s.t.Helper()
 	s.writePrivate()
-	s.private = start(s.t, "relay-private", exec.Command(command(s.t, "relay-private"), "--config", s.file("private.toml")))
+	s.private = startRelay(s.t, "relay-private", "--config", s.file("private.toml"))
 	s.private.await(s.t, 0, `"msg":"ready"`)
 }
 

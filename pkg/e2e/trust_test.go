@@ -24,7 +24,7 @@ func (s *system) privateRelay(site, key string) *process {
 	dir := tempDir(s.t)
 	file := filepath.Join(dir, "private.toml")
 	writeFile(s.t, file, s.privateTOML(site, s.https, key))
-	return start(s.t, "relay-private "+site, exec.Command(command(s.t, "relay-private"), "--config", file))
+	return startRelay(s.t, "relay-private", "--config", file)
 }
 
 func (s *system) keygen(name string) (file, public string) {
@@ -65,7 +65,7 @@ func TestTrust(t *testing.T) {
 		_, rest, _ := strings.Cut(config, "ca = ")
 		_, after, _ := strings.Cut(rest, "\n")
 		writeFile(t, file, config[:len(config)-len("ca = ")-len(rest)]+after)
-		p := start(t, "relay-private", exec.Command(command(t, "relay-private"), "--config", file))
+		p := startRelay(t, "relay-private", "--config", file)
 		p.await(t, 0, "certificate")
 		p.stop()
 		if _, _, ok := p.find(0, `"msg":"ready"`); ok {
@@ -81,7 +81,7 @@ func TestTrust(t *testing.T) {
 			}
 			defer c.CloseNow()
 			hello := relay.Hello{Version: version, Site: "office", Key: s.key, Signature: make([]byte, 64)}
-			if err := c.Write(ctx, websocket.MessageBinary, relay.Encode(hello)); err != nil {
+			if err := c.Write(ctx, websocket.MessageText, relay.Encode(hello)); err != nil {
 				t.Fatal(err)
 			}
 			_, b, err := c.Read(ctx)
@@ -97,7 +97,7 @@ func TestTrust(t *testing.T) {
 		newer := newerPublicRelay(t)
 		file := filepath.Join(tempDir(t), "private.toml")
 		writeFile(t, file, s.privateTOML("office", newer, s.file("office.key")))
-		p := start(t, "relay-private", exec.Command(command(t, "relay-private"), "--config", file))
+		p := startRelay(t, "relay-private", "--config", file)
 		if code := p.wait(t, 20*time.Second); code != 1 {
 			t.Errorf("relay-private ended with %d, want 1", code)
 		}
@@ -144,7 +144,7 @@ func newerPublicRelay(t testing.TB) string {
 		if _, _, err := c.Read(ctx); err != nil {
 			return
 		}
-		c.Write(ctx, websocket.MessageBinary, relay.Encode(relay.Welcome{Error: &relay.Refusal{
+		c.Write(ctx, websocket.MessageText, relay.Encode(relay.Welcome{Error: &relay.Refusal{
 			Code: relay.RefuseVersion, Message: "the private relay is older than the public one: update the private relay",
 		}}))
 		c.Close(websocket.StatusPolicyViolation, "")
