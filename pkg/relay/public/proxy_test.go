@@ -308,13 +308,13 @@ func TestStreamErrors(t *testing.T) {
 	} {
 		r := newTestRelay(t, false, nil)
 		s := r.connect("office", nil, "app", "https://app.test")
-		s.onStream = func(st *tunnel.Stream, h relay.Header) bool {
+		s.handle(func(st *tunnel.Stream, h relay.Header) bool {
 			if h.Service != "app" || h.Scheme != "https" || h.Host != "app.test" || !h.Visitor.IsValid() {
 				t.Errorf("stream header %+v", h)
 			}
 			st.Reset(code)
 			return true
-		}
+		})
 		v := r.dial(true)
 		for range 2 { // the connection goes on
 			v.send("GET / HTTP/1.1\r\nHost: app.test\r\n\r\n")

@@ -184,6 +184,11 @@ func (r *testRelay) connect(site string, targets map[string]string, publish ...s
 	return ts
 }
 
+// handle sets who gets the streams.
+func (ts *testSite) handle(f func(st *tunnel.Stream, h relay.Header) bool) {
+	onLoop(ts.session.loop.Loop, func() { ts.onStream = f })
+}
+
 // attach joins both sessions by a new link. On the loop.
 func (ts *testSite) attach() {
 	loop := ts.session.loop

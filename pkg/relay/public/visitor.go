@@ -271,10 +271,11 @@ func (v *visitor) OnData(b []byte) (used int) {
 			} else {
 				n = v.ex.forwardBody(b[used:])
 			}
-		case asking, moving:
-			// The rest is kept for the joiner, or for the other loop.
-		case shaking, closing, gone:
+		case closing:
 			return len(b)
+		default:
+			// The rest is kept: for the joiner, for the splice, or for the other loop.
+			return used
 		}
 		if n == 0 {
 			break
