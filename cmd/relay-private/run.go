@@ -115,6 +115,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	}
 	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, log) })
 	defer stop()
+	go daemon.Trim(running)
 	stopping := context.AfterFunc(running, func() {
 		log.Info("stopping: streams may finish", "timeout", s.drainTimeout)
 		daemon.Stopping()

@@ -96,6 +96,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 
 	running, stop := daemon.Signals(ctx, func() { reload(o.config, s, st, log) })
 	defer stop()
+	go daemon.Trim(running)
 	daemon.Ready(log, ready...)
 	st.sayNext(adminAddress)
 
