@@ -250,9 +250,10 @@ func (s *Session) runEvents() {
 	}
 }
 
-// wake asks the owner for a Flush.
+// wake asks the owner for a Flush. Inside of one there is no need to: it goes on
+// until there is nothing left.
 func (s *Session) wake() {
-	if s.woken || s.busy {
+	if s.woken || s.closed {
 		return
 	}
 	s.woken = true

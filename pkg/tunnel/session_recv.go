@@ -41,7 +41,6 @@ func (s *Session) Receive(l Link, b []byte, now time.Time) error {
 	s.runEvents()
 	s.busy = false
 	s.wakeIfDraining()
-	s.wake() // what came, and its handlers, may have left something to send
 	if s.link != l {
 		return nil
 	}
@@ -257,10 +256,7 @@ func (s *Session) deliver(st *Stream, b []byte) {
 	}
 	s.keep(st, b[used:])
 	if st.s != nil {
-		st.in.head.seen = true
-		if st.flags&flagFresh != 0 { // SetHandler or Resume in OnData
-			st.pump()
-		}
+		st.in.head.seen = true // until SetHandler, Resume, or more comes
 	}
 }
 

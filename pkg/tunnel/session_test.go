@@ -333,6 +333,21 @@ func TestHandlerIsReplacedInsideOnData(t *testing.T) {
 	}
 }
 
+// The owner learns that a timer is due earlier than it knew.
+func TestOwedAcknowledgementWakes(t *testing.T) {
+	woken := 0
+	c := newScript(t, Config{Wake: func() { woken++ }})
+	c.start()
+	c.recv("open")
+	c.advance(lazyAck)
+	c.sends("the open is acknowledged", "03 00000001 000010 0000000000000000 0000000000010000")
+	woken = 0
+	c.recv("data")
+	if woken != 1 || c.s.Next() != c.now.Add(lazyAck) {
+		t.Fatalf("woken %d times, next %v", woken, c.s.Next().Sub(c.now))
+	}
+}
+
 // Sending that waits for the budget goes on when acknowledgements come.
 func TestAcknowledgementWakes(t *testing.T) {
 	woken := 0
