@@ -177,7 +177,7 @@ func redeem(ctx context.Context, token auth.Token, c *tls.Config, in relay.JoinR
 		return relay.JoinResponse{}, fmt.Errorf("join %s: %w%s", token.Relay, err, hint(err, token))
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, relay.MaxMessage+1))
+	b, err := io.ReadAll(io.LimitReader(resp.Body, relay.MaxJoin+1))
 	if err != nil {
 		return relay.JoinResponse{}, fmt.Errorf("join %s: %w", token.Relay, err)
 	}
