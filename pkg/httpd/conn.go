@@ -191,7 +191,7 @@ func (c *conn) feed(b []byte) (used int) {
 			break
 		}
 	}
-	full := len(x.in)-x.inOff > maxUnread
+	full := c.state == busy && len(x.in)-x.inOff > maxUnread
 	x.stuffed = full && !done
 	x.mu.Unlock()
 	x.cond.Broadcast()

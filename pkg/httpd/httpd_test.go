@@ -8,33 +8,43 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/forward"
 	"culvert.dev/pkg/http1"
+	"culvert.dev/pkg/tunnel"
 
 	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// run serves srv over both backends of the event loop. When f returns, everything has to end.
+// run serves srv over both backends of the event loop, and over the streams of a session. When f returns,
+// everything has to end.
 func run(t *testing.T, srv func(t *testing.T) *Server, f func(t *testing.T, addr string)) {
-	for name, portable := range map[string]bool{"native": false, "portable": true} {
-		t.Run(name, func(t *testing.T) {
-			core, err := evloop.New(evloop.Config{Portable: portable, Loops: 2})
+	for _, test := range []struct {
+		name     string
+		portable bool
+		streams  bool
+	}{{"native", false, false}, {"portable", true, false}, {"streams", false, true}} {
+		t.Run(test.name, func(t *testing.T) {
+			core, err := evloop.New(evloop.Config{Portable: test.portable, Loops: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
 			s := srv(t)
 			defer s.Wait()
 			defer core.Close()
-			ln, err := core.Listen("tcp", "127.0.0.1:0", func(c *evloop.Conn) {
-				s.Serve(c, c.Loop(), Peer{Addr: c.RemoteAddr()})
-			})
+			accept := func(c *evloop.Conn) { s.Serve(c, c.Loop(), Peer{Addr: c.RemoteAddr()}) }
+			if test.streams {
+				accept = overStreams(core.Loop(0), s)
+			}
+			ln, err := core.Listen("tcp", "127.0.0.1:0", accept)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -42,6 +52,58 @@ func run(t *testing.T, srv func(t *testing.T) *Server, f func(t *testing.T, addr
 		})
 	}
 }
+
+// overStreams returns an accept function that carries connections to s through a pair of sessions.
+func overStreams(loop *evloop.Loop, s *Server) func(*evloop.Conn) {
+	var near, far *tunnel.Session
+	near = tunnel.New(tunnel.Config{Client: true, Wake: func() { loop.Post(func() { near.Flush(time.Now()) }) }}, time.Now())
+	far = tunnel.New(tunnel.Config{
+		Wake: func() { loop.Post(func() { far.Flush(time.Now()) }) },
+		Accept: func(st *tunnel.Stream, header []byte) {
+			s.Serve(st, loop, Peer{Addr: netip.MustParseAddrPort(string(header))})
+		},
+	}, time.Now())
+	a, b := &link{loop: loop, to: far}, &link{loop: loop, to: near}
+	a.back, b.back = b, a
+	var timer evloop.Timer
+	var tick func()
+	tick = func() {
+		near.Advance(time.Now())
+		far.Advance(time.Now())
+		loop.Arm(&timer, time.Millisecond, tick)
+	}
+	loop.Post(func() {
+		near.Attach(a, time.Now())
+		far.Attach(b, time.Now())
+		tick()
+	})
+	return func(c *evloop.Conn) {
+		st, err := near.Open([]byte(c.RemoteAddr().String()))
+		if err != nil {
+			c.Abort(err)
+			return
+		}
+		forward.Splice(c, st, nil)
+	}
+}
+
+// link is one direction of a link in memory.
+type link struct {
+	loop *evloop.Loop
+	to   *tunnel.Session
+	back *link
+}
+
+func (l *link) Send(b []byte) {
+	b = bytes.Clone(b[tunnel.Headroom:])
+	l.loop.Post(func() {
+		if err := l.to.Receive(l.back, b, time.Now()); err != nil {
+			panic(err)
+		}
+	})
+}
+func (l *link) Writable() bool { return true }
+func (l *link) Close(error)    {}
 
 // handler makes a Server of a function.
 func handler(f http.HandlerFunc) func(*testing.T) *Server {
