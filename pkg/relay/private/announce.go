@@ -71,19 +71,22 @@ func (a *announcement) OnEOF() {
 	if r.OnReady != nil {
 		r.ready.Do(r.OnReady)
 	}
+	a.over()
 }
 
 func (a *announcement) OnDrain() {}
 
 func (a *announcement) OnClose(err error) {
+	if !a.answered && a.peer.session == a.session {
+		a.peer.relay.log.Error("announce: the relay did not take the services", "relay", a.peer.address, "err", err)
+		a.over()
+	}
+}
+
+// over lets the next announcement go.
+func (a *announcement) over() {
 	p := a.peer
-	if p.session != a.session {
-		return // a new one has its own announcement
-	}
 	p.announcing = false
-	if !a.answered {
-		p.relay.log.Error("announce: the relay did not take the services", "relay", p.address, "err", err)
-	}
 	if p.stale {
 		p.announce()
 	}
