@@ -369,8 +369,7 @@ func TestStalledVisitors(t *testing.T) {
 	chunk := make([]byte, 16<<10)
 	s.handle(func(st *tunnel.Stream, h relay.Header) bool {
 		left := 64 << 20
-		var pump func()
-		pump = func() {
+		pump := func() {
 			for left > 0 {
 				if st.Pending() > st.HighMark() {
 					blocked.Add(1)
