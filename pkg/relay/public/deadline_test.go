@@ -220,6 +220,7 @@ func TestStock(t *testing.T) {
 			v.send(get)
 			v.response("GET")
 		}
+		time.Sleep(time.Second) // for the last acknowledgements of the announcement
 		if n := streams(); n != 1 {
 			t.Errorf("%d streams for five requests, want 1", n)
 		}
