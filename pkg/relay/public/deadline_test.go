@@ -64,7 +64,9 @@ func inFakeTime(t *testing.T, serve func(st *tunnel.Stream, b []byte), f func(r 
 
 func silent(*tunnel.Stream, []byte) {}
 
-func ok(st *tunnel.Stream, _ []byte) { st.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")) }
+func ok(st *tunnel.Stream, _ []byte) {
+	st.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+}
 
 // took checks that d has passed since start, give or take the ticks of the timers.
 func took(t *testing.T, start time.Time, d time.Duration) {

@@ -34,13 +34,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // in for the private relays of its sites.
 type testRelay struct {
 	*Relay
-	t           *testing.T
+	t           testing.TB
 	https, http string // addresses
 }
 
 // newTestRelay starts a relay with listeners on loopback. change, if not nil,
 // gets it before.
-func newTestRelay(t *testing.T, portable bool, change func(*Relay)) *testRelay {
+func newTestRelay(t testing.TB, portable bool, change func(*Relay)) *testRelay {
 	t.Helper()
 	core, err := evloop.New(evloop.Config{Loops: 2, Portable: portable})
 	if err != nil {
@@ -104,7 +104,7 @@ var testTLS = sync.OnceValue(func() *tls.Config {
 // testSite stands in for a private relay: it has the other end of a session and
 // joins each stream to a target, or gives it to onStream.
 type testSite struct {
-	t        *testing.T
+	t        testing.TB
 	session  *session
 	peer     *tunnel.Session
 	timer    evloop.Timer
@@ -387,7 +387,7 @@ func (r *testRelay) client() *http.Client {
 
 // visitor is a raw visitor.
 type testVisitor struct {
-	t *testing.T
+	t testing.TB
 	net.Conn
 	*bufio.Reader
 }
