@@ -80,10 +80,13 @@ func (v *visitor) begin(s *service) {
 		}
 	}
 	ex.stream.exchange = ex
+	if v.port == 0 {
+		v.port = v.conn.LocalAddr().Port()
+	}
 	l.out = http1.AppendForwardedRequest(l.out[:0], req, http1.Forward{
 		Remote: v.addr.Addr(),
 		Proto:  v.scheme(),
-		Port:   v.conn.LocalAddr().Port(),
+		Port:   v.port,
 	})
 	if ex.again = again && ex.stream.used; ex.again {
 		ex.replay = append(ex.replay[:0], l.out...)

@@ -83,6 +83,7 @@ type visitor struct {
 	deadline int64 // of the phase
 
 	addr    netip.AddrPort
+	port    uint16 // that the visitor came in by; 0 until the first exchange
 	verdict verdict
 	secure  bool // https
 	phase   phase
