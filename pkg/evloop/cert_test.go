@@ -7,16 +7,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"math/big"
-	"testing"
 	"time"
 )
 
-// testCertificate makes a self-signed certificate for relay.test.
-func testCertificate(t testing.TB) tls.Certificate {
-	t.Helper()
+// newCertificate makes a self-signed certificate for relay.test.
+func newCertificate() tls.Certificate {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
 	template := &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
@@ -28,11 +26,11 @@ func testCertificate(t testing.TB) tls.Certificate {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
 	leaf, err := x509.ParseCertificate(der)
 	if err != nil {
-		t.Fatal(err)
+		panic(err)
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
