@@ -1,0 +1,111 @@
+package public
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"errors"
+	"net"
+	"testing"
+
+	"culvert.dev/pkg/auth"
+	"culvert.dev/pkg/link"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tunnel"
+)
+
+// TestLinks lets private relays in and turns them away, over real TLS.
+func TestLinks(t *testing.T) {
+	backends(t, func(t *testing.T, portable bool) {
+		r := newTestRelay(t, portable, nil)
+		pub, key, _ := ed25519.GenerateKey(nil)
+		_, otherKey, _ := ed25519.GenerateKey(nil)
+		known := auth.FormatPublicKey(pub)
+		r.Reload([]Site{
+			{Name: "office", Key: known, Publish: patterns("https://*.test")},
+			{Name: "old", Key: known, Revoked: true},
+			{Name: "new"},
+		})
+		roots := x509.NewCertPool()
+		cert, _ := x509.ParseCertificate(testTLS().Certificates[0].Certificate[0])
+		roots.AddCert(cert)
+
+		loop := r.loops[1].Loop
+		type result struct {
+			link    *link.Link
+			welcome relay.Welcome
+			err     error
+		}
+		dial := func(cfg link.DialConfig) result {
+			t.Helper()
+			cfg.Address, cfg.RootCAs, cfg.Software = "relay.test:443", roots, "test"
+			cfg.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, network, r.https)
+			}
+			c := make(chan result, 1)
+			loop.Post(func() {
+				link.Dial(context.Background(), loop, cfg, func(l *link.Link, w relay.Welcome, err error) { c <- result{l, w, err} })
+			})
+			return <-c
+		}
+		refused := func(cfg link.DialConfig, want relay.RefusalCode, retry bool) {
+			t.Helper()
+			res := dial(cfg)
+			refusal, ok := errors.AsType[*relay.Refusal](res.err)
+			if !ok || refusal.Code != want || refusal.Retry != retry || refusal.Message == "" {
+				t.Errorf("site %q: %v, want %s", cfg.Site, res.err, want)
+			}
+		}
+		refused(link.DialConfig{Site: "nobody", Key: key}, relay.RefuseUnknownSite, false)
+		refused(link.DialConfig{Site: "office", Key: otherKey}, relay.RefuseBadKey, false)
+		refused(link.DialConfig{Site: "new", Key: key}, relay.RefuseBadKey, false)
+		refused(link.DialConfig{Site: "old", Key: key}, relay.RefuseRevoked, false)
+
+		// The first one is let in.
+		first := dial(link.DialConfig{Site: "office", Key: key})
+		if first.err != nil || first.welcome.Resumed {
+			t.Fatal(first.err, first.welcome)
+		}
+		var session *tunnel.Session
+		lost := make(chan error, 4)
+		serve := func(l *link.Link) { l.Serve(session, func(_ *link.Link, err error) { lost <- err }) }
+		onLoop(loop, func() {
+			session = tunnel.New(tunnel.Config{Client: true, Wake: func() {
+				loop.AfterTurn(func() { session.Flush(loop.Now()) })
+			}}, loop.Now())
+			serve(first.link)
+		})
+		// A second one is not, while the first is there.
+		refused(link.DialConfig{Site: "office", Key: key}, relay.RefuseBusy, true)
+		refused(link.DialConfig{Site: "office", Key: key, Session: first.welcome.Session, Resume: first.welcome.Session + first.welcome.Session}, relay.RefuseBusy, true)
+
+		// The first one comes back, before its loss was noticed here or after.
+		resume := link.DialConfig{Site: "office", Key: key, Session: first.welcome.Session, Resume: first.welcome.Resume}
+		second := dial(resume)
+		if second.err != nil || !second.welcome.Resumed || second.welcome.Session != first.welcome.Session {
+			t.Fatal(second.err, second.welcome)
+		}
+		onLoop(loop, func() { serve(second.link) })
+		<-lost
+		onLoop(loop, func() { second.link.Close(errors.New("cut")) })
+		<-lost
+		waitFor(t, func() bool {
+			st := r.Status(context.Background())
+			return len(st.Sessions) == 1 && !st.Sessions[0].Lost.IsZero()
+		})
+		third := dial(resume)
+		if third.err != nil || !third.welcome.Resumed {
+			t.Fatal(third.err, third.welcome)
+		}
+		onLoop(loop, func() { serve(third.link) })
+		waitFor(t, func() bool {
+			st := r.Status(context.Background())
+			return len(st.Sessions) == 1 && st.Sessions[0].Lost.IsZero() && st.Sessions[0].Links == 3
+		})
+
+		// Revoking cuts it.
+		r.Reload(nil)
+		<-lost
+		refused(link.DialConfig{Site: "office", Key: key}, relay.RefuseUnknownSite, false)
+	})
+}
