@@ -1,0 +1,298 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"culvert.dev/pkg/admin"
+	"culvert.dev/pkg/auth"
+	"culvert.dev/pkg/relay"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("os/signal.loop"))
+}
+
+// instance is a running relay.
+type instance struct {
+	t     *testing.T
+	dir   string
+	ready map[string]any // attributes of the ready line
+	lines chan map[string]any
+	stop  context.CancelFunc
+	code  chan int
+}
+
+// start runs the command in the folder dir, with public.toml in it, until it is ready.
+func start(t *testing.T, dir, config string) *instance {
+	t.Helper()
+	file := filepath.Join(dir, "public.toml")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, w := io.Pipe()
+	ctx, cancel := context.WithCancel(t.Context())
+	in := &instance{t: t, dir: dir, lines: make(chan map[string]any, 1000), stop: cancel, code: make(chan int, 1)}
+	go in.read(r)
+	go in.run(ctx, w, "--config", file, "--log-level", "debug")
+	t.Cleanup(in.end)
+	in.ready = in.await("ready")
+	return in
+}
+
+func (in *instance) run(ctx context.Context, stderr *io.PipeWriter, args ...string) {
+	code := command(ctx, args, io.Discard, stderr)
+	stderr.Close()
+	in.code <- code
+}
+
+func (in *instance) read(r io.Reader) {
+	defer close(in.lines)
+	for sc := bufio.NewScanner(r); sc.Scan(); {
+		line := make(map[string]any)
+		if err := json.Unmarshal(sc.Bytes(), &line); err != nil {
+			line["msg"] = sc.Text()
+		}
+		in.lines <- line
+	}
+}
+
+// await returns the next log line with that message.
+func (in *instance) await(msg string) map[string]any {
+	in.t.Helper()
+	for line := range in.lines {
+		if line["msg"] == msg {
+			return line
+		}
+	}
+	in.t.Fatalf("the relay ended before it said %q", msg)
+	return nil
+}
+
+// end stops the relay, which must end well.
+func (in *instance) end() {
+	in.stop()
+	for range in.lines {
+	}
+	if code := <-in.code; code != 0 {
+		in.t.Errorf("exit code %d", code)
+	}
+}
+
+func (in *instance) client() *admin.Client {
+	token, err := os.ReadFile(filepath.Join(in.dir, "state", "admin.token"))
+	if err != nil {
+		in.t.Fatal(err)
+	}
+	return &admin.Client{
+		Base:  &url.URL{Scheme: "http", Host: in.ready["admin"].(string)},
+		Token: strings.TrimSpace(string(token)),
+	}
+}
+
+const basic = `domain = "localhost"
+state  = "state"
+
+[listen]
+https = "127.0.0.1:0"
+http  = ""
+admin = "127.0.0.1:0"
+`
+
+// The first start makes the state, and says what to do; a token that it gives out lets a site join, once, at the
+// address that the relay listens on, with the authority that it has made.
+func TestFirstStart(t *testing.T) {
+	dir := t.TempDir()
+	in := start(t, dir, basic)
+	next := in.await("no site yet: invite one, then run relay-private join there")["next"]
+	if want := fmt.Sprintf("tunnelctl --state %s/state --admin %s site add NAME --publish 'https://*.localhost'", dir, in.ready["admin"]); next != want {
+		t.Errorf("next: %s\nwant %s", next, want)
+	}
+	for name, mode := range map[string]os.FileMode{"": 0o700, "admin.token": 0o600, "ca.key": 0o600, "ca.pem": 0o644} {
+		if info, err := os.Stat(filepath.Join(dir, "state", name)); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("state/%s: %v, %v, want mode %v", name, info.Mode(), err, mode)
+		}
+	}
+
+	client := in.client()
+	invitation, err := client.AddSite(t.Context(), admin.Invite{Name: "office", Publish: []string{"https://*.apps.localhost"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := auth.ParseToken(invitation.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := strings.Cut(in.ready["https"].(string), ":")
+	if token.Relay != "localhost:"+port || token.Site != "office" || token.Pin == nil {
+		t.Errorf("token for %s, site %s, pin %x", token.Relay, token.Site, token.Pin)
+	}
+	if s := sites(t, client); s != "office invited" {
+		t.Errorf("sites: %s", s)
+	}
+	if answer := redeem(t, token); answer.Site != "office" || answer.Error != nil {
+		t.Errorf("joined as %q, %v", answer.Site, answer.Error)
+	}
+	if answer := redeem(t, token); answer.Error == nil || answer.Error.Code != relay.RefuseBadToken {
+		t.Errorf("joined twice: %v", answer.Error)
+	}
+	if s := sites(t, client); s != "office away" {
+		t.Errorf("sites: %s", s)
+	}
+
+	// The relay's certificate now has the names that the site may publish.
+	pem, err := os.ReadFile(filepath.Join(dir, "state", "ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	c, err := tls.Dial("tcp", in.ready["https"].(string), &tls.Config{RootCAs: roots, ServerName: "wiki.apps.localhost"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+
+	if err := client.RevokeSite(t.Context(), "office"); err != nil {
+		t.Error(err)
+	}
+	if s := sites(t, client); s != "" {
+		t.Errorf("sites: %s", s)
+	}
+	wantCode(t, client.RevokeSite(t.Context(), "offic"), http.StatusNotFound)
+}
+
+// redeem joins with a token, as relay-private does.
+func redeem(t *testing.T, token auth.Token) relay.JoinResponse {
+	t.Helper()
+	c, _ := auth.PinnedTLS(token.Pin, "localhost")
+	transport := &http.Transport{TLSClientConfig: c}
+	defer transport.CloseIdleConnections()
+	public, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := relay.Encode(relay.JoinRequest{Version: relay.WireVersion, Secret: token.Secret, Key: auth.FormatPublicKey(public)})
+	resp, err := (&http.Client{Transport: transport}).Post("https://"+token.Relay+relay.JoinPath, "application/json", strings.NewReader(string(body)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := relay.DecodeJoinResponse(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer
+}
+
+// sites lists names and states.
+func sites(t *testing.T, client *admin.Client) string {
+	t.Helper()
+	status, err := client.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for _, s := range status.Sites {
+		list = append(list, s.Name+" "+s.State)
+	}
+	return strings.Join(list, ", ")
+}
+
+func wantCode(t *testing.T, err error, code int) {
+	t.Helper()
+	var e *admin.Error
+	if !errors.As(err, &e) || e.Code != code {
+		t.Errorf("%v, want status %d", err, code)
+	}
+}
+
+// Sites of the configuration and of the state stand side by side; those of the configuration are changed there.
+func TestConfiguredSite(t *testing.T) {
+	in := start(t, t.TempDir(), basic+`
+[[site]]
+name    = "branch"
+key     = "ed25519:1yQ/TcItPiLRqEX/qIVJhB08FGTj0D3BzkD0tHr3YMo"
+publish = ["https://branch.localhost"]
+`)
+	client := in.client()
+	if _, err := client.AddSite(t.Context(), admin.Invite{Name: "office", Publish: []string{"tcp://:*"}}); err != nil {
+		t.Error(err)
+	}
+	if s := sites(t, client); s != "branch away, office invited" {
+		t.Errorf("sites: %s", s)
+	}
+	_, err := client.AddSite(t.Context(), admin.Invite{Name: "branch", Publish: []string{"tcp://:*"}})
+	wantCode(t, err, http.StatusConflict)
+	wantCode(t, client.RevokeSite(t.Context(), "branch"), http.StatusConflict)
+	_, err = client.AddSite(t.Context(), admin.Invite{Name: "a b", Publish: []string{"tcp://:*"}})
+	wantCode(t, err, http.StatusBadRequest)
+	_, err = client.AddSite(t.Context(), admin.Invite{Name: "x", Publish: []string{"udp://:1"}})
+	wantCode(t, err, http.StatusBadRequest)
+}
+
+// Profiles are for this machine, and for nobody's web page.
+func TestProfiles(t *testing.T) {
+	in := start(t, t.TempDir(), basic)
+	get := func(host, origin string) int {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+in.ready["admin"].(string)+"/debug/pprof/goroutine?debug=1", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if req.Host = host; origin != "" {
+			req.Header.Set("Origin", origin)
+		}
+		req.Close = true
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	for _, test := range []struct {
+		host, origin string
+		want         int
+	}{{"", "", 200}, {"localhost:7070", "", 200}, {"evil.example", "", 403}, {"", "https://evil.example", 403}} {
+		if got := get(test.host, test.origin); got != test.want {
+			t.Errorf("host %q, origin %q: %d", test.host, test.origin, got)
+		}
+	}
+}
+
+// An address that is taken is an error that names the listener.
+func TestAddressTaken(t *testing.T) {
+	in := start(t, t.TempDir(), basic)
+	for _, listener := range []string{"https", "admin"} {
+		dir := t.TempDir()
+		text := strings.Replace(basic, listener+` = "127.0.0.1:0"`, fmt.Sprintf("%s = %q", listener, in.ready["admin"]), 1)
+		if err := os.WriteFile(filepath.Join(dir, "public.toml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var stderr strings.Builder
+		code := command(t.Context(), []string{"--config", filepath.Join(dir, "public.toml")}, io.Discard, &stderr)
+		if want := fmt.Sprintf("relay-public: listener %s %q: ", listener, in.ready["admin"]); code != 1 || !strings.Contains(stderr.String(), want) {
+			t.Errorf("exit code %d\n%s\nwant %s", code, stderr.String(), want)
+		}
+	}
+}
