@@ -494,6 +494,9 @@ func (c *Conn) receive() {
 		if err == io.EOF {
 			c.flags |= gotEOF
 		} else if err != nil {
+			if err != errAgain {
+				c.closeWith(err) // of TLS: the alert goes out first
+			}
 			break
 		}
 	}
@@ -516,11 +519,19 @@ func (c *Conn) present(b []byte) {
 		if c.flags&(isDead|closing) != 0 {
 			return
 		}
-		if len(b) > 0 && c.handler != h && c.handler != nil && c.depart == nil && c.flags&isPaused == 0 && !(c.tls != nil && c.tls.shaking()) {
-			c.flags &^= again_
-			continue // a new handler gets the rest at once
+		if len(b) == 0 || c.handler == nil || c.depart != nil || c.flags&isPaused != 0 || c.tls != nil && c.tls.shaking() {
+			break
 		}
-		break
+		switch {
+		case c.handler != h: // a new handler gets the rest at once
+			c.flags &^= again_
+		case len(b) <= MaxKept:
+			c.keep(b)
+			return
+		case used == 0:
+			c.die(ErrInputTooLong)
+			return
+		}
 	}
 	c.keep(b)
 }
@@ -535,10 +546,6 @@ func (c *Conn) keep(b []byte) {
 		return
 	}
 	c.bulk = false
-	if len(b) > MaxKept && c.flags&isPaused == 0 {
-		c.die(ErrInputTooLong)
-		return
-	}
 	c.in = c.loop.buffers.append(c.in[:0], b)
 }
 

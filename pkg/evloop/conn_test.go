@@ -545,6 +545,11 @@ func TestMove(t *testing.T) {
 				},
 				eof:   e.OnEOF,
 				drain: e.OnDrain,
+				closed: func(err error) {
+					if err != nil {
+						t.Errorf("OnClose(%v)", err)
+					}
+				},
 			}
 			return h
 		}

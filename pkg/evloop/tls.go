@@ -339,7 +339,7 @@ func (l *Loop) plain() []byte {
 }
 
 // read reads up to size bytes of ciphertext and returns the plaintext behind what was kept, in the loop's buffer.
-// n is what the socket gave; the error is as from readSocket.
+// n is what the socket gave; the error is as from readSocket, or final, and then concerns what follows b.
 func (t *tlsConn) read(size int) (b []byte, n int, err error) {
 	c, l := t.c, t.c.loop
 	t.warmUp()
@@ -365,10 +365,6 @@ func (t *tlsConn) read(size int) (b []byte, n int, err error) {
 		}
 	}
 	t.raw = nil
-	if err != errAgain && err != io.EOF {
-		c.closeWith(err) // the alert goes out first
-		return nil, 0, err
-	}
 	if err == errAgain && n > 0 {
 		err = nil
 	}
