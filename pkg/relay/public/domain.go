@@ -131,8 +131,14 @@ func (r *Relay) ServeForward(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	found := make(chan bool, 1)
-	if !s.loop.Post(func() { found <- s.service(service) != nil }) || !<-found {
-		fail(troubleService)
+	s.loop.Post(func() { found <- s.service(service) != nil })
+	select {
+	case ok := <-found:
+		if !ok {
+			fail(troubleService)
+			return
+		}
+	case <-req.Context().Done():
 		return
 	}
 	nc, rw, err := http.NewResponseController(w).Hijack()

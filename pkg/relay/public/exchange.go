@@ -407,6 +407,7 @@ func (ex *exchange) splice() {
 func (v *visitor) spliced(st *tunnel.Stream, s *service) {
 	v.phase = gone
 	v.stop()
+	v.loop.remove(v)
 	join(v.conn, st, v.addr.Addr(), v.verdict, s)
 	if v.eof {
 		st.CloseWrite() // the splice has not seen it

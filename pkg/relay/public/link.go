@@ -34,16 +34,16 @@ func (v *visitor) link(head, close bool) {
 
 // refused notes a link that did not come about. in is nil if there was no Hello.
 func (v *visitor) refused(in *link.Incoming, err error) {
-	site := ""
-	if in != nil {
-		site = in.Hello.Site
-		refusal, ok := errors.AsType[*relay.Refusal](err)
-		if !ok {
-			refusal = &relay.Refusal{Code: relay.RefuseInternal, Message: "the public relay could not make the session", Retry: true}
-		}
-		in.Refuse(*refusal)
+	if in == nil { // anybody can make this happen, as often as they like
+		v.relay.log.Debug("no link", "remote", v.addr, "err", err)
+		return
 	}
-	v.relay.log.Warn("link refused", "site", site, "remote", v.addr, "err", err)
+	refusal, ok := errors.AsType[*relay.Refusal](err)
+	if !ok {
+		refusal = &relay.Refusal{Code: relay.RefuseInternal, Message: "the public relay could not make the session", Retry: true}
+	}
+	in.Refuse(*refusal)
+	v.relay.log.Warn("link refused", "site", in.Hello.Site, "remote", v.addr, "err", err)
 }
 
 // greet lets a private relay in if it is who it says.

@@ -370,7 +370,7 @@ func (ts *testSite) visitors(name string) (n int) {
 // waitFor waits for something that other goroutines bring about.
 func waitFor(t *testing.T, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !f(); {
+	for deadline := time.Now().Add(time.Minute); !f(); {
 		if time.Now().After(deadline) {
 			t.Fatal("it does not come")
 		}

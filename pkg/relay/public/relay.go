@@ -108,7 +108,8 @@ type Relay struct {
 	sessions  map[string]*session // by site
 	claims    map[route]*service
 	listeners []*Listener
-	idle      chan struct{} // closed when the last session has ended; nil unless draining
+	drained   chan struct{} // closed when the last session has ended; nil unless draining
+	over      bool          // drained is closed
 }
 
 // Site is a site that may link.
@@ -245,30 +246,49 @@ func (r *Relay) Reload(sites []Site) {
 	}
 }
 
-// Drain stops listening and asks every session to end with its last stream. It
-// returns when they have, or with the context's error. The Core may then be
-// closed.
+// Drain stops listening, closes the visitors that wait for nothing, and asks
+// every session to end with its last stream. It returns when the last visitor
+// has gone, or with the context's error. The Core may then be closed.
 func (r *Relay) Drain(ctx context.Context) error {
 	r.prepare()
 	r.draining.Store(true)
 	r.stopListening()
 	r.mu.Lock()
-	if r.idle == nil {
-		r.idle = make(chan struct{})
-		if len(r.sessions) == 0 {
-			close(r.idle)
-		}
+	if r.drained == nil {
+		r.drained = make(chan struct{})
+		r.checkDrained()
 	}
-	idle := r.idle
+	drained := r.drained
 	for _, s := range r.sessions {
 		s.loop.Post(s.drain)
 	}
 	r.mu.Unlock()
+	for _, l := range r.loops {
+		l.Post(l.drain)
+	}
 	select {
-	case <-idle:
-		return nil
+	case <-drained:
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	// What the last streams have brought may not have been read yet.
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for r.admission.connected() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// checkDrained notes the end of the last session. r.mu is held.
+func (r *Relay) checkDrained() {
+	if r.drained != nil && !r.over && len(r.sessions) == 0 {
+		r.over = true
+		close(r.drained)
 	}
 }
 
@@ -328,10 +348,7 @@ func (r *Relay) removeSession(s *session) {
 		delete(r.sessions, s.site)
 	}
 	r.replaceRoutes(s, nil)
-	if r.idle != nil && len(r.sessions) == 0 {
-		close(r.idle)
-		r.idle = make(chan struct{}) // nothing else will be closed
-	}
+	r.checkDrained()
 }
 
 // allowed returns what a site may publish. r.mu is held.

@@ -349,6 +349,7 @@ func TestDrain(t *testing.T) {
 	if res, _ := v.response("GET"); res.StatusCode != 200 || !res.Close {
 		t.Errorf("the last response: %s, close %v", res.Status, res.Close)
 	}
+	v.Conn.Close()
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -368,7 +369,7 @@ func TestStalledVisitors(t *testing.T) {
 	s := r.connect("office", nil, "app", "http://app.test", "bulk", "http://bulk.test")
 	chunk := make([]byte, 16<<10)
 	s.handle(func(st *tunnel.Stream, h relay.Header) bool {
-		left := 64 << 20
+		left := 8 << 20
 		pump := func() {
 			for left > 0 {
 				if st.Pending() > st.HighMark() {

@@ -47,6 +47,7 @@ const (
 )
 
 var (
+	errDraining  = errors.New("the relay is shutting down")
 	errFull      = errors.New("too many connections")
 	errDeadline  = errors.New("deadline exceeded")
 	errTruncated = errors.New("response ended early")
@@ -64,7 +65,43 @@ type loop struct {
 	out  []byte
 
 	free     []*exchange
+	first    *visitor // of those that are here
 	counters Counters
+}
+
+// add and remove keep the list of the loop's visitors.
+func (l *loop) add(v *visitor) {
+	if v.after = l.first; v.after != nil {
+		v.after.before = v
+	}
+	l.first = v
+}
+
+func (l *loop) remove(v *visitor) {
+	switch {
+	case v.before != nil:
+		v.before.after = v.after
+	case l.first == v:
+		l.first = v.after
+	default: // it is on its way to another loop
+		return
+	}
+	if v.after != nil {
+		v.after.before = v.before
+	}
+	v.before, v.after = nil, nil
+}
+
+// drain closes the visitors that are not served.
+func (l *loop) drain() {
+	for v := l.first; v != nil; v = v.after {
+		switch v.phase {
+		case shaking:
+			v.conn.Abort(errDraining)
+		case idle, reading:
+			v.close()
+		}
+	}
 }
 
 // since is the time of the current turn in nanoseconds since the loop's start.
@@ -77,6 +114,8 @@ type visitor struct {
 	loop  *loop
 	conn  *evloop.Conn
 	ex    *exchange // while busy
+
+	before, after *visitor // in the loop's list
 
 	timer    evloop.Timer
 	fires    int64 // when timer does; 0: it is stopped
@@ -105,6 +144,7 @@ func (r *Relay) accept(c *evloop.Conn, secure bool) {
 	case sayFull:
 		l.counters.TurnedAway++
 	}
+	l.add(v)
 	if !secure {
 		v.serve()
 		return
@@ -134,6 +174,7 @@ func (v *visitor) shake(sni string) {
 }
 
 func (v *visitor) startTLS() {
+	v.phase = shaking
 	v.await(tlsTime)
 	v.conn.StartTLS(v.relay.TLS, false, tlsTime, func(err error) {
 		if err != nil {
@@ -162,24 +203,18 @@ func (d discard) OnEOF()              { d.v.conn.Abort(errTruncated) }
 func (d discard) OnDrain()            {}
 func (d discard) OnClose(error)       { d.v.leave() }
 
-// move hands v to another loop, once the callbacks of this turn have returned,
-// and runs f there.
+// move hands v to another loop and runs f there, unless the connection ends
+// before.
 func (v *visitor) move(to *loop, f func()) {
 	v.phase = moving
 	v.stop()
+	v.loop.remove(v)
 	v.conn.Pause()
-	v.loop.AfterTurn(func() {
-		if v.phase == gone {
-			return
-		}
+	v.conn.Move(to.Loop, func() {
 		v.loop = to
-		v.conn.Move(to.Loop, func() {
-			if v.phase == gone || v.conn.Loop() != to.Loop {
-				return
-			}
-			v.conn.Resume()
-			f()
-		})
+		to.add(v)
+		v.conn.Resume()
+		f()
 	})
 }
 
@@ -190,6 +225,7 @@ func (v *visitor) leave() {
 	}
 	v.phase = gone
 	v.stop()
+	v.loop.remove(v)
 	v.relay.admission.leave(v.addr.Addr(), v.verdict)
 }
 
@@ -248,14 +284,10 @@ func (v *visitor) close() {
 		return
 	}
 	v.phase = closing
-	v.pending = v.conn.Pending()
+	v.pending = 0
 	v.conn.CloseWrite()
 	v.conn.Resume()
-	if v.pending > 0 {
-		v.await(bodyTime)
-	} else {
-		v.await(farewell)
-	}
+	v.await(farewell)
 }
 
 // OnData takes requests and their bodies.
