@@ -22,6 +22,9 @@ type config struct {
 	// Relay is the public relay's address, "relay.example.com" or "relay.example.com:8443"; the port is 443
 	// if none is given. With a list, the site keeps a session with each of the relays, and visitors reach
 	// its services through any of them. Needed.
+	//
+	// Where the way out is a proxy, HTTPS_PROXY in the environment names it (http://, https:// or socks5://,
+	// with user:password@ if need be), and NO_PROXY the relays that need none.
 	Relay daemon.Strings `toml:"relay"`
 
 	// Site is the name that the public relay knows this network by. Needed.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"net/url"
 	"regexp"
 	"slices"
@@ -96,6 +97,10 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	dial, err := proxyDial(s.relays, http.ProxyFromEnvironment)
+	if err != nil {
+		return daemon.UsageError(err.Error())
+	}
 	core, err := evloop.New(evloop.Config{OnSlowTurn: slowTurn(log)})
 	if err != nil {
 		return err
@@ -111,6 +116,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		DrainTimeout: s.drainTimeout,
 		Software:     "culvert " + version,
 		Log:          log,
+		Dial:         dial,
 		OnReady:      func() { daemon.Ready(log, "site", s.site, "relay", s.relays, "services", len(s.services)) },
 	}
 	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, log) })

@@ -129,10 +129,9 @@ func (p *peer) dialled(l *link.Link, w relay.Welcome, err error) {
 func (p *peer) newSession() *tunnel.Session {
 	var s *tunnel.Session
 	s = tunnel.New(tunnel.Config{
-		Client:     true,
-		MaxStreams: p.relay.MaxStreams,
-		Wake:       func() { p.loop.AfterTurn(p.flush) },
-		Accept:     p.accept,
+		Client: true,
+		Wake:   func() { p.loop.AfterTurn(p.flush) },
+		Accept: p.accept,
 		OnClose: func(err error) {
 			if p.session == s {
 				p.sessionOver(err)

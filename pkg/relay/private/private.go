@@ -33,9 +33,6 @@ type Relay struct {
 	// Services are what the site offers from the start; see Reload.
 	Services []Service
 
-	// MaxStreams bounds the open streams of one session. 0: 131072.
-	MaxStreams int
-
 	// DrainTimeout is how long streams may go on after Run's context has ended. 0: they are cut.
 	DrainTimeout time.Duration
 
@@ -48,8 +45,7 @@ type Relay struct {
 	// OnReady is called once, when the first public relay has answered what it publishes. If nil, nobody is.
 	OnReady func()
 
-	// Dial replaces the network on the way to a public relay. If nil, TCP, through a proxy when the
-	// environment names one.
+	// Dial replaces the network on the way to a public relay. If nil, TCP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	log      *slog.Logger // never nil while running

@@ -28,6 +28,7 @@ type service struct {
 	network, address string        // to dial; empty for a folder
 	tls              *tls.Config   // of an https target, or nil
 	files            *httpd.Server // of a file target, or nil
+	ended            func(error)   // streamEnded, made once and not for each stream
 
 	open   atomic.Int64  // streams now, but those of a folder
 	total  atomic.Uint64 // streams ever
@@ -41,6 +42,7 @@ func newService(s Service) (*service, error) {
 		return nil, err
 	}
 	made := &service{Service: s}
+	made.ended = made.streamEnded
 	t := s.Target
 	switch t.Scheme {
 	case "unix":

@@ -94,7 +94,7 @@ func (d *dial) splice(c *evloop.Conn) {
 	if d.service.down.Swap(false) {
 		d.peer.relay.log.Info("target is back", "service", d.service.Name)
 	}
-	forward.Splice(c, d.stream, d.service.streamEnded)
+	forward.Splice(c, d.stream, d.service.ended)
 }
 
 // fail tells the visitor's side why there is no target. The log hears of the first failure in a row.
