@@ -68,6 +68,8 @@ func (v *visitor) begin(s *service) {
 	v.ex = ex
 	v.phase = busy
 	s.visitors++
+	s.active++
+	s.peak = max(s.peak, s.active)
 	s.total++
 	l.counters.Requests++
 
@@ -107,6 +109,7 @@ func idempotent(method []byte) bool {
 // finish takes ex out of service. The stream has been dealt with.
 func (ex *exchange) finish() {
 	ex.service.visitors--
+	ex.service.active--
 	ex.visitor.ex = nil
 	if ex.stream != nil {
 		ex.stream.exchange = nil

@@ -13,7 +13,8 @@ import (
 // Idle streams of HTTP services are kept for the next request. Many servers
 // close a silent connection after five seconds; ours must be gone before that.
 const (
-	maxIdle   = 64
+	minStock  = 64   // streams are kept in any case
+	maxStock  = 1024 // if as many were in use at once
 	keepTime  = 4 * time.Second
 	freshTime = time.Second // an idle stream younger than that may carry what cannot be sent twice
 )
@@ -36,6 +37,8 @@ type service struct {
 	sweeping bool
 	removed  bool // the session publishes it no longer
 	visitors int
+	active   int // exchanges under way
+	peak     int // the most of them, falling off by the second
 	total    uint64
 	received uint64 // bytes of HTTP from visitors
 	sent     uint64 // and to them
@@ -122,7 +125,7 @@ func (s *service) take(again bool) *upstream {
 
 // put takes a stream into stock.
 func (s *service) put(u *upstream) {
-	if s.removed || len(s.stock) >= maxIdle || s.session.relay.draining.Load() {
+	if s.removed || len(s.stock) >= max(minStock, min(s.peak, maxStock)) || s.session.relay.draining.Load() {
 		s.dismiss(u)
 		return
 	}
@@ -166,6 +169,7 @@ func (s *service) sweepLater() {
 // were dismissed as long ago.
 func (s *service) sweep() {
 	s.sweeping = false
+	s.peak = max(s.active, s.peak*3/4)
 	limit := s.session.loop.since() - int64(keepTime)
 	n := 0
 	for n < len(s.stock) && s.stock[n].since <= limit {
