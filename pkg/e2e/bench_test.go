@@ -58,30 +58,7 @@ func BenchmarkTable(b *testing.B) {
 	_, bulk := startTarget(b)
 	a.Bulk, a.Count = bulk.Bulk, bulk.Count
 	t := &bench{target: a}
-	for name := range strings.SplitSeq(*benchPaths, ",") {
-		switch name {
-		case "direct":
-			t.paths = append(t.paths, path{name: name, echo: a.Echo, bulk: a.Bulk, http: a.HTTP, https: a.HTTPS, host: "localhost",
-				processes: map[string]*process{"public": target}})
-		case "chain":
-			c := startChain(b, a)
-			t.paths = append(t.paths, path{name: name, echo: c.echo, bulk: c.bulk, http: c.http, https: c.https, host: "localhost",
-				pids:      map[string][]int{"public": c.public.pids(), "private": c.private.pids()},
-				processes: map[string]*process{"public": c.public, "private": c.private}})
-		case "culvert":
-			t.system = startSystemDirect(b,
-				service{"echo", "tcp://:{port}", "tcp://" + a.Echo},
-				service{"bulk", "tcp://:{port}", "tcp://" + a.Bulk},
-				service{"web", "https://app.example.com", "http://" + a.HTTP},
-				service{"plain", "http://app.example.com", "http://" + a.HTTP})
-			s := t.system
-			t.paths = append(t.paths, path{name: name, echo: s.tcp("echo"), bulk: s.tcp("bulk"), http: s.http, https: s.https, host: "app.example.com",
-				pids:      map[string][]int{"public": s.public.pids(), "private": s.private.pids()},
-				processes: map[string]*process{"public": s.public, "private": s.private}})
-		default:
-			b.Fatalf("-paths %q: want direct, chain, culvert", *benchPaths)
-		}
-	}
+	t.paths, t.system = startPaths(b, target, a)
 	for _, r := range []struct {
 		name string
 		run  func(*testing.B, string)
@@ -108,6 +85,34 @@ func BenchmarkTable(b *testing.B) {
 		})
 	}
 	t.print()
+}
+
+// startPaths starts what is measured: the paths that are asked for, before one target.
+func startPaths(b *testing.B, target *process, a targetAddrs) (paths []path, s *system) {
+	for name := range strings.SplitSeq(*benchPaths, ",") {
+		switch name {
+		case "direct":
+			paths = append(paths, path{name: name, echo: a.Echo, bulk: a.Bulk, http: a.HTTP, https: a.HTTPS, host: "localhost",
+				processes: map[string]*process{"public": target}})
+		case "chain":
+			c := startChain(b, a)
+			paths = append(paths, path{name: name, echo: c.echo, bulk: c.bulk, http: c.http, https: c.https, host: "localhost",
+				pids:      map[string][]int{"public": c.public.pids(), "private": c.private.pids()},
+				processes: map[string]*process{"public": c.public, "private": c.private}})
+		case "culvert":
+			s = startSystemDirect(b,
+				service{"echo", "tcp://:{port}", "tcp://" + a.Echo},
+				service{"bulk", "tcp://:{port}", "tcp://" + a.Bulk},
+				service{"web", "https://app.example.com", "http://" + a.HTTP},
+				service{"plain", "http://app.example.com", "http://" + a.HTTP})
+			paths = append(paths, path{name: name, echo: s.tcp("echo"), bulk: s.tcp("bulk"), http: s.http, https: s.https, host: "app.example.com",
+				pids:      map[string][]int{"public": s.public.pids(), "private": s.private.pids()},
+				processes: map[string]*process{"public": s.public, "private": s.private}})
+		default:
+			b.Fatalf("-paths %q: want direct, chain, culvert", *benchPaths)
+		}
+	}
+	return paths, s
 }
 
 // profile takes a CPU profile of relay-public while a row runs.
@@ -261,7 +266,12 @@ func (t *bench) silent(kind string, secure bool) func(*testing.B, string) {
 		if secure {
 			public.budget = 5 << 10
 		}
-		for _, p := range t.paths {
+		// Programs that have done nothing yet, so that no memory of an earlier load is
+		// used again; and a target of its own, because the silent connections and those
+		// that earlier rows have closed would together need more ports than one has.
+		target, a := startTarget(b)
+		paths, _ := startPaths(b, target, a)
+		for _, p := range paths {
 			if p.pids == nil {
 				continue
 			}
@@ -294,10 +304,10 @@ func (t *bench) silent(kind string, secure bool) func(*testing.B, string) {
 }
 
 // settled is the resident memory once what a burst has left behind is given back: the
-// least of 12 s.
+// least of 6 s.
 func settled(p *process) int64 {
 	least := p.rss()
-	for range 24 {
+	for range 12 {
 		time.Sleep(500 * time.Millisecond)
 		least = min(least, p.rss())
 	}

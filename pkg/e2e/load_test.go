@@ -17,8 +17,11 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // job tells a client process what load to make.
@@ -282,6 +285,7 @@ func (c *client) dial(i int) (net.Conn, error) {
 		Timeout:   20 * time.Second,
 		LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, byte(1+i/100/250), byte(1+i/100%250))},
 		KeepAlive: -1,
+		Control:   bindLate,
 	}
 	nc, err := d.Dial("tcp", c.Addr)
 	if err != nil || !c.TLS {
@@ -295,6 +299,18 @@ func (c *client) dial(i int) (net.Conn, error) {
 	}
 	tc.SetDeadline(time.Time{})
 	return tc, nil
+}
+
+// bindLate lets connect choose the port. A port that bind has chosen is taken for every
+// address of this machine, and the relays need tens of thousands themselves.
+func bindLate(_, _ string, c syscall.RawConn) error {
+	var err error
+	if e := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	}); e != nil {
+		return e
+	}
+	return err
 }
 
 func (c *client) download(nc net.Conn) error {
