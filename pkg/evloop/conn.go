@@ -364,7 +364,18 @@ func (c *Conn) bury() {
 func (c *Conn) wantServe() {
 	if c.flags&(isReady|isDead) == 0 {
 		c.flags |= isReady
-		c.loop.ready.add(c)
+		if c.bulk {
+			c.loop.bulk.add(c)
+		} else {
+			c.loop.ready.add(c)
+		}
+	}
+}
+
+// writable has done what waited for room in the socket.
+func (c *Conn) writable() {
+	if c.out != nil || c.flags&(finWanted|wantDrain|isFull) != 0 {
+		c.wantFlush()
 	}
 }
 
@@ -487,6 +498,7 @@ func (c *Conn) receive() {
 			b = c.loop.rbuf[:kept+m]
 		}
 		n += m
+		c.loop.moved += m
 		c.bulk = m == size
 		if m > 0 && c.flags&isDead == 0 {
 			c.present(b)
@@ -611,6 +623,7 @@ func (c *Conn) leave(then func()) {
 		l.leave(c.token())
 		if c.flags&isReady != 0 {
 			l.ready.remove(c)
+			l.bulk.remove(c)
 		}
 		if c.flags&isDirty != 0 {
 			l.dirty.remove(c)

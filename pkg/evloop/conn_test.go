@@ -280,46 +280,43 @@ func TestBackpressure(t *testing.T) {
 func TestStalledReaders(t *testing.T) {
 	onEveryCore(t, func(t *testing.T, core *Core) {
 		const n = 1000
-		var conns []*Conn
-		var waiting sync.WaitGroup
-		waiting.Add(n)
-		chunk := make([]byte, 16<<10)
-		addr := listen(t, core, func(c *Conn) {
-			conns = append(conns, c)
-			fill := func() {
-				for c.Pending() <= c.HighMark() {
-					c.Write(chunk)
-				}
-			}
-			fill()
-			var once sync.Once
-			filled := func() { // some drains until the system's buffers are full
-				fill()
-				if c.flags&canWrite == 0 {
-					once.Do(waiting.Done)
-				}
-			}
-			c.SetHandler(&events{drain: filled})
-			var look Timer
-			var again func()
-			again = func() {
-				if c.flags&(canWrite|isDead) == 0 {
-					once.Do(waiting.Done)
-				} else if c.flags&isDead == 0 {
-					c.loop.Arm(&look, tick, again)
-				}
-			}
-			c.loop.Arm(&look, tick, again)
-			c.SetNotSentLowat(16 << 10)
-		})
-		for range n {
-			nc := dial(t, addr)
-			nc.(*net.TCPConn).SetReadBuffer(4 << 10)
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
 		}
-		waiting.Wait()
-		run(core.Loop(0), func() {
+		defer ln.Close()
+		l := core.Loop(0)
+		var conns []*Conn
+		chunk := make([]byte, 16<<10)
+		for range n {
+			dial(t, ln.Addr().String()).(*net.TCPConn).SetReadBuffer(4 << 10)
+			nc, err := ln.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			nc.(*net.TCPConn).SetWriteBuffer(16 << 10) // or a thousand of them fill the system's memory for TCP
+			run(l, func() {
+				c, err := l.Attach(nc)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				conns = append(conns, c)
+				fill := func() {
+					for c.Pending() <= c.HighMark() {
+						c.Write(chunk)
+					}
+				}
+				c.SetHandler(&events{drain: fill})
+				fill()
+			})
+		}
+		run(l, func() {
 			sum := 0
 			for _, c := range conns {
+				if c.Pending() == 0 {
+					t.Error("a reader that stalls has taken everything")
+				}
 				sum += cap(c.out)
 			}
 			if limit := n * 128 << 10; sum > limit {

@@ -54,7 +54,8 @@ const (
 
 	readSize    = 64 << 10  // bytes of one ordinary read
 	bulkSize    = 256 << 10 // bytes of a read after one that filled its buffer
-	turnBytes   = 512 << 10 // bytes one connection may read in a turn
+	turnBytes   = 256 << 10 // bytes one connection may read in a turn
+	bulkBytes   = 512 << 10 // bytes that connections which move bulk may read together in a turn
 	flushSize   = 64 << 10  // queued bytes that are written at once instead of at the end of the turn
 	hardMark    = 256 << 10 // queued bytes beyond the high mark that stop the connection's own reads
 	lingerTime  = 5 * time.Second
@@ -200,6 +201,8 @@ type Loop struct {
 	free  []uint32
 
 	ready connQueue // to be served
+	bulk  connQueue // to be served, a share in a turn
+	moved int       // bytes read in this round of bulk
 	dirty connQueue // have output to write at the end of the turn
 	dead  connQueue // await OnClose at the end of the turn
 
@@ -263,7 +266,7 @@ func (l *Loop) run() {
 		if l.closing && l.over() {
 			break
 		}
-		block := len(l.ready.next)+len(l.dirty.next)+len(l.dead.next)+len(l.after) == 0
+		block := len(l.ready.next)+len(l.bulk.next)+len(l.dirty.next)+len(l.dead.next)+len(l.after) == 0
 		if block {
 			l.mu.Lock()
 			block = len(l.tasks) == 0
@@ -313,6 +316,7 @@ func (l *Loop) turn() {
 		c.flags &^= isReady
 		l.serve(c)
 	}
+	l.serveBulk()
 
 	l.after, l.running = l.running[:0], l.after
 	for i, f := range l.running {
@@ -332,6 +336,29 @@ func (l *Loop) turn() {
 	for i, c := range l.dead.take() {
 		l.dead.taken[i] = nil
 		c.bury()
+	}
+}
+
+// serveBulk serves connections that move bulk until they have moved bulkBytes; the others keep their place. So a turn
+// stays short however many of them there are, and what they moved leaves before more is taken: a small message waits
+// for one share of the bulk, not for all of it.
+func (l *Loop) serveBulk() {
+	l.moved = 0
+	queue := l.bulk.take()
+	for i, c := range queue {
+		if l.moved >= bulkBytes {
+			l.bulk.next = append(l.bulk.next, queue[i:]...)
+			copy(l.bulk.next[len(queue)-i:], l.bulk.next)
+			copy(l.bulk.next, queue[i:])
+			clear(queue[i:])
+			return
+		}
+		if c == nil {
+			continue
+		}
+		queue[i] = nil
+		c.flags &^= isReady
+		l.serve(c)
 	}
 }
 
@@ -389,6 +416,7 @@ func (l *Loop) note(e event) {
 		}
 		if e.writable {
 			c.flags |= canWrite
+			c.writable()
 		}
 		if e.hup {
 			c.flags |= gotHup
