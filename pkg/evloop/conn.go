@@ -413,9 +413,6 @@ func (c *Conn) left() {
 }
 
 func (c *Conn) dispatch() {
-	if c.flags&canWrite != 0 && (c.out != nil || c.flags&(finWanted|wantDrain|isFull) != 0) {
-		c.wantFlush()
-	}
 	switch {
 	case c.flags&closing != 0:
 		c.discard()

@@ -424,7 +424,9 @@ func (l *Loop) note(e event) {
 		if e.failed {
 			c.flags |= hasFailed
 		}
-		c.wantServe()
+		if e.readable || e.failed {
+			c.wantServe()
+		}
 	case s.ln != nil:
 		s.ln.accept()
 	case s.d != nil:
