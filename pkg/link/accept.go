@@ -1,6 +1,7 @@
 package link
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 
@@ -53,7 +54,7 @@ func (l *Link) heard(message []byte, hello func(*Incoming, error)) {
 		return
 	}
 	exporter, err := state.ExportKeyingMaterial(auth.ExporterLabel, nil, 32)
-	if err != nil {
+	if err != nil || state.Version < tls.VersionTLS13 { // with 1.2 it is bound to the connection in some cases only
 		l.refuse(&relay.Refusal{Code: relay.RefuseInternal, Message: "a link needs TLS 1.3"})
 		return
 	}

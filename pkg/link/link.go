@@ -230,7 +230,11 @@ func (e *events) OnData(b []byte) (used int) {
 func (l *Link) take(ev websocket.Event) error {
 	switch ev.Op {
 	case websocket.Ping:
-		l.conn.Write(websocket.AppendFrame(nil, websocket.Pong, ev.Payload, l.mask()))
+		// A peer that does not read its answers gets no more of them: whoever floods us
+		// with pings shall not fill our memory.
+		if l.conn.Pending() <= l.conn.HighMark() {
+			l.conn.Write(websocket.AppendFrame(nil, websocket.Pong, ev.Payload, l.mask()))
+		}
 	case websocket.Pong:
 	case websocket.Close:
 		status, reason := websocket.ParseClose(ev.Payload)

@@ -587,12 +587,17 @@ type client struct {
 
 func newClient(t *testing.T, addr string) *client {
 	t.Helper()
+	return newClientTLS(t, addr, &tls.Config{ServerName: "localhost", RootCAs: certs().roots})
+}
+
+func newClientTLS(t *testing.T, addr string, cfg *tls.Config) *client {
+	t.Helper()
 	nc, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	nc.SetDeadline(time.Now().Add(20 * time.Second))
-	c := &client{t: t, c: tls.Client(nc, &tls.Config{ServerName: "localhost", RootCAs: certs().roots})}
+	c := &client{t: t, c: tls.Client(nc, cfg)}
 	t.Cleanup(func() { nc.Close() })
 	key := websocket.NewKey()
 	c.c.Write(websocket.AppendRequest(nil, "localhost", relay.LinkPath, key))
@@ -695,6 +700,14 @@ func TestBadHello(t *testing.T) {
 		}
 	}
 
+	// The exporter of TLS 1.2 does not always depend on the whole handshake.
+	old := newClientTLS(t, n.addr, &tls.Config{ServerName: "localhost", RootCAs: certs().roots, MaxVersion: tls.VersionTLS12})
+	old.hello(key)
+	if _, p := old.next(); !strings.Contains(p, "TLS 1.3") {
+		t.Errorf("TLS 1.2: %s", p)
+	}
+	old.wantClose(websocket.StatusPolicy, "internal")
+
 	// A proof that was made on another connection is worth nothing on this one.
 	a, b := newClient(t, n.addr), newClient(t, n.addr)
 	state := a.c.ConnectionState()
@@ -752,6 +765,41 @@ func TestOpenLink(t *testing.T) {
 	if err := <-s.lost; !errors.Is(err, errEOF) {
 		t.Errorf("end of stream: %v", err)
 	}
+}
+
+// A peer that pings and reads nothing does not make the answers pile up, before its
+// Hello neither.
+func TestPingFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, err := evloop.New(evloop.Config{Loops: 1, Portable: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer core.Close()
+		var mem memnet.Network
+		a, b := mem.Pipe()
+		defer a.Close()
+		loop := core.Loop(0)
+		var c *evloop.Conn
+		on(loop, func() {
+			if c, err = loop.Attach(b); err != nil {
+				t.Error(err)
+				return
+			}
+			Accept(c, websocket.NewKey(), func(*Incoming, error) {})
+		})
+		ping := websocket.AppendFrame(nil, websocket.Ping, make([]byte, websocket.MaxControl), &websocket.Key{})
+		flood := bytes.Repeat(ping, 4<<20/len(ping))
+		if _, err := a.Write(flood); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		on(loop, func() {
+			if n := c.Pending(); n > c.HighMark()+len(ping) {
+				t.Errorf("%d bytes of pongs are queued, high mark %d", n, c.HighMark())
+			}
+		})
+	})
 }
 
 // A peer that upgrades and says nothing is sent away.
