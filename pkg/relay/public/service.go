@@ -258,6 +258,7 @@ func (s *service) accept(c *evloop.Conn) {
 		return
 	}
 	s.total++
+	c.SetNotSentLowat(unsent)
 	join(c, st, addr.Addr(), v, s)
 }
 
