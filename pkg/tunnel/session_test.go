@@ -264,6 +264,28 @@ func TestWriterBackpressure(t *testing.T) {
 	}
 }
 
+// A writer that finds the high mark below what it wrote long ago is told when to go on.
+func TestShrunkHighMarkDrains(t *testing.T) {
+	drained := 0
+	c := newScript(t, Config{Client: true, Budget: 1 << 20})
+	c.start()
+	st, other := c.open(), c.open()
+	st.SetHandler(&funcs{drain: func() { drained++ }})
+	c.s.Flush(c.now)
+	st.limit, other.limit = 1<<30, 1<<30
+	c.link.full = true
+	st.Write(make([]byte, 20<<10))
+	other.Write(make([]byte, 600<<10)) // more than half of the budget
+	if st.Pending() <= st.HighMark() {
+		t.Fatalf("%d pending, high mark %d", st.Pending(), st.HighMark())
+	}
+	c.link.full = false
+	c.s.Flush(c.now)
+	if drained != 1 {
+		t.Fatalf("drained %d times with %d pending", drained, st.Pending())
+	}
+}
+
 func TestUnusedInputIsPresentedAgain(t *testing.T) {
 	var seen []string
 	use := 0
@@ -478,6 +500,25 @@ func TestOpenErrors(t *testing.T) {
 	p.a.Close(nil)
 	if _, err := p.a.Open(nil); err != ErrClosed {
 		t.Fatal(err)
+	}
+}
+
+// A peer that acknowledges no reset gets no more streams.
+func TestOpenIsBoundedByUnacknowledgedResets(t *testing.T) {
+	c := newScript(t, Config{Client: true, MaxStreams: 10})
+	c.start()
+	for range maxTombs + 1000 {
+		st, err := c.s.Open(nil)
+		if err == ErrTooManyStreams {
+			break
+		}
+		c.s.Flush(c.now)
+		st.Reset(CodeCancelled)
+		c.s.Flush(c.now)
+		c.link.sent = nil
+	}
+	if n := len(c.s.tombs); n > 10+maxTombs+1 {
+		t.Fatalf("%d resets are remembered", n)
 	}
 }
 

@@ -33,7 +33,7 @@ const (
 	flagLent                              // inside OnData: the outermost call looks again
 	flagFresh                             // input has bytes that the handler has not seen
 	flagPump                              // a pump event is queued
-	flagHigh                              // Pending was above the high mark
+	flagHigh                              // Pending was above the high mark: OnDrain is due
 	flagQueued                            // in a scheduler list
 	flagCredit                            // in the credit queue
 	flagOwed                              // in the owed list
@@ -108,7 +108,7 @@ func (st *Stream) Write(b []byte) {
 		st.end += uint64(n)
 		b = b[n:]
 	}
-	if st.Pending() > st.HighMark() {
+	if st.Pending() > s.highMark() {
 		st.flags |= flagHigh
 	}
 	s.schedule(st)
@@ -123,12 +123,17 @@ func (st *Stream) Pending() int {
 }
 
 // HighMark returns the Pending above which a writer pauses its source: 128 KiB,
-// less when the session's memory budget runs short. OnDrain comes at a quarter of it.
+// less when the session's memory budget runs short. OnDrain comes at a quarter of it,
+// also to a writer whose Pending was below it until the mark fell.
 func (st *Stream) HighMark() int {
 	if st.s == nil {
 		return highMark
 	}
-	return st.s.highMark()
+	mark := st.s.highMark()
+	if st.Pending() > mark {
+		st.flags |= flagHigh // who asks is about to wait
+	}
+	return mark
 }
 
 // Pause holds OnData and OnEOF back. What arrives within the window is kept.
