@@ -23,7 +23,7 @@ func serveAdmin(ln net.Listener, st *state, r *public.Relay, log *slog.Logger) (
 	mux := http.NewServeMux()
 	mux.Handle("/", &admin.Handler{
 		Authorize:  st.admin.Matches,
-		Status:     func() (*admin.Status, error) { return status(st, r, started), nil },
+		Status:     func() (*admin.Status, error) { return status(st, r, started, ln.Addr()), nil },
 		AddSite:    st.invite,
 		RevokeSite: st.revoke,
 		Forward:    http.HandlerFunc(r.ServeForward),
@@ -78,7 +78,7 @@ func localOnly(h http.HandlerFunc) http.HandlerFunc {
 }
 
 // status is what operators see.
-func status(st *state, r *public.Relay, started time.Time) *admin.Status {
+func status(st *state, r *public.Relay, started time.Time, here net.Addr) *admin.Status {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	now := r.Status(ctx)
@@ -89,7 +89,7 @@ func status(st *state, r *public.Relay, started time.Time) *admin.Status {
 		Uptime:    time.Since(started).Seconds(),
 		Draining:  now.Draining,
 		Visitors:  now.Visitors,
-		Listeners: []admin.Listener{},
+		Listeners: []admin.Listener{{Name: "admin", Addr: here.String()}},
 		Sites:     []admin.Site{},
 		Services:  []admin.Service{},
 	}
