@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/http1"
@@ -33,6 +34,8 @@ type exchange struct {
 
 	// Owned by the goroutine.
 	w response
+
+	gone atomic.Bool // the connection has ended; what Server.dispatch may ask without mu
 
 	mu         sync.Mutex
 	cond       sync.Cond // of mu: something below has changed
@@ -147,6 +150,7 @@ func (x *exchange) ended() error {
 
 // fail is called on the loop when the connection ends.
 func (x *exchange) fail(err error) {
+	x.gone.Store(true)
 	x.mu.Lock()
 	if x.err == nil {
 		x.err = err

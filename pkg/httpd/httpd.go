@@ -18,6 +18,7 @@ import (
 	"crypto/tls"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -65,8 +66,12 @@ type Server struct {
 	mu      sync.Mutex
 	running int
 	queue   []*exchange // waiting for a goroutine
+	sweepAt int         // length of queue at which those whose connection has ended are dropped
 	wg      sync.WaitGroup
 }
+
+// minQueue is how many may wait before it is worth looking who has gone.
+const minQueue = 64
 
 // Peer is what handlers learn about the client of a connection.
 type Peer struct {
@@ -115,6 +120,10 @@ func (s *Server) dispatch(x *exchange) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.running >= limit {
+		if len(s.queue) >= max(s.sweepAt, minQueue) {
+			s.queue = slices.DeleteFunc(s.queue, func(x *exchange) bool { return x.gone.Load() })
+			s.sweepAt = 2 * len(s.queue)
+		}
 		s.queue = append(s.queue, x)
 		return
 	}

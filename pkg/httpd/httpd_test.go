@@ -593,6 +593,21 @@ func TestMaxHandlers(t *testing.T) {
 	})
 }
 
+// Requests that wait for a goroutine do not pile up when their clients go away.
+func TestQueueForgetsTheGone(t *testing.T) {
+	s := &Server{MaxHandlers: 1}
+	s.running = 1 // and stays so
+	for range 10000 {
+		x := &exchange{cancel: func() {}}
+		x.cond.L = &x.mu
+		s.dispatch(x)
+		x.fail(io.EOF)
+	}
+	if n := len(s.queue); n > 2*minQueue {
+		t.Errorf("%d requests of nobody are waiting", n)
+	}
+}
+
 // takeover is what a handler hands a connection to: it echoes.
 type takeover struct{ end End }
 
