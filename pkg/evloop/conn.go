@@ -96,10 +96,6 @@ func (c *Conn) HighMark() int { return c.loop.core.cfg.HighMark }
 // Pending returns the number of queued bytes.
 func (c *Conn) Pending() int { return len(c.out) - c.outOff }
 
-// SetNotSentLowat bounds what the system queues for c before it is sent (TCP_NOTSENT_LOWAT), in bytes, so that the
-// order of what is sent stays ours. Without effect where the system has no such option.
-func (c *Conn) SetNotSentLowat(n int) error { return c.sock.setNotSentLowat(n) }
-
 // SetHandler makes h the handler from now on; input that is kept is presented to it.
 func (c *Conn) SetHandler(h Handler) {
 	c.handler = h

@@ -176,8 +176,8 @@ func rawSocket(domain int) (int, error) {
 // acceptInherits says that an accepted socket has the options of its listener.
 const acceptInherits = true
 
-func setNotSentLowat(fd, n int) error {
-	return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, n)
+func setNotSentLowat(fd, n int) {
+	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, n)
 }
 
 // setKeepAlive lets the system find out about peers that are gone after some four minutes.

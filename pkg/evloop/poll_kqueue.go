@@ -179,6 +179,6 @@ func rawSocket(domain int) (int, error) {
 
 const acceptInherits = false
 
-func setNotSentLowat(int, int) error { return nil }
+func setNotSentLowat(int, int) {}
 
 func setKeepAlive(fd int) { unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1) }

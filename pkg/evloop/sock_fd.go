@@ -84,8 +84,6 @@ func (s *fdSock) lastError() error {
 	return err
 }
 
-func (s *fdSock) setNotSentLowat(n int) error { return setNotSentLowat(s.fd, n) }
-
 // addrPort converts a socket address; IPv4-mapped IPv6 addresses become IPv4. Zero for unix sockets.
 func addrPort(sa unix.Sockaddr) netip.AddrPort {
 	switch sa := sa.(type) {
@@ -182,9 +180,15 @@ func listenFD(network, addr string, join, shared bool) (ln *fdListener, bound ne
 	return ln, nl.Addr(), nil
 }
 
+// notSent bounds what the system queues for a connection and has not sent, in bytes, where it has TCP_NOTSENT_LOWAT.
+// What waits is then ours: a link can still send what is urgent first, and a thousand peers that do not read cannot
+// fill the memory that the system has for all of TCP, which would stop everybody's connections.
+const notSent = 128 << 10
+
 // setStreamOptions sets what every TCP connection of ours has; without effect on unix sockets.
 func setStreamOptions(fd int) {
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	setNotSentLowat(fd, notSent)
 	setKeepAlive(fd)
 }
 

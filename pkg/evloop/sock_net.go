@@ -233,8 +233,6 @@ func (s *netSock) lastError() error {
 	return s.werr
 }
 
-func (s *netSock) setNotSentLowat(int) error { return nil }
-
 // netAddrPort returns the address of a TCP end; any other has the zero AddrPort unless its text is one.
 func netAddrPort(a net.Addr) netip.AddrPort {
 	if a == nil {

@@ -39,5 +39,4 @@ type socket interface {
 	local() netip.AddrPort
 	// lastError is the pending error of a socket whose event said failed.
 	lastError() error
-	setNotSentLowat(n int) error
 }

@@ -111,10 +111,9 @@ func (s *wireSock) closeWrite() error {
 	s.w.changed.Broadcast()
 	return nil
 }
-func (s *wireSock) close(bool)                { s.closeWrite() }
-func (s *wireSock) local() netip.AddrPort     { return netip.AddrPort{} }
-func (s *wireSock) lastError() error          { return nil }
-func (s *wireSock) setNotSentLowat(int) error { return nil }
+func (s *wireSock) close(bool)            { s.closeWrite() }
+func (s *wireSock) local() netip.AddrPort { return netip.AddrPort{} }
+func (s *wireSock) lastError() error      { return nil }
 
 // wireConn is the peer's end.
 type wireConn struct{ *wire }

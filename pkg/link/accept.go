@@ -32,7 +32,6 @@ func Accept(c *evloop.Conn, key string, hello func(*Incoming, error)) {
 	l := newLink(c, false)
 	l.fail = func(err error) { hello(nil, err) }
 	l.hear = func(message []byte) { l.heard(message, hello) }
-	c.SetNotSentLowat(unsent) // without it a ping under load is slower, nothing else
 	c.SetHandler((*events)(l))
 	c.Write(websocket.AppendResponse(nil, key))
 	c.Loop().Arm(&l.timer, handshakeTimeout, func() {

@@ -166,7 +166,6 @@ func (d *dialer) dialled(c *evloop.Conn, err error) {
 		return
 	}
 	d.conn, d.phase = c, PhaseTLS
-	c.SetNotSentLowat(unsent) // without it a ping under load is slower, nothing else
 	c.StartTLS(&tls.Config{
 		MinVersion: tls.VersionTLS13,
 		ServerName: d.host,

@@ -42,10 +42,6 @@ const (
 	// handshakeTimeout bounds all of a dial, and on the other side the time from the
 	// upgrade to the Hello.
 	handshakeTimeout = 10 * time.Second
-
-	// unsent bounds what the kernel holds of a link and has not sent, in bytes, so
-	// that what is urgent is not queued behind bulk where we cannot order it.
-	unsent = 128 << 10
 )
 
 // A state is what a Link is doing.

@@ -258,7 +258,6 @@ func (s *service) accept(c *evloop.Conn) {
 		return
 	}
 	s.total++
-	c.SetNotSentLowat(unsent)
 	join(c, st, addr.Addr(), v, s)
 }
 

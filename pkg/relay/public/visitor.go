@@ -24,11 +24,6 @@ const (
 	busyCheck = 10 * time.Second // how often the above are looked at during a request
 )
 
-// unsent bounds what the kernel queues for a visitor and has not sent, in bytes.
-// Without it a visitor that does not read takes some MiB of the kernel's memory,
-// of which all connections of the machine share a few GiB.
-const unsent = 256 << 10
-
 // retryAfter is what Retry-After says: seconds in which a site comes back after
 // a cut, as a rule.
 const retryAfter = "5"
@@ -150,7 +145,6 @@ func (r *Relay) accept(c *evloop.Conn, secure bool) {
 		l.counters.TurnedAway++
 	}
 	l.add(v)
-	c.SetNotSentLowat(unsent)
 	if !secure {
 		v.serve()
 		return
