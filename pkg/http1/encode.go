@@ -30,14 +30,14 @@ func AppendChunkSize(dst []byte, n int) []byte {
 func AppendLastChunk(dst []byte, trailers []Field) []byte {
 	dst = append(dst, "0\r\n"...)
 	for _, f := range trailers {
-		dst = AppendField(dst, f)
+		dst = appendField(dst, f)
 	}
 	return append(dst, "\r\n"...)
 }
 
-// AppendField appends one field line. Name and value must not come from a peer unless they were parsed
+// appendField appends one field line. Name and value must not come from a peer unless they were parsed
 // by this package.
-func AppendField(dst []byte, f Field) []byte {
+func appendField(dst []byte, f Field) []byte {
 	dst = append(dst, f.Name...)
 	dst = append(dst, ": "...)
 	dst = append(dst, f.Value...)
@@ -67,7 +67,7 @@ func AppendError(dst []byte, now time.Time, status int, text string, keepAlive, 
 		dst = append(dst, "Connection: close\r\n"...)
 	}
 	for _, f := range fields {
-		dst = AppendField(dst, f)
+		dst = appendField(dst, f)
 	}
 	dst = append(dst, "\r\n"...)
 	if !head {

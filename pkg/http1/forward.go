@@ -1,7 +1,6 @@
 package http1
 
 import (
-	"bytes"
 	"net/netip"
 	"strconv"
 )
@@ -10,29 +9,13 @@ import (
 type Forward struct {
 	Remote netip.Addr // the visitor
 	Proto  string     // "http" or "https", as the visitor sees it
-	Host   []byte     // the host the visitor asked for; nil: the request's
 	Port   uint16     // where the visitor came in, for X-Forwarded-Port; 0: not said
-
-	// Upstream is the Host field for the server; nil: the request's.
-	Upstream []byte
-
-	// Trusted says that the visitor is itself a proxy whose forwarding fields are to be believed:
-	// ours are appended to them. Otherwise what it sent is dropped.
-	Trusted bool
 }
 
 // AppendForwardedRequest appends the head of r as it goes to the server: origin-form, HTTP/1.1, with
-// the hop-by-hop fields removed (rfc9110#section-7.6.1) and the forwarding fields set. The body
-// follows with r.Framing. Upgrade goes along if r.Upgrade is set; set it to nil to refuse.
+// the hop-by-hop fields removed (rfc9110#section-7.6.1) and the forwarding fields set, whatever the
+// visitor has said in them. The body follows with r.Framing. Upgrade goes along if r.Upgrade is set; set it to nil to refuse.
 func AppendForwardedRequest(dst []byte, r *Request, fwd Forward) []byte {
-	host := fwd.Host
-	if host == nil {
-		host = r.Host
-	}
-	upstream := fwd.Upstream
-	if upstream == nil {
-		upstream = r.Host
-	}
 	dst = append(dst, r.Method...)
 	dst = append(dst, ' ')
 	dst = append(dst, r.Path...)
@@ -41,11 +24,10 @@ func AppendForwardedRequest(dst []byte, r *Request, fwd Forward) []byte {
 		dst = append(dst, r.Query...)
 	}
 	dst = append(dst, " HTTP/1.1\r\nHost: "...)
-	dst = append(dst, upstream...)
+	dst = append(dst, r.Host...)
 	dst = append(dst, "\r\n"...)
 
 	trailers := false // TE: trailers
-	var xff, xProto, xHost, xPort, xReal, forwarded bool
 	for _, f := range r.Fields {
 		switch c := lower(f.Name[0]); {
 		case c == 'h' && EqualFold(f.Name, "host"):
@@ -56,30 +38,11 @@ func AppendForwardedRequest(dst []byte, r *Request, fwd Forward) []byte {
 			trailers = trailers || acceptsTrailers(f.Value)
 			continue
 		case (c == 'x' || c == 'f') && isForwarding(f.Name):
-			if !fwd.Trusted || bytes.IndexByte(f.Name, '_') >= 0 {
-				continue
-			}
-			// The lists are joined in order below; of the others the proxy's word stands.
-			switch {
-			case EqualFold(f.Name, "x-forwarded-for"):
-				xff = true
-				continue
-			case EqualFold(f.Name, "forwarded"):
-				forwarded = true
-				continue
-			case EqualFold(f.Name, "x-forwarded-proto"):
-				xProto = true
-			case EqualFold(f.Name, "x-forwarded-host"):
-				xHost = true
-			case EqualFold(f.Name, "x-forwarded-port"):
-				xPort = true
-			case EqualFold(f.Name, "x-real-ip"):
-				xReal = true
-			}
+			continue
 		case hopByHop(f.Name, c) || r.nominated && nominates(r.Fields, f.Name):
 			continue
 		}
-		dst = AppendField(dst, f)
+		dst = appendField(dst, f)
 	}
 
 	switch {
@@ -99,37 +62,26 @@ func AppendForwardedRequest(dst []byte, r *Request, fwd Forward) []byte {
 	remote := fwd.Remote.Unmap().WithZone("")
 	if remote.IsValid() {
 		dst = append(dst, "X-Forwarded-For: "...)
-		if xff {
-			dst = appendJoined(dst, r.Fields, "x-forwarded-for")
-		}
+		dst = remote.AppendTo(dst)
+		dst = append(dst, "\r\nX-Real-IP: "...)
 		dst = remote.AppendTo(dst)
 		dst = append(dst, "\r\n"...)
-		if !xReal {
-			dst = append(dst, "X-Real-IP: "...)
-			dst = remote.AppendTo(dst)
-			dst = append(dst, "\r\n"...)
-		}
 	}
-	if !xProto {
-		dst = append(dst, "X-Forwarded-Proto: "...)
-		dst = append(dst, fwd.Proto...)
-		dst = append(dst, "\r\n"...)
-	}
-	if !xHost && host != nil {
+	dst = append(dst, "X-Forwarded-Proto: "...)
+	dst = append(dst, fwd.Proto...)
+	dst = append(dst, "\r\n"...)
+	if r.Host != nil {
 		dst = append(dst, "X-Forwarded-Host: "...)
-		dst = append(dst, host...)
+		dst = append(dst, r.Host...)
 		dst = append(dst, "\r\n"...)
 	}
-	if !xPort && fwd.Port != 0 {
+	if fwd.Port != 0 {
 		dst = append(dst, "X-Forwarded-Port: "...)
 		dst = strconv.AppendUint(dst, uint64(fwd.Port), 10)
 		dst = append(dst, "\r\n"...)
 	}
 	dst = append(dst, "Forwarded: "...)
-	if forwarded {
-		dst = appendJoined(dst, r.Fields, "forwarded")
-	}
-	dst = appendElement(dst, remote, fwd.Proto, host)
+	dst = appendElement(dst, remote, fwd.Proto, r.Host)
 	return append(dst, "\r\n\r\n"...)
 }
 
@@ -165,17 +117,6 @@ func appendElement(dst []byte, remote netip.Addr, proto string, host []byte) []b
 	return append(dst, proto...)
 }
 
-// appendJoined appends the values of all fields of that name, each followed by a comma.
-func appendJoined(dst []byte, fields []Field, name string) []byte {
-	for _, f := range fields {
-		if len(f.Value) > 0 && EqualFold(f.Name, name) {
-			dst = append(dst, f.Value...)
-			dst = append(dst, ", "...)
-		}
-	}
-	return dst
-}
-
 // AppendForwardedResponse appends the head of r, an answer to a request of that minor version, as it
 // goes to the visitor: HTTP/1.1 with the hop-by-hop fields removed. It returns the framing that the
 // body has to be sent with: what was chunked goes to an HTTP/1.0 visitor until close, and what ended
@@ -192,7 +133,7 @@ func AppendForwardedResponse(dst []byte, r *Response, minor int, keepAlive bool)
 		if hopByHop(f.Name, c) || c == 't' && EqualFold(f.Name, "te") || r.nominated && nominates(r.Fields, f.Name) {
 			continue
 		}
-		dst = AppendField(dst, f)
+		dst = appendField(dst, f)
 	}
 	framing := r.Framing
 	switch {
@@ -292,7 +233,7 @@ func acceptsTrailers(list []byte) bool {
 }
 
 // isForwarding reports whether a field tells a server about the client of the proxy in front of it.
-// Nobody but a trusted proxy may send these.
+// A visitor has no say in these.
 func isForwarding(name []byte) bool {
 	const prefix = "x-forwarded-"
 	return len(name) > len(prefix) && equalLoose(name[:len(prefix)], prefix) ||

@@ -382,17 +382,8 @@ func lower(c byte) byte {
 	return c
 }
 
-// AppendLower appends b with ASCII letters in lower case. A map of host names is looked up without
-// allocating by m[string(AppendLower(buf[:0], host))].
-func AppendLower(dst, b []byte) []byte {
-	for _, c := range b {
-		dst = append(dst, lower(c))
-	}
-	return dst
-}
-
-// Hostname returns host without its port and without the brackets of an IPv6 literal.
-func Hostname(host []byte) []byte {
+// hostname returns host without its port and without the brackets of an IPv6 literal.
+func hostname(host []byte) []byte {
 	if len(host) > 0 && host[0] == '[' {
 		if i := bytes.IndexByte(host, ']'); i > 0 {
 			return host[1:i]

@@ -197,7 +197,7 @@ func (r *Request) parseTarget() *Error {
 	t := r.Target
 	switch {
 	case string(r.Method) == "CONNECT": // authority-form
-		if !validHost(t) || len(Hostname(t)) == len(t) {
+		if !validHost(t) || len(hostname(t)) == len(t) {
 			return errTarget
 		}
 		r.Host = t

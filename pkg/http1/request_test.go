@@ -232,8 +232,8 @@ func TestFields(t *testing.T) {
 		t.Errorf("Get of a field that is not there: %q", got)
 	}
 	for in, want := range map[string]string{"a:80": "a", "a": "a", "[::1]:80": "::1", "[::1]": "::1", "": ""} {
-		if got := Hostname([]byte(in)); string(got) != want {
-			t.Errorf("Hostname(%q) = %q", in, got)
+		if got := hostname([]byte(in)); string(got) != want {
+			t.Errorf("hostname(%q) = %q", in, got)
 		}
 	}
 }
