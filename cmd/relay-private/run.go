@@ -142,8 +142,8 @@ func reload(r *private.Relay, o options, old *settings, log *slog.Logger) {
 		log.Error("reload: the old configuration stays", "err", err)
 		return
 	}
-	if !slices.Equal(s.relays, old.relays) || s.site != old.site || !s.key.Equal(old.key) || !s.roots.Equal(old.roots) {
-		log.Warn("reload: a change of relay, site, key or ca needs a restart")
+	if !slices.Equal(s.relays, old.relays) || s.site != old.site || !s.key.Equal(old.key) || !s.roots.Equal(old.roots) || s.drainTimeout != old.drainTimeout {
+		log.Warn("reload: a change of relay, site, key, ca or drain_timeout needs a restart")
 	}
 	log.Info("reloaded", "services", len(s.services))
 }
