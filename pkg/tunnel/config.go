@@ -21,7 +21,8 @@ type Config struct {
 	// Budget bounds the memory of the session's streams, in bytes: what was
 	// received and is not consumed, and what was written and is not
 	// acknowledged. A stream that has to keep received bytes beyond it is reset
-	// with CodeMemory; Stream.HighMark shrinks before that. 0: 256 MiB.
+	// with CodeMemory; Stream.HighMark shrinks before that. What writers have in
+	// their hands when it is 0 comes on top; at twice the budget Open fails. 0: 256 MiB.
 	Budget int
 
 	// ResumeTimeout is how long the streams wait for a link. 0: 60 s.

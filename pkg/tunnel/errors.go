@@ -10,8 +10,8 @@ var (
 	ErrClosed = errors.New("session is closed")
 	// ErrDraining is returned by Open once either side has called GoAway.
 	ErrDraining = errors.New("session is draining")
-	// ErrTooManyStreams is returned by Open when Config.MaxStreams are open, or when
-	// the peer owes the RESET_ACK of too many.
+	// ErrTooManyStreams is returned by Open when Config.MaxStreams are open, when they
+	// take twice Config.Budget, or when the peer owes the RESET_ACK of too many.
 	ErrTooManyStreams = errors.New("too many streams")
 	// ErrHeaderTooLong is returned by Open for a header of more than MaxHeader bytes.
 	ErrHeaderTooLong = errors.New("stream header too long")

@@ -111,7 +111,7 @@ func (s *Session) Open(header []byte) (*Stream, error) {
 		return nil, ErrDraining
 	case len(header) > MaxHeader:
 		return nil, ErrHeaderTooLong
-	case len(s.streams) >= s.cfg.MaxStreams, len(s.tombs) > s.cfg.MaxStreams+maxTombs:
+	case len(s.streams) >= s.cfg.MaxStreams, len(s.tombs) > s.cfg.MaxStreams+maxTombs, s.pool.used >= 2*s.cfg.Budget:
 		return nil, ErrTooManyStreams
 	}
 	for s.taken(s.nextID) { // only after two thousand million streams

@@ -522,6 +522,24 @@ func TestOpenIsBoundedByUnacknowledgedResets(t *testing.T) {
 	}
 }
 
+// Visitors that come while there is no link do not fill the memory: each new stream may
+// write before its writer looks at the high mark.
+func TestOpenIsBoundedByBudget(t *testing.T) {
+	const budget = 1 << 20
+	c := newScript(t, Config{Client: true, Budget: budget})
+	for {
+		st, err := c.s.Open(nil)
+		if err == ErrTooManyStreams {
+			break
+		}
+		st.SetHandler(&funcs{})
+		st.Write(make([]byte, 16<<10))
+		if n := c.s.Stats().Buffered; n > 2*budget+largeChunk {
+			t.Fatalf("%d bytes with a budget of %d", n, budget)
+		}
+	}
+}
+
 func TestStreamWithoutHandlerIsRefused(t *testing.T) {
 	p := newPair(Config{}, Config{Accept: func(*Stream, []byte) {}})
 	var err error
