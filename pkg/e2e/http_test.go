@@ -25,7 +25,9 @@ func webSystem(t testing.TB, more ...service) (*system, blob) {
 	t.Helper()
 	b := largeFile(t)
 	addr := fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	nginx := startNginx(t, "nginx target", fmt.Sprintf("server { listen %s; root %s; }\n", addr, b.dir), "")
+	// A small send buffer, because a thousand stalled downloads would otherwise fill the
+	// memory that the system has for TCP, and slow down everybody on this machine.
+	nginx := startNginx(t, "nginx target", fmt.Sprintf("server { listen %s sndbuf=128k; root %s; }\n", addr, b.dir), "")
 	awaitPort(t, nginx, "tcp", addr)
 	return startSystem(t, append([]service{
 		{"app", "https://app.example.com", "http://" + startSink(t)},
