@@ -38,7 +38,7 @@ var arrows = map[string][]string{
 
 	"pkg/admin": {},
 
-	"pkg/relay/public":  {"pkg/auth", "pkg/evloop", "pkg/forward", "pkg/http1", "pkg/link", "pkg/relay", "pkg/tunnel"},
+	"pkg/relay/public":  {"pkg/auth", "pkg/evloop", "pkg/forward", "pkg/http1", "pkg/link", "pkg/relay", "pkg/tunnel", "pkg/websocket"},
 	"pkg/relay/private": {"pkg/evloop", "pkg/forward", "pkg/httpd", "pkg/link", "pkg/relay", "pkg/tunnel"},
 
 	"pkg/link":  {"pkg/auth", "pkg/evloop", "pkg/relay", "pkg/tunnel", "pkg/websocket"},

@@ -3,33 +3,54 @@ package public
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/http1"
 	"culvert.dev/pkg/link"
 	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/websocket"
 )
 
 var troubleUpgrade = &trouble{426, "This needs a WebSocket of a private relay."}
 
-// link takes the request of a private relay for a link. The count of the visitor
-// ends here: sites are few, and known.
+// link takes the request of a private relay for a link. It counts as a visitor
+// until the relay knows who it is: sites are few, and known.
 func (v *visitor) link(head, close bool) {
 	req := &v.loop.req
-	key := http1.Get(req.Fields, "sec-websocket-key")
-	if string(req.Method) != "GET" || !http1.EqualFold(req.Upgrade, "websocket") || len(key) == 0 ||
-		string(http1.Get(req.Fields, "sec-websocket-version")) != "13" || req.Framing != http1.NoBody {
+	key, err := websocket.CheckRequest(func(name string) string { return joined(req.Fields, name) })
+	if err != nil || string(req.Method) != "GET" || req.Minor != 1 || req.Framing != http1.NoBody {
 		v.answer(troubleUpgrade, head, close)
 		return
 	}
-	v.leave()
-	link.Accept(v.conn, string(key), func(in *link.Incoming, err error) {
+	v.phase = asking
+	v.stop() // link has a deadline of its own
+	link.Accept(v.conn, key, func(in *link.Incoming, err error) {
 		if err != nil {
 			v.refused(in, err)
+			v.unlinked()
 			return
 		}
 		v.greet(in)
 	})
+}
+
+// joined returns the values of the fields of that name, joined by commas.
+func joined(fields []http1.Field, name string) string {
+	var list []string
+	for _, f := range fields {
+		if http1.EqualFold(f.Name, name) {
+			list = append(list, string(f.Value))
+		}
+	}
+	return strings.Join(list, ",")
+}
+
+// unlinked has a connection that is being closed count until it is. It may be
+// closed already, so that nobody tells; then the count ends a little late.
+func (v *visitor) unlinked() {
+	v.conn.SetHandler(discard{v})
+	v.loop.Arm(&v.timer, farewell, v.leave)
 }
 
 // refused notes a link that did not come about. in is nil if there was no Hello.
@@ -51,8 +72,10 @@ func (v *visitor) greet(in *link.Incoming) {
 	r := v.relay
 	if err := r.authenticate(in); err != nil {
 		v.refused(in, err)
+		v.unlinked()
 		return
 	}
+	v.leave()
 	s, old, resumed, refusal := r.admit(in.Hello, v.loop)
 	if refusal != nil {
 		v.refused(in, refusal)

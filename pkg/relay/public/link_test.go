@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"net/http"
 	"testing"
 
 	"culvert.dev/pkg/auth"
@@ -61,6 +62,8 @@ func TestLinks(t *testing.T) {
 		refused(link.DialConfig{Site: "new", Key: key}, relay.RefuseBadKey, false)
 		refused(link.DialConfig{Site: "old", Key: key}, relay.RefuseRevoked, false)
 
+		waitFor(t, func() bool { return r.admission.connected() == 0 })
+
 		// The first one is let in.
 		first := dial(link.DialConfig{Site: "office", Key: key})
 		if first.err != nil || first.welcome.Resumed {
@@ -108,4 +111,53 @@ func TestLinks(t *testing.T) {
 		<-lost
 		refused(link.DialConfig{Site: "office", Key: key}, relay.RefuseUnknownSite, false)
 	})
+}
+
+// Somebody who asks for a link and does not say who he is counts as a visitor.
+func TestStrangers(t *testing.T) {
+	r := newTestRelay(t, false, func(r *Relay) { r.MaxPerAddress = 2 })
+	upgrade := "GET /.culvert/link HTTP/1.1\r\nHost: relay.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+	for i, want := range []int{101, 101, 503} {
+		v := r.dial(true)
+		v.send(upgrade)
+		if res, err := http.ReadResponse(v.Reader, nil); err != nil || res.StatusCode != want {
+			t.Errorf("link %d: %v, %v, want %d", i, res, err, want)
+		}
+	}
+}
+
+// What is not a WebSocket handshake is no link.
+func TestUpgradeRequired(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	for _, fields := range []string{
+		"",
+		"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+		"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: short\r\n",
+		"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 8\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n",
+	} {
+		if got := r.status(true, "GET /.culvert/link HTTP/1.1\r\nHost: relay.test\r\n"+fields+"\r\n"); got != 426 {
+			t.Errorf("%q: %d, want 426", fields, got)
+		}
+	}
+}
+
+// A visitor that ends on its way to another loop leaves the lists alone: neither
+// loop may touch the other's.
+func TestLeaveWhileMoving(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	from, to := r.loops[0], r.loops[1]
+	v := &visitor{relay: r.Relay, loop: from, verdict: admitted}
+	onLoop(from.Loop, func() { from.add(v); from.remove(v); v.phase = moving })
+	left := make(chan bool)
+	from.Post(func() {
+		w := &visitor{loop: from}
+		from.add(w)
+		from.remove(w)
+	})
+	to.Post(func() { r.admission.count(v.addr.Addr()); v.leave(); close(left) })
+	<-left
+	if n := r.admission.connected(); n != 0 {
+		t.Errorf("%d visitors left", n)
+	}
 }

@@ -40,7 +40,7 @@ const (
 	idle                 // no byte of the next request has come
 	reading              // part of a request head has come
 	moving               // on the way to the loop of the session that its request belongs to
-	asking               // the relay's own domain answers
+	asking               // the relay's own domain answers, or a link is made
 	busy                 // an exchange is under way
 	closing              // our end of stream is on its way; input is discarded
 	gone                 // handed over or closed
@@ -78,13 +78,10 @@ func (l *loop) add(v *visitor) {
 }
 
 func (l *loop) remove(v *visitor) {
-	switch {
-	case v.before != nil:
+	if v.before != nil {
 		v.before.after = v.after
-	case l.first == v:
+	} else {
 		l.first = v.after
-	default: // it is on its way to another loop
-		return
 	}
 	if v.after != nil {
 		v.after.before = v.before
@@ -223,9 +220,11 @@ func (v *visitor) leave() {
 	if v.phase == gone {
 		return
 	}
+	if v.phase != moving { // or else v.loop is not the one that runs this
+		v.stop()
+		v.loop.remove(v)
+	}
 	v.phase = gone
-	v.stop()
-	v.loop.remove(v)
 	v.relay.admission.leave(v.addr.Addr(), v.verdict)
 }
 
