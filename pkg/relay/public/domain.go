@@ -30,7 +30,26 @@ var (
 	troubleSwap  = &trouble{426, "This needs an upgrade of the connection."}
 )
 
-// ownDomain serves a request for the relay's own name. It reports false if the
+// own reports whether a request is for the relay itself: for its name, or, at the
+// paths of sites and operators, for the machine that it runs on, whatever that is
+// called. Who asks proves who he is, so the name does not matter.
+func (r *Relay) own(host, path []byte) bool {
+	switch {
+	case r.Domain == "":
+		return false
+	case string(host) == r.Domain:
+		return true
+	case string(path) != relay.LinkPath && string(path) != relay.JoinPath &&
+		(len(path) < len(relay.ForwardPath) || string(path[:len(relay.ForwardPath)]) != relay.ForwardPath):
+		return false
+	case string(host) == "localhost":
+		return true
+	}
+	_, err := netip.ParseAddr(string(host))
+	return err == nil
+}
+
+// ownDomain serves a request for the relay itself. It reports false if the
 // request is to be read again on another loop.
 func (v *visitor) ownDomain(head, close bool) bool {
 	req := &v.loop.req

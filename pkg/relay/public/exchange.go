@@ -1,6 +1,7 @@
 package public
 
 import (
+	"bytes"
 	"errors"
 	"time"
 
@@ -37,13 +38,17 @@ type exchange struct {
 	answered bool // its final head has gone to the visitor
 	received bool // all of it has
 	clean    bool // and nothing came behind it
+	bound    bool // the server may take whoever uses the stream next for this visitor
 }
 
 // maxGather is the largest piece of a message that is copied behind another one
 // so that both leave in one write, and with TLS in one record.
 const maxGather = 16 << 10
 
-var methodHead, methodGet = []byte("HEAD"), []byte("GET")
+var (
+	methodHead, methodGet = []byte("HEAD"), []byte("GET")
+	comma, space          = []byte(","), []byte(" ")
+)
 
 // begin sends the request in l.req to a stream of s. It runs on the loop of s's
 // session. The body follows by forwardBody.
@@ -62,6 +67,7 @@ func (v *visitor) begin(s *service) {
 	ex.upgrade = req.Upgrade != nil
 	ex.chunked = req.Framing == http1.Chunked
 	ex.close = req.Close
+	ex.bound = authenticatesConnections(req.Fields, "authorization")
 	ex.reqBody.Reset(req.Framing, req.ContentLength)
 	ex.sent = ex.reqBody.Done()
 	ex.progress = l.since()
@@ -102,6 +108,25 @@ func idempotent(method []byte) bool {
 	switch string(method) {
 	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE":
 		return true
+	}
+	return false
+}
+
+// authenticatesConnections reports whether the fields of that name have a scheme
+// that many servers remember for the connection and not for the request, against
+// rfc9110#section-11.1: NTLM, and Negotiate and Kerberos, which may turn out as it
+// (rfc4559#section-6).
+func authenticatesConnections(fields []http1.Field, name string) bool {
+	for i := range fields {
+		if len(fields[i].Name) != len(name) || !http1.EqualFold(fields[i].Name, name) {
+			continue
+		}
+		for c := range bytes.SplitSeq(fields[i].Value, comma) {
+			scheme, _, _ := bytes.Cut(bytes.TrimLeft(c, " \t"), space)
+			if http1.EqualFold(scheme, "ntlm") || http1.EqualFold(scheme, "negotiate") || http1.EqualFold(scheme, "kerberos") {
+				return true
+			}
+		}
 	}
 	return false
 }
@@ -159,7 +184,7 @@ func (ex *exchange) done() {
 	reusable := ex.clean && !ex.response.Close && !u.eof
 	switch {
 	case ex.sent:
-		if reusable {
+		if reusable && !ex.bound {
 			u.used = true
 			ex.service.put(u)
 		} else {
@@ -309,6 +334,7 @@ func (ex *exchange) readHead(b []byte) (n int, over bool) {
 	l.out, ex.framing = http1.AppendForwardedResponse(l.out, res, ex.minor, !ex.close)
 	ex.close = ex.close || ex.framing == http1.UntilClose
 	ex.answered = true
+	ex.bound = ex.bound || res.Status == 401 && authenticatesConnections(res.Fields, "www-authenticate")
 	ex.resBody.Reset(res.Framing, res.ContentLength)
 	ex.received = ex.resBody.Done()
 	return n, false
@@ -474,6 +500,7 @@ type trouble struct {
 // inside.
 var (
 	troubleMethod  = &trouble{405, "This method is not supported."}
+	troublePath    = &trouble{400, "The path of this request is ambiguous."}
 	troubleService = &trouble{404, "There is no such service here."}
 	troublePage    = &trouble{404, "There is nothing here."}
 	troubleSlow    = &trouble{408, "The request took too long to arrive."}

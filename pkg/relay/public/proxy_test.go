@@ -412,3 +412,40 @@ func TestTCP(t *testing.T) {
 		})
 	})
 }
+
+// A server that authenticates connections gets a new one for each request of that
+// kind: the next visitor must not be taken for the one before.
+func TestConnectionAuthentication(t *testing.T) {
+	for _, test := range []struct {
+		name, request, response string
+		conns                   int32
+	}{
+		{"basic", "Authorization: Basic x\r\n", "200 OK\r\n", 1},
+		{"negotiate", "Authorization: negotiate x\r\n", "200 OK\r\n", 3},
+		{"ntlm", "Authorization: NTLM x\r\n", "200 OK\r\n", 3},
+		{"offered", "", "401 Unauthorized\r\nWWW-Authenticate: Basic realm=x, NTLM\r\n", 3},
+		{"offered beside", "", "401 Unauthorized\r\nWWW-Authenticate: Basic realm=x\r\nWWW-Authenticate: Negotiate\r\n", 3},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var conns atomic.Int32
+			r := newTestRelay(t, false, nil)
+			r.connect("office", map[string]string{"app": target(t, func(c net.Conn, br *bufio.Reader) {
+				conns.Add(1)
+				for {
+					if _, err := http.ReadRequest(br); err != nil {
+						return
+					}
+					io.WriteString(c, "HTTP/1.1 "+test.response+"Content-Length: 2\r\n\r\nok")
+				}
+			})}, "app", "https://app.test")
+			v := r.dial(true)
+			for range 3 {
+				v.send("GET / HTTP/1.1\r\nHost: app.test\r\n" + test.request + "\r\n")
+				v.response("GET")
+			}
+			if n := conns.Load(); n != test.conns {
+				t.Errorf("%d connections for 3 requests, want %d", n, test.conns)
+			}
+		})
+	}
+}

@@ -240,6 +240,14 @@ func TestForward(t *testing.T) {
 		{request("nobody/ssh", "operator", "culvert-forward"), 404},
 		{request("home/ssh", "operator", "culvert-forward"), 503},
 		{"GET /.culvert/link HTTP/1.1\r\nHost: relay.test\r\n\r\n", 426},
+		// By whatever name the machine is reached.
+		{"GET /.culvert/link HTTP/1.1\r\nHost: 127.0.0.1:443\r\n\r\n", 426},
+		{"GET /.culvert/link HTTP/1.1\r\nHost: [::1]\r\n\r\n", 426},
+		{"GET /.culvert/link HTTP/1.1\r\nHost: localhost\r\n\r\n", 426},
+		{"GET /.culvert/join HTTP/1.1\r\nHost: localhost\r\n\r\n", 404},
+		{strings.Replace(request("office/none", "operator", "culvert-forward"), "relay.test", "127.0.0.1", 1), 404},
+		{"GET /.culvert/linked HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 404},
+		{"GET /.culvert/link HTTP/1.1\r\nHost: app.test\r\n\r\n", 503},
 	} {
 		if got := r.status(true, test.request); got != test.want {
 			t.Errorf("%q: %d, want %d", test.request, got, test.want)

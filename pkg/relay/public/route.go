@@ -68,6 +68,60 @@ func (t *table) find(host, path []byte, secure bool) *service {
 	return nil
 }
 
+// divided reports whether what a request for host reaches depends on its path.
+func (t *table) divided(host []byte, secure bool) bool {
+	hosts := t.hosts(secure)
+	prefixed := func(l []*service) bool { return len(l) > 0 && l[0].prefix != "" }
+	if prefixed(hosts[string(host)]) {
+		return true
+	}
+	for i, c := range host {
+		if c == '.' && i > 0 {
+			return prefixed(hosts[string(host[i:])])
+		}
+	}
+	return false
+}
+
+// ambiguous reports whether a server may take path for another one than it looks
+// like: it has a segment "." or "..", also in the form "..;x" that some servers
+// take for the same, or a backslash or an encoded slash; in any encoding.
+func ambiguous(path []byte) bool {
+	dots := 0 // of the segment, which has nothing else; -1: it has
+	for i := 0; i < len(path); {
+		c, n := unescape(path[i:])
+		switch {
+		case c == '\\' || c == '/' && n > 1:
+			return true
+		case (c == '/' || c == ';') && dots > 0:
+			return true
+		case c == '/':
+			dots = 0
+		case c == '.' && (dots == 0 || dots == 1):
+			dots++
+		default:
+			dots = -1
+		}
+		i += n
+	}
+	return dots > 0
+}
+
+// unescape returns the first character of path and how many bytes it takes. http1
+// has checked the encoding.
+func unescape(path []byte) (c byte, n int) {
+	if path[0] != '%' || len(path) < 3 {
+		return path[0], 1
+	}
+	digit := func(c byte) byte {
+		if c >= 'A' {
+			return c | 0x20 - 'a' + 10
+		}
+		return c - '0'
+	}
+	return digit(path[1])<<4 | digit(path[2]), 3
+}
+
 // any returns a service of host, whatever the path is, or nil.
 func (t *table) any(host []byte, secure bool) *service {
 	hosts := t.hosts(secure)

@@ -125,3 +125,41 @@ func TestRate(t *testing.T) {
 		t.Fatal("refused another address, or a minute later")
 	}
 }
+
+func TestAmbiguousPaths(t *testing.T) {
+	for _, path := range []string{
+		"/app/..", "/app/../admin", "/app/./x", "/.", "/app/%2e%2e/admin", "/app/.%2E/admin", "/app/%2E",
+		"/app/..%2fadmin", "/app%2F..", "/a%5cb", `/app\..\admin`, "/app/..;/admin", "/app/..;a=b/admin", "/app/..%3b/admin",
+	} {
+		if !ambiguous([]byte(path)) {
+			t.Errorf("%q passes", path)
+		}
+	}
+	for _, path := range []string{"/", "/app", "/app/.x", "/app/..x", "/app/...", "/app/x..", "/app/x.", "/a%20b", "/%2ex", "/a;b", "//x", "*"} {
+		if ambiguous([]byte(path)) {
+			t.Errorf("%q does not pass", path)
+		}
+	}
+}
+
+// Where the path decides who gets a request, it must have one meaning. Elsewhere it
+// is the server's business.
+func TestDividedHosts(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	app := target(t, okTarget)
+	r.connect("office", map[string]string{"part": app, "whole": app}, "part", "https://part.test/app", "whole", "https://whole.test")
+	for _, test := range []struct {
+		host, path string
+		want       int
+	}{
+		{"part.test", "/app/x", 200},
+		{"part.test", "/app/../admin", 400},
+		{"part.test", "/app/%2e%2e/admin", 400},
+		{"part.test", "/app/..%2fadmin", 400},
+		{"whole.test", "/app/%2e%2e/admin%2f", 200},
+	} {
+		if got := r.status(true, "GET "+test.path+" HTTP/1.1\r\nHost: "+test.host+"\r\n\r\n"); got != test.want {
+			t.Errorf("%s%s: %d, want %d", test.host, test.path, got, test.want)
+		}
+	}
+}

@@ -370,13 +370,18 @@ func (v *visitor) readHead(b []byte) int {
 		return n
 	}
 	l.host = appendHost(l.host[:0], req.Host)
-	if r.Domain != "" && string(l.host) == r.Domain && v.secure {
+	if v.secure && r.own(l.host, req.Path) {
 		if !v.ownDomain(head, close) {
 			return 0
 		}
 		return n
 	}
 	routes := r.routes.Load()
+	if ambiguous(req.Path) && routes.divided(l.host, v.secure) {
+		l.counters.Rejected++
+		v.answer(troublePath, head, close)
+		return n
+	}
 	if s := routes.find(l.host, req.Path, v.secure); s != nil {
 		if s.session.loop != l {
 			v.move(s.session.loop, v.serve)
