@@ -42,6 +42,10 @@ type Config struct {
 	// Reset before it returns. header is lent. If nil, streams are refused.
 	Accept func(st *Stream, header []byte)
 
+	// OnGoAway is called once, when the peer has called GoAway: Open fails from now
+	// on, and the session ends when the streams have. If nil, it is not called.
+	OnGoAway func()
+
 	// OnClose is called once, when the session is over, after the OnClose of
 	// every stream. nil is the end of a GoAway. If nil, it is not called.
 	OnClose func(err error)

@@ -77,7 +77,8 @@ type linkState struct {
 // ready reports whether streams may use the link.
 func (l *linkState) ready() bool { return l.sentEnd && l.gotEnd }
 
-// An event is a callback to come: of st, which has ended if over.
+// An event is a callback to come: of st, which has ended if over, or OnGoAway if
+// st is nil.
 type event struct {
 	st   *Stream
 	over bool
@@ -221,6 +222,12 @@ func (s *Session) runEvents() {
 		e := s.events[i]
 		s.events[i] = event{}
 		st := e.st
+		if st == nil {
+			if s.cfg.OnGoAway != nil && !s.closed {
+				s.cfg.OnGoAway()
+			}
+			continue
+		}
 		if e.over {
 			if st.h != nil {
 				st.h.OnClose(e.err)

@@ -132,8 +132,11 @@ func (s *Session) receiveFrame(b []byte) error {
 	case frameEnd:
 		return s.receiveEnd(binary.BigEndian.Uint32(p))
 	case frameGoAway:
-		s.peerGoaway = true
-		s.wake()
+		if !s.peerGoaway { // it comes again on each link
+			s.peerGoaway = true
+			s.events = append(s.events, event{})
+			s.wake()
+		}
 	default:
 		s.rx.skip = size
 	}

@@ -74,6 +74,16 @@ type Stream struct {
 // ID returns the stream's number on the wire. It is unique among the open streams.
 func (st *Stream) ID() uint32 { return st.id }
 
+// Bytes returns how much has been received from the peer, and how much was written,
+// sent or not. It stays what it is when the stream has ended.
+func (st *Stream) Bytes() (received, written uint64) {
+	received = st.recvd
+	if st.flags&flagPeerFin != 0 {
+		received--
+	}
+	return received, st.end
+}
+
 // SetHandler sets who receives the stream's events from now on. Kept bytes are
 // presented to h at the end of the current callback, or on the next Flush, and so
 // is an EOF, even if an earlier handler was told of it.

@@ -418,6 +418,49 @@ func TestWindowIsEnforced(t *testing.T) {
 	}
 }
 
+func TestTranscriptOfAGoAway(t *testing.T) {
+	var c *script
+	var st *Stream
+	c = newScript(t, Config{Client: true, OnGoAway: func() {
+		c.log = append(c.log, "goaway")
+		if _, err := c.s.Open(nil); !errors.Is(err, ErrDraining) {
+			t.Errorf("open: %v", err)
+		}
+		st.Close()
+	}})
+	c.start()
+	st = c.open()
+	c.sends("a stream opens", "open")
+	c.recv("goaway", "goaway")
+	c.happens("the owner is told, once", "goaway")
+	c.sends("and ends what is idle", "82 00000001 000008 0000000000000000")
+	c.recv("03 00000001 000010 0000000000000001 0000000000010001", "82 00000001 000008 0000000000000000")
+	c.happens("the stream ends", "close 1 <nil>")
+	c.advance(lazyAck)
+	c.sends("and with it", "03 00000001 000010 0000000000000001 0000000000010000")
+	c.happens("the session", "session over: <nil>")
+}
+
+func TestBytes(t *testing.T) {
+	c := newScript(t, Config{})
+	c.start()
+	want := func(received, written uint64) {
+		t.Helper()
+		if r, w := c.last.Bytes(); r != received || w != written {
+			t.Errorf("%d received, %d written, want %d, %d", r, w, received, written)
+		}
+	}
+	c.recv("open", "data")
+	want(5, 0)
+	c.last.Write([]byte("hello"))
+	want(5, 5)
+	c.recv("data, offset", "data, fin")
+	c.last.CloseWrite()
+	want(11, 5)
+	c.last.Reset(CodeCancelled)
+	want(11, 5)
+}
+
 // TestEverySplit cuts a conversation in two at each byte, and into single bytes.
 func TestEverySplit(t *testing.T) {
 	frames := []string{
