@@ -142,6 +142,7 @@ type fdListener struct {
 // also. A port that somebody else listens on, another process of ours included, is in use for the first.
 func listenFD(network, addr string, join, shared bool) (ln *fdListener, bound net.Addr, err error) {
 	lc := net.ListenConfig{}
+	lc.SetMultipathTCP(false) // the default of Go; it takes TCP_NOTSENT_LOWAT away from what it accepts
 	if join || shared && shareBeforeBind {
 		lc.Control = controlReusePort
 	}
