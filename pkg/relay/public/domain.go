@@ -2,6 +2,7 @@ package public
 
 import (
 	"bufio"
+	"context"
 	"crypto/subtle"
 	"errors"
 	"net"
@@ -209,7 +210,7 @@ func (v *visitor) join(head, close bool) {
 		v.answer(troublePost, head, close)
 	case req.ContentLength > relay.MaxMessage:
 		v.answer(troubleLarge, head, true)
-	case !v.relay.joins.allow(v.addr.Addr(), v.loop.Now()):
+	case !v.relay.joins.allow(source(v.addr.Addr()), v.loop.Now()):
 		v.answer(troubleRate, head, true)
 	default:
 		j := &joiner{visitor: v}
@@ -279,7 +280,7 @@ func (j *joiner) reply(resp relay.JoinResponse) {
 	status := 200
 	if resp.Error != nil {
 		status = 403
-		v.relay.log.Warn("join refused", "remote", v.addr, "code", resp.Error.Code, "err", resp.Error.Message)
+		v.relay.log.Log(context.Background(), v.relay.refusalLevel(v.addr.Addr(), resp.Error.Code), "join refused", "remote", v.addr, "code", resp.Error.Code, "err", resp.Error.Message)
 	} else {
 		v.relay.log.Info("site joined", "site", resp.Site, "remote", v.addr)
 	}
@@ -300,25 +301,30 @@ func (j *joiner) OnClose(error) { j.visitor.leave() }
 // has 256 bits, so this keeps the log and the state file quiet, not guesses out.
 const maxJoins = 10
 
-// rate counts attempts per address and minute.
-type rate struct {
+// rate bounds how often something happens in a minute. The fields of the first
+// group are immutable.
+type rate[K comparable] struct {
+	most int // for one key
+	size int // keys
+
 	mu     sync.Mutex
 	minute int64
-	n      map[netip.Addr]int
+	n      map[K]int
 }
 
-func (r *rate) allow(addr netip.Addr, now time.Time) bool {
-	addr = source(addr)
+// allow counts one more for key, unless there were enough.
+func (r *rate[K]) allow(key K, now time.Time) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if m := now.Unix() / 60; m != r.minute || r.n == nil {
 		r.minute = m
-		r.n = make(map[netip.Addr]int)
+		r.n = make(map[K]int)
 	}
-	if r.n[addr] >= maxJoins || len(r.n) >= 1<<16 {
+	n, known := r.n[key]
+	if n >= r.most || !known && len(r.n) >= r.size {
 		return false
 	}
-	r.n[addr]++
+	r.n[key]++
 	return true
 }
 

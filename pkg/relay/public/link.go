@@ -1,9 +1,13 @@
 package public
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/netip"
 	"strings"
+	"time"
 
 	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/http1"
@@ -59,12 +63,32 @@ func (v *visitor) refused(in *link.Incoming, err error) {
 		v.relay.log.Debug("no link", "remote", v.addr, "err", err)
 		return
 	}
-	refusal, ok := errors.AsType[*relay.Refusal](err)
+	r, ok := errors.AsType[*relay.Refusal](err)
 	if !ok {
-		refusal = &relay.Refusal{Code: relay.RefuseInternal, Message: "the public relay could not make the session", Retry: true}
+		r = &relay.Refusal{Code: relay.RefuseInternal, Message: "the public relay could not make the session", Retry: true}
 	}
-	in.Refuse(*refusal)
-	v.relay.log.Warn("link refused", "site", in.Hello.Site, "remote", v.addr, "err", err)
+	in.Refuse(*r)
+	v.relay.log.Log(context.Background(), v.relay.refusalLevel(v.addr.Addr(), r.Code), "link refused",
+		"site", in.Hello.Site, "remote", v.addr, "err", err)
+}
+
+// refusal is what strangers can have logged.
+type refusal struct {
+	addr netip.Addr
+	code relay.RefusalCode
+}
+
+// maxRefused is how many refusals a minute are logged as warnings, each for
+// another address or reason.
+const maxRefused = 256
+
+// refusalLevel is the level to log a refusal at: anybody can ask to be refused, as
+// often as they like, so a warning tells of the first one in a minute.
+func (r *Relay) refusalLevel(addr netip.Addr, code relay.RefusalCode) slog.Level {
+	if r.refusals.allow(refusal{source(addr), code}, time.Now()) {
+		return slog.LevelWarn
+	}
+	return slog.LevelDebug
 }
 
 // greet lets a private relay in if it is who it says.

@@ -99,7 +99,8 @@ type Relay struct {
 
 	log       *slog.Logger
 	admission admission
-	joins     rate
+	joins     rate[netip.Addr]
+	refusals  rate[refusal]
 	loops     []*loop
 	byLoop    map[*evloop.Loop]*loop // immutable once prepared
 
@@ -140,6 +141,8 @@ func (r *Relay) prepare() {
 		if r.admission.perAddr == 0 {
 			r.admission.perAddr = 16 << 10
 		}
+		r.joins = rate[netip.Addr]{most: maxJoins, size: 64 << 10}
+		r.refusals = rate[refusal]{most: 1, size: maxRefused}
 		if r.ResponseTimeout == 0 {
 			r.ResponseTimeout = 60 * time.Second
 		}
@@ -221,9 +224,8 @@ func (r *Relay) Listeners() []Listener {
 }
 
 // Reload replaces the sites that may link. The session of a site that is not
-// among them any more, or has another key, ends. One that may publish less keeps
-// what it has published until it announces again, which it does when its own
-// configuration changes or it begins a new session.
+// among them any more, or has another key, ends. One that may publish something
+// else has what it announced last considered again.
 func (r *Relay) Reload(sites []Site) {
 	r.prepare()
 	r.mu.Lock()
@@ -233,16 +235,22 @@ func (r *Relay) Reload(sites []Site) {
 		s.Publish = slices.Clone(s.Publish)
 		r.sites[s.Name] = s
 	}
-	var ended []*session
+	var ended, changed []*session
 	for name, s := range r.sessions {
-		if now, ok := r.sites[name]; !ok || now.Revoked || now.Key != old[name].Key {
+		switch now, ok := r.sites[name]; {
+		case !ok || now.Revoked || now.Key != old[name].Key:
 			ended = append(ended, s)
+		case !slices.Equal(now.Publish, old[name].Publish):
+			changed = append(changed, s)
 		}
 	}
 	r.storeRoutes()
 	r.mu.Unlock()
 	for _, s := range ended {
 		s.loop.Post(func() { s.close(errRevoked) })
+	}
+	for _, s := range changed {
+		s.loop.Post(s.reconsider)
 	}
 }
 
@@ -350,9 +358,6 @@ func (r *Relay) removeSession(s *session) {
 	r.replaceRoutes(s, nil)
 	r.checkDrained()
 }
-
-// allowed returns what a site may publish. r.mu is held.
-func (r *Relay) allowed(site string) []relay.Pattern { return r.sites[site].Publish }
 
 // replaceRoutes replaces the routes of a session. r.mu is held.
 func (r *Relay) replaceRoutes(s *session, routes map[route]*service) {

@@ -111,7 +111,7 @@ func TestAdmission(t *testing.T) {
 }
 
 func TestRate(t *testing.T) {
-	var r rate
+	r := rate[netip.Addr]{most: maxJoins, size: 2}
 	addr, now := netip.MustParseAddr("192.0.2.1"), time.Unix(600, 0)
 	for range maxJoins {
 		if !r.allow(addr, now) {
@@ -123,6 +123,11 @@ func TestRate(t *testing.T) {
 	}
 	if !r.allow(netip.MustParseAddr("192.0.2.2"), now) || !r.allow(addr, now.Add(time.Minute)) {
 		t.Fatal("refused another address, or a minute later")
+	}
+	now = now.Add(time.Minute)
+	r.allow(netip.MustParseAddr("192.0.2.3"), now)
+	if r.allow(netip.MustParseAddr("192.0.2.4"), now) || !r.allow(addr, now) {
+		t.Fatal("the table is larger than it may be, or one in it is refused")
 	}
 }
 

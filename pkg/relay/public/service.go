@@ -31,8 +31,9 @@ type service struct {
 	prefix  string // of the path; "" for all
 
 	// Owned by the session's loop.
-	stock    []*upstream // idle streams, the youngest last
-	leaving  []*upstream // streams that have to end
+	stock    upstreams // idle streams
+	leaving  upstreams // streams that have to end
+	joined   *splice   // visitors whose connection is a splice, in a list
 	sweeper  evloop.Timer
 	sweeping bool
 	removed  bool // the session publishes it no longer
@@ -40,7 +41,7 @@ type service struct {
 	active   int // exchanges under way
 	peak     int // the most of them, falling off by the second
 	total    uint64
-	received uint64 // bytes of HTTP from visitors
+	received uint64 // bytes from visitors, but see bytes
 	sent     uint64 // and to them
 }
 
@@ -94,6 +95,46 @@ type upstream struct {
 	since    int64     // when it was put into stock or dismissed
 	used     bool      // it has carried an exchange
 	eof      bool      // the server has finished sending
+
+	list          *upstreams // that it is in, or nil
+	before, after *upstream
+}
+
+// upstreams is a list of streams, the one that was pushed last at its end.
+type upstreams struct {
+	first, last *upstream
+	n           int
+}
+
+func (l *upstreams) push(u *upstream) {
+	u.list, u.before = l, l.last
+	if u.before != nil {
+		u.before.after = u
+	} else {
+		l.first = u
+	}
+	l.last = u
+	l.n++
+}
+
+// unlist takes u out of the list that it is in, if any.
+func (u *upstream) unlist() {
+	l := u.list
+	if l == nil {
+		return
+	}
+	if u.before != nil {
+		u.before.after = u.after
+	} else {
+		l.first = u.after
+	}
+	if u.after != nil {
+		u.after.before = u.before
+	} else {
+		l.last = u.before
+	}
+	l.n--
+	u.list, u.before, u.after = nil, nil, nil
 }
 
 // open opens a stream for HTTP.
@@ -110,52 +151,34 @@ func (s *service) open(addr netip.AddrPort, scheme string, host []byte) (*upstre
 // take returns an idle stream, or nil. Unless again is set, which says that the
 // request may be sent twice, it is one that the server can hardly be closing.
 func (s *service) take(again bool) *upstream {
-	n := len(s.stock)
-	if n == 0 {
+	u := s.stock.last
+	if u == nil || !again && time.Duration(s.session.loop.since()-u.since) > freshTime {
 		return nil
 	}
-	u := s.stock[n-1]
-	if !again && time.Duration(s.session.loop.since()-u.since) > freshTime {
-		return nil
-	}
-	s.stock[n-1] = nil
-	s.stock = s.stock[:n-1]
+	u.unlist()
 	return u
 }
 
 // put takes a stream into stock.
 func (s *service) put(u *upstream) {
-	if s.removed || len(s.stock) >= max(minStock, min(s.peak, maxStock)) || s.session.relay.draining.Load() {
+	if s.removed || s.session.leaving || s.stock.n >= max(minStock, min(s.peak, maxStock)) || s.session.relay.draining.Load() {
 		s.dismiss(u)
 		return
 	}
 	u.since = s.session.loop.since()
 	u.Resume()
-	s.stock = append(s.stock, u)
+	s.stock.push(u)
 	s.sweepLater()
 }
 
 // dismiss ends a stream in good order: the server gets an end of stream, and
 // some time to answer with its own.
 func (s *service) dismiss(u *upstream) {
+	u.unlist()
 	u.since = s.session.loop.since()
 	u.Close()
-	s.leaving = append(s.leaving, u)
+	s.leaving.push(u)
 	s.sweepLater()
-}
-
-// forget takes u, which has ended, out of the lists.
-func (s *service) forget(u *upstream) {
-	for _, l := range []*[]*upstream{&s.stock, &s.leaving} {
-		for i, o := range *l {
-			if o == u {
-				copy((*l)[i:], (*l)[i+1:])
-				(*l)[len(*l)-1] = nil
-				*l = (*l)[:len(*l)-1]
-				return
-			}
-		}
-	}
 }
 
 func (s *service) sweepLater() {
@@ -171,23 +194,15 @@ func (s *service) sweep() {
 	s.sweeping = false
 	s.peak = max(s.active, s.peak*3/4)
 	limit := s.session.loop.since() - int64(keepTime)
-	n := 0
-	for n < len(s.stock) && s.stock[n].since <= limit {
-		n++
+	for u := s.leaving.first; u != nil && u.since <= limit; u = s.leaving.first {
+		u.unlist()
+		u.Reset(tunnel.CodeCancelled)
 	}
-	old := append([]*upstream(nil), s.stock[:n]...)
-	s.stock = append(s.stock[:0], s.stock[n:]...)
-	for n = 0; n < len(s.leaving) && s.leaving[n].since <= limit; n++ {
-		s.leaving[n].Reset(tunnel.CodeCancelled)
-	}
-	s.leaving = append(s.leaving[:0], s.leaving[n:]...)
-	for _, u := range old {
+	for u := s.stock.first; u != nil && u.since <= limit; u = s.stock.first {
 		s.dismiss(u)
 	}
-	if len(s.stock)+len(s.leaving) > 0 {
+	if s.stock.n+s.leaving.n > 0 {
 		s.sweepLater()
-	} else {
-		s.stock, s.leaving = nil, nil
 	}
 }
 
@@ -199,16 +214,15 @@ func (s *service) remove() {
 
 // empty dismisses the idle streams.
 func (s *service) empty() {
-	for _, u := range s.stock {
-		s.dismiss(u)
+	for s.stock.first != nil {
+		s.dismiss(s.stock.first)
 	}
-	s.stock = nil
 }
 
 // OnData takes the response, or bytes that nobody asked for.
 func (u *upstream) OnData(b []byte) int {
 	if u.exchange == nil {
-		u.service.forget(u)
+		u.unlist()
 		u.Reset(tunnel.CodeCancelled)
 		return len(b)
 	}
@@ -218,7 +232,6 @@ func (u *upstream) OnData(b []byte) int {
 func (u *upstream) OnEOF() {
 	u.eof = true
 	if u.exchange == nil {
-		u.service.forget(u)
 		u.service.dismiss(u)
 		return
 	}
@@ -233,7 +246,7 @@ func (u *upstream) OnDrain() {
 
 func (u *upstream) OnClose(err error) {
 	if u.exchange == nil {
-		u.service.forget(u)
+		u.unlist()
 		return
 	}
 	u.exchange.onReset(err)
@@ -261,12 +274,57 @@ func (s *service) accept(c *evloop.Conn) {
 	join(c, st, addr.Addr(), v, s)
 }
 
+// splice is a visitor whose connection is spliced with a stream.
+type splice struct {
+	service       *service
+	stream        *tunnel.Stream
+	before, after *splice
+	addr          netip.Addr
+	verdict       verdict
+}
+
 // join splices a visitor, who has entered with v, with a stream of s, until both
 // are closed.
 func join(c forward.End, st *tunnel.Stream, addr netip.Addr, v verdict, s *service) {
+	j := &splice{service: s, stream: st, after: s.joined, addr: addr, verdict: v}
+	if j.after != nil {
+		j.after.before = j
+	}
+	s.joined = j
 	s.visitors++
-	forward.Splice(c, st, func(error) {
-		s.visitors--
-		s.session.relay.admission.leave(addr, v)
-	})
+	// What the stream has carried before an upgrade has been counted by exchanges.
+	sent, received := st.Bytes()
+	s.sent -= sent
+	s.received -= received
+	forward.Splice(c, st, j.over)
+}
+
+// over is the end of both connection and stream.
+func (j *splice) over(error) {
+	s := j.service
+	if j.before != nil {
+		j.before.after = j.after
+	} else {
+		s.joined = j.after
+	}
+	if j.after != nil {
+		j.after.before = j.before
+	}
+	s.visitors--
+	sent, received := j.stream.Bytes()
+	s.sent += sent
+	s.received += received
+	s.session.relay.admission.leave(j.addr, j.verdict)
+}
+
+// bytes returns what has come from visitors and gone to them: of HTTP without the
+// heads of requests, and of splices everything.
+func (s *service) bytes() (received, sent uint64) {
+	received, sent = s.received, s.sent
+	for j := s.joined; j != nil; j = j.after {
+		o, i := j.stream.Bytes()
+		received += i
+		sent += o
+	}
+	return received, sent
 }

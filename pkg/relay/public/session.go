@@ -40,10 +40,13 @@ type session struct {
 	lostAt    time.Time // since when there is no link; zero: there is one
 	remote    netip.AddrPort
 	software  string
+	announced []relay.Announcement // the last announcement
+	hearing   bool                 // another one is coming in
 	services  []*service
 	woken     bool   // flush comes at the end of this turn
 	flushFunc func() // s.flush, made once
 	ports     map[relay.Publish]*port
+	leaving   bool // the private relay drains: no new streams
 	ended     bool
 
 	// Guarded by relay.mu.
@@ -78,6 +81,7 @@ func (s *session) start() {
 		ResumeTimeout: s.relay.ResumeTimeout,
 		Wake:          s.wake,
 		Accept:        s.accept,
+		OnGoAway:      s.onGoAway,
 		OnClose:       s.onClose,
 	}, s.loop.Now())
 }
@@ -199,13 +203,28 @@ func (s *session) drain() {
 	s.tun.GoAway()
 }
 
-// accept takes a stream that the private relay opened: an announcement.
+// onGoAway is told that the private relay is about to leave. It waits for the
+// streams that are open, so those that nobody uses end now.
+func (s *session) onGoAway() {
+	s.leaving = true
+	for _, svc := range s.services {
+		svc.empty()
+	}
+}
+
+// accept takes a stream that the private relay opened: an announcement. There is
+// one at a time, as each may take up relay.MaxAnnounce of memory.
 func (s *session) accept(st *tunnel.Stream, header []byte) {
 	h, err := relay.DecodeHeader(header)
 	if err != nil || h.Kind != relay.KindAnnounce {
 		st.Reset(tunnel.CodeForbidden)
 		return
 	}
+	if s.hearing {
+		st.Reset(tunnel.CodeOverload)
+		return
+	}
+	s.hearing = true
 	st.SetHandler(&announcement{session: s, stream: st})
 }
 
@@ -214,6 +233,7 @@ type announcement struct {
 	session *session
 	stream  *tunnel.Stream
 	list    []byte
+	heard   bool // all of it has come, or will not
 }
 
 func (a *announcement) OnData(b []byte) int {
@@ -227,7 +247,7 @@ func (a *announcement) OnData(b []byte) int {
 
 func (a *announcement) OnEOF() {
 	list, err := relay.DecodeAnnounce(a.list)
-	a.list = nil
+	a.over()
 	if err != nil {
 		a.session.relay.log.Warn("announcement refused", "site", a.session.site, "err", err)
 		a.stream.Reset(tunnel.CodeForbidden)
@@ -238,57 +258,97 @@ func (a *announcement) OnEOF() {
 }
 
 func (a *announcement) OnDrain()      {}
-func (a *announcement) OnClose(error) {}
+func (a *announcement) OnClose(error) { a.over() }
+
+// over lets the next announcement come in, once.
+func (a *announcement) over() {
+	if !a.heard {
+		a.heard, a.list = true, nil
+		a.session.hearing = false
+	}
+}
 
 // publish replaces the services of the session by those of list and tells for
 // each where it is to be found, or why it is not published.
 func (s *session) publish(list []relay.Announcement) []relay.AnnounceReply {
 	r := s.relay
-	replies := make([]relay.AnnounceReply, len(list))
 	r.mu.Lock()
-	allowed := r.allowed(s.site)
-	old := s.services
-	s.services = make([]*service, 0, len(list))
-	ports := make(map[relay.Publish]*port)
+	allowed := r.sites[s.site].Publish // a reload makes a new one
+	r.mu.Unlock()
+
+	old := make(map[string]*service, len(s.services)) // by name; in the end those that go
+	for _, svc := range s.services {
+		old[svc.name] = svc
+	}
+	made := make([]*service, len(list)) // nil: refused
+	errs := make([]error, len(list))
 	routes := make(map[route]*service)
+	ports := make(map[relay.Publish]*port)
 	for i, a := range list {
-		replies[i].Name = a.Name
-		svc, err := s.newService(a, allowed)
-		if err == nil {
-			for _, o := range old {
-				if o.same(svc) {
-					svc = o
-				}
-			}
-			err = s.claim(svc, routes, ports)
+		if made[i], errs[i] = s.newService(a, allowed); errs[i] != nil {
+			continue
 		}
-		if err != nil {
-			replies[i].Error = err.Error()
-			r.log.Warn("service refused", "site", s.site, "service", a.Name, "publish", a.Publish, "err", err)
+		if o := old[a.Name]; o != nil && o.same(made[i]) {
+			made[i] = o
+		}
+		errs[i] = s.claim(made[i], routes, ports)
+	}
+
+	replies := make([]relay.AnnounceReply, len(list))
+	s.services = make([]*service, 0, len(list))
+	r.mu.Lock()
+	for i, svc := range made {
+		replies[i].Name = list[i].Name
+		if errs[i] == nil {
+			if o := r.claims[svc.route()]; o != nil && o.session != s {
+				delete(routes, svc.route())
+				errs[i] = errors.New("publish \"" + svc.publish.String() + "\": another site has this address")
+			}
+		}
+		if errs[i] != nil {
+			replies[i].Error = errs[i].Error()
 			continue
 		}
 		replies[i].Addresses = r.addresses(svc, ports)
 		s.services = append(s.services, svc)
+		if old[svc.name] == svc {
+			delete(old, svc.name)
+		}
 	}
+	r.replaceRoutes(s, routes)
+	r.mu.Unlock()
+
 	for p, o := range s.ports {
 		if ports[p] == nil {
 			o.Close()
 		}
 	}
-	s.ports = ports
-	r.replaceRoutes(s, routes)
-	r.mu.Unlock()
+	s.ports, s.announced = ports, list
 	for _, o := range old {
-		kept := false
-		for _, svc := range s.services {
-			kept = kept || svc == o
+		o.remove()
+	}
+	refused := 0
+	for i, err := range errs {
+		if err == nil {
+			continue
 		}
-		if !kept {
-			o.remove()
+		if refused++; refused <= maxRefusals {
+			r.log.Warn("service refused", "site", s.site, "service", list[i].Name, "publish", list[i].Publish, "err", err)
 		}
 	}
-	r.log.Info("services published", "site", s.site, "services", len(s.services), "refused", len(list)-len(s.services))
+	r.log.Info("services published", "site", s.site, "services", len(s.services), "refused", refused, "withdrawn", len(old))
 	return replies
+}
+
+// maxRefusals is how many services of an announcement the log names that are refused.
+const maxRefusals = 5
+
+// reconsider publishes the last announcement again: the site may publish
+// something else now. What nothing has changed for stays as it is.
+func (s *session) reconsider() {
+	if !s.ended && s.announced != nil {
+		s.publish(s.announced)
+	}
 }
 
 // newService makes the service of an announcement, if the site may publish it.
@@ -311,7 +371,8 @@ func (s *session) newService(a relay.Announcement, allowed []relay.Pattern) (*se
 	return nil, errors.New("publish \"" + p.String() + "\": site \"" + s.site + "\" may not publish this: the public relay's configuration says what it may")
 }
 
-// claim takes the route or port of svc, unless somebody has it. relay.mu is held.
+// claim takes the route or port of svc, unless another service of the session has
+// it, or, with a port, anybody.
 func (s *session) claim(svc *service, routes map[route]*service, ports map[relay.Publish]*port) error {
 	p := svc.publish
 	switch {
@@ -337,17 +398,8 @@ func (s *session) claim(svc *service, routes map[route]*service, ports map[relay
 		return nil
 	}
 	k := svc.route()
-	other := routes[k]
-	if other == nil {
-		if o := s.relay.claims[k]; o != nil && o.session != s {
-			other = o
-		}
-	}
-	if other != nil {
-		if other.session == s {
-			return errors.New("publish \"" + p.String() + "\": service \"" + other.name + "\" has this address")
-		}
-		return errors.New("publish \"" + p.String() + "\": another site has this address")
+	if other := routes[k]; other != nil {
+		return errors.New("publish \"" + p.String() + "\": service \"" + other.name + "\" has this address")
 	}
 	routes[k] = svc
 	return nil

@@ -56,8 +56,8 @@ type ServiceStatus struct {
 	Target   string // scheme
 	Visitors int    // now: connections, or requests under way
 	Total    uint64
-	Received uint64 // bytes of HTTP, from visitors; what follows an upgrade is not counted
-	Sent     uint64
+	Received uint64 // bytes from visitors, but for the heads of requests
+	Sent     uint64 // and to them
 }
 
 // Status asks the loops for their part. It must not be called on one. If the
@@ -111,9 +111,10 @@ func (s *session) status() SessionStatus {
 		RTT: t.RTT, Links: t.Links, Streams: t.Streams, Received: t.Received, Sent: t.Sent, Buffered: t.Buffered,
 	}
 	for _, svc := range s.services {
+		received, sent := svc.bytes()
 		st.Services = append(st.Services, ServiceStatus{
 			Name: svc.name, Publish: svc.publish.String(), Target: svc.target,
-			Visitors: svc.visitors, Total: svc.total, Received: svc.received, Sent: svc.sent,
+			Visitors: svc.visitors, Total: svc.total, Received: received, Sent: sent,
 		})
 	}
 	return st
