@@ -60,6 +60,7 @@ type peer struct {
 	retry      evloop.Timer       // waiting
 	tries      int                // that failed in a row
 
+	flushFunc  func()          // p.flush, made once
 	session    *tunnel.Session // nil before the first link, and when it is over
 	id, secret string          // to resume it
 	tick       evloop.Timer    // its next Advance
@@ -127,10 +128,13 @@ func (p *peer) dialled(l *link.Link, w relay.Welcome, err error) {
 }
 
 func (p *peer) newSession() *tunnel.Session {
+	if p.flushFunc == nil {
+		p.flushFunc = p.flush
+	}
 	var s *tunnel.Session
 	s = tunnel.New(tunnel.Config{
 		Client: true,
-		Wake:   func() { p.loop.AfterTurn(p.flush) },
+		Wake:   func() { p.loop.AfterTurn(p.flushFunc) },
 		Accept: p.accept,
 		OnClose: func(err error) {
 			if p.session == s {
@@ -256,7 +260,7 @@ func reason(err error) string {
 // wait dials again: at once the first time, then later and later.
 func (p *peer) wait() {
 	p.state = waiting
-	if p.draining && p.session == nil {
+	if p.draining && !p.busy() {
 		p.finish(nil)
 		return
 	}
@@ -282,13 +286,16 @@ func (p *peer) drain() {
 		return
 	}
 	p.draining = true
-	if p.session == nil {
+	if p.link == nil && !p.busy() { // there is nobody to take leave of
 		p.finish(nil)
 		return
 	}
 	p.loop.Arm(&p.deadline, p.relay.DrainTimeout, p.cut)
 	p.session.GoAway()
 }
+
+// busy reports whether streams are open.
+func (p *peer) busy() bool { return p.session != nil && p.session.Stats().Streams > 0 }
 
 // cut ends the streams that have not finished in time.
 func (p *peer) cut() {

@@ -398,6 +398,31 @@ func TestResume(t *testing.T) {
 	})
 }
 
+// A drain without a link waits for streams, and for nothing else.
+func TestDrainWithoutLink(t *testing.T) {
+	files, _ := folder(t, "files", 4<<20)
+	for _, streams := range []bool{false, true} {
+		inWorld(t, []Service{files}, func(t *testing.T, w *world) {
+			time.Sleep(time.Second) // for the last acknowledgement of the announcement
+			if streams {
+				d := w.get("files", "/big")
+				w.on(d.stream.Pause)
+				synctest.Wait()
+			}
+			w.on(func() { w.hub.refusal = &relay.Refusal{Code: relay.RefuseBusy, Message: "no", Retry: true} })
+			w.net.Cut()
+			time.Sleep(10 * time.Second)
+			start := time.Now()
+			w.cancel()
+			<-w.done
+			if took := time.Since(start); streams != (took >= w.relay.DrainTimeout) || !streams && took > time.Second {
+				t.Errorf("with streams %v: %v", streams, took)
+			}
+			w.relay.services.Load().byName["files"].files.Wait()
+		})
+	}
+}
+
 // A relay that has forgotten the session gets a new one, and the streams of the old one end at once.
 func TestForgotten(t *testing.T) {
 	files, _ := folder(t, "files", 4<<20)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -70,6 +71,11 @@ func (r *Relay) makeServices(list []Service) (*services, error) {
 		if err != nil {
 			errs = append(errs, err)
 			continue
+		}
+		if svc.files != nil {
+			svc.files.OnPanic = func(req *http.Request, value any, stack []byte) {
+				r.log.Error("panic", "service", svc.Name, "path", req.URL.Path, "panic", value, "stack", string(stack))
+			}
 		}
 		if made.byName[s.Name] != nil {
 			errs = append(errs, fmt.Errorf("service %q is defined twice", s.Name))
@@ -149,7 +155,6 @@ type Status struct {
 type PeerStatus struct {
 	Address string
 	Linked  bool   // a link is up
-	Resumed int    // links that have taken up the session of an earlier one
 	Problem string // why no link is up, or ""
 }
 
