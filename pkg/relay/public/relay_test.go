@@ -279,6 +279,21 @@ func TestForward(t *testing.T) {
 	waitFor(t, func() bool { return s.visitors("ssh") == 0 && r.admission.connected() == 0 })
 }
 
+// Each request of a connection goes where its own Host says.
+func TestHostsOfOneConnection(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	r.connect("office", map[string]string{"app": target(t, okTarget)}, "app", "https://app.test")
+	v := r.dial(true)
+	for range 2 {
+		for host, want := range map[string]int{"relay.test": 404, "app.test": 200, "away.test": 503, "other.example": 404} {
+			v.send("GET / HTTP/1.1\r\nHost: " + host + "\r\n\r\n")
+			if res, _ := v.response("GET"); res.StatusCode != want || res.Close {
+				t.Errorf("%s: %d, close %v, want %d", host, res.StatusCode, res.Close, want)
+			}
+		}
+	}
+}
+
 func TestJoin(t *testing.T) {
 	var mu sync.Mutex
 	var got []relay.JoinRequest
