@@ -9,7 +9,7 @@ type frameType uint8
 
 const (
 	frameOpen     frameType = 0x01 // stream header, at most 1024 bytes
-	frameData     frameType = 0x02 // offset u64, at most 16 KiB of data; flagFIN
+	frameData     frameType = 0x02 // offset u64, at most 32 KiB of data; flagFIN
 	frameCredit   frameType = 0x03 // received u64, limit u64
 	frameReset    frameType = 0x04 // code u16
 	frameResetAck frameType = 0x05 // empty
@@ -28,7 +28,7 @@ const (
 	headerSize     = 8
 	dataHeaderSize = headerSize + 8 // with the offset
 	creditSize     = headerSize + 16
-	maxData        = 16 << 10 // data in one frame
+	maxData        = 32 << 10 // data in one frame
 	maxSmall       = headerSize + MaxHeader
 
 	// initialWindow is what either side may send on a stream before it got a

@@ -407,7 +407,7 @@ func TestWindowIsEnforced(t *testing.T) {
 		b[13] = byte(off >> 16)
 		return append(b, chunk[:n]...)
 	}
-	for i := range 4 {
+	for i := range initialWindow / maxData {
 		if err := c.s.Receive(c.link, frame(i*maxData, maxData), c.now); err != nil {
 			t.Fatal(err)
 		}
