@@ -356,7 +356,7 @@ func TestViolations(t *testing.T) {
 		"an open twice":                       {"open", "open"},
 		"an open out of order":                {"01 00000003 000000", "open"},
 		"a header too long":                   {"01 00000001 000401 " + big},
-		"too much data":                       {"02 00000001 004009"},
+		"too much data":                       {"02 00000001 008009"},
 		"data without an offset":              {"02 00000001 000007"},
 		"a short credit":                      {"03 00000001 00000f"},
 		"a long ping":                         {"06 00000000 000009"},
