@@ -18,7 +18,7 @@ const (
 	isPaused                          // by the application
 	isFull                            // our own reads are stopped by the hard mark
 	wantDrain                         // Pending was above the high mark
-	again_                            // kept input is to be presented again without new data
+	represent                         // kept input is to be presented again without new data
 	gotEOF                            // the peer's end of stream was read
 	saidEOF                           // and told to the handler
 	finWanted                         // CloseWrite was called
@@ -99,7 +99,7 @@ func (c *Conn) Pending() int { return len(c.out) - c.outOff }
 // SetHandler makes h the handler from now on; input that is kept is presented to it.
 func (c *Conn) SetHandler(h Handler) {
 	c.handler = h
-	c.flags |= again_
+	c.flags |= represent
 	c.wantServe()
 }
 
@@ -110,7 +110,7 @@ func (c *Conn) Pause() { c.flags |= isPaused }
 func (c *Conn) Resume() {
 	if c.flags&isPaused != 0 {
 		c.flags &^= isPaused
-		c.flags |= again_
+		c.flags |= represent
 		c.wantServe()
 	}
 }
@@ -225,7 +225,7 @@ func (c *Conn) drain() {
 	if c.Pending() <= c.loop.core.cfg.LowMark {
 		if c.flags&isFull != 0 {
 			c.flags &^= isFull
-			c.flags |= again_
+			c.flags |= represent
 			c.wantServe()
 		}
 		if c.flags&wantDrain != 0 {
@@ -454,8 +454,8 @@ func (c *Conn) readSocket(b []byte) (int, error) {
 
 // receive reads and presents input until there is no more, the handler pauses, or the turn's share is used up.
 func (c *Conn) receive() {
-	if c.flags&again_ != 0 {
-		c.flags &^= again_
+	if c.flags&represent != 0 {
+		c.flags &^= represent
 		if len(c.in) > 0 && c.flags&(isPaused|isFull) == 0 {
 			buf := c.loop.rbuf
 			if c.tls != nil {
@@ -529,7 +529,7 @@ func (c *Conn) present(b []byte) {
 		}
 		switch {
 		case c.handler != h: // a new handler gets the rest at once
-			c.flags &^= again_
+			c.flags &^= represent
 		case len(b) <= MaxKept:
 			c.keep(b)
 			return
@@ -591,7 +591,7 @@ func (c *Conn) arrive(f func()) {
 		c.loop.dead.add(c)
 		return
 	}
-	c.flags |= again_
+	c.flags |= represent
 	c.wantServe()
 	if c.out != nil || c.flags&(finWanted|wantDrain|isFull) != 0 {
 		c.wantFlush()

@@ -223,7 +223,7 @@ func (t *tlsConn) finish(err error) {
 		c.closeWith(err) // the alert goes out first
 	} else {
 		t.warmUp()
-		c.flags |= again_
+		c.flags |= represent
 		c.wantServe()
 	}
 	hs.done(err)
