@@ -16,6 +16,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -73,8 +74,8 @@ type server struct {
 	pub  ed25519.PublicKey
 	move bool // the session is on another loop than the link comes in on
 
-	refuse *relay.Refusal // if not nil, nobody is let in
-	failed chan error     // from Accept
+	refuse atomic.Pointer[relay.Refusal] // if not nil, nobody is let in
+	failed chan error                    // from Accept
 
 	mu      sync.Mutex
 	loop    *evloop.Loop
@@ -156,8 +157,8 @@ func (s *server) hello(in *Incoming, err error) {
 		in.Refuse(relay.Refusal{Code: relay.RefuseBadKey, Message: "not your key"})
 		return
 	}
-	if s.refuse != nil {
-		in.Refuse(*s.refuse)
+	if r := s.refuse.Load(); r != nil {
+		in.Refuse(*r)
 		return
 	}
 	s.mu.Lock()
@@ -397,7 +398,7 @@ func TestRefusals(t *testing.T) {
 		"bad key": {other, nil, "refused: not your key (bad-key)"},
 		"busy":    {key, &relay.Refusal{Code: relay.RefuseBusy, Message: "later", Retry: true}, "refused: later (busy)"},
 	} {
-		s.refuse = tt.r
+		s.refuse.Store(tt.r)
 		d := dial(core.Loop(0), t.Context(), n.config(tt.key), nil)
 		var de *DialError
 		var r *relay.Refusal
