@@ -56,7 +56,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		Domain: s.Domain,
 		TLS: &tls.Config{
 			MinVersion:     tls.VersionTLS12,
-			NextProtos:     []string{"http/1.1"},
+			NextProtos:     []string{"http/1.1", "http/1.0"},
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return st.certificate.Load(), nil },
 		},
 		HTTPS:         s.Listen.HTTPS,

@@ -168,6 +168,12 @@ func TestFirstStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+	// curl --http1.0 offers nothing but this.
+	c, err = tls.Dial("tcp", in.ready["https"].(string), &tls.Config{RootCAs: roots, ServerName: "wiki.apps.localhost", NextProtos: []string{"http/1.0"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
 
 	if err := client.RevokeSite(t.Context(), "office"); err != nil {
 		t.Error(err)

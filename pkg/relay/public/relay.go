@@ -57,7 +57,7 @@ type Relay struct {
 	Domain string
 
 	// TLS has the certificates. Required for HTTPS. Its NextProtos should be
-	// http/1.1 alone.
+	// http/1.1 and http/1.0 alone.
 	TLS *tls.Config
 
 	// HTTPS and HTTP are the addresses to listen on, as net.Listen takes them.
