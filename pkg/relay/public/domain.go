@@ -114,7 +114,7 @@ func (r *Relay) sessionOf(site string) (*session, *trouble) {
 	if s := r.sessions[site]; s != nil {
 		return s, nil
 	}
-	if _, ok := r.sites[site]; ok {
+	if s, ok := r.sites[site]; ok && !s.Revoked {
 		return nil, troubleAway
 	}
 	return nil, troubleService

@@ -380,7 +380,7 @@ func (r *Relay) storeRoutes() {
 	}
 	var patterns []relay.Pattern
 	for name, s := range r.sites {
-		if r.sessions[name] == nil { // one that is there has said what it publishes
+		if r.sessions[name] == nil && !s.Revoked { // one that is there has said what it publishes
 			patterns = append(patterns, s.Publish...)
 		}
 	}

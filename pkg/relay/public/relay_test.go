@@ -217,9 +217,15 @@ func TestPublish(t *testing.T) {
 	if errs := announce(home, "steal", "https://app.test", "http"); errs[0] != "" {
 		t.Errorf("an address that is free: %q", errs[0])
 	}
-	// A site that is revoked loses its session.
-	r.Reload([]Site{{Name: "office", Key: "k", Revoked: true}, {Name: "home", Key: "k"}})
+	// A site that is revoked loses its session, and nobody is told to wait for it.
+	r.Reload([]Site{{Name: "office", Key: "k", Publish: patterns("https://*.test"), Revoked: true}, {Name: "home", Key: "k"}})
 	waitFor(t, func() bool { return len(r.Status(context.Background()).Sessions) == 1 })
+	if got := r.status(true, strings.Replace(get, "app", "other", 1)); got != 404 {
+		t.Errorf("a service of a revoked site: %d", got)
+	}
+	if _, trouble := r.sessionOf("office"); trouble != troubleService {
+		t.Errorf("an operator's connection to a revoked site: %v", trouble)
+	}
 }
 
 func TestForward(t *testing.T) {
