@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,6 +31,19 @@ type local struct{ *net.TCPConn }
 func (l local) Abort() {
 	l.SetLinger(0)
 	l.Close()
+}
+
+// remote is a stream to a service whose reads say why they can have failed.
+type remote struct{ duplex }
+
+var errBroken = errors.New("broken off: its target cannot be reached or has reset it, or a relay was stopped; the private relay's log says more")
+
+func (r remote) Read(p []byte) (int, error) {
+	n, err := r.duplex.Read(p)
+	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.ErrUnexpectedEOF) { // without TLS, and with it
+		err = errBroken
+	}
+	return n, err
 }
 
 func forwardCommand(at *where) *cobra.Command {
@@ -160,7 +174,11 @@ func (f *forwarder) carry(ctx context.Context, conn local) {
 		return
 	}
 	defer stream.Close()
-	if err := splice(ctx, conn, stream); err != nil && ctx.Err() == nil {
+	err = splice(ctx, conn, remote{stream})
+	if errors.Is(err, errBroken) {
+		err = errBroken // without the local address
+	}
+	if err != nil && ctx.Err() == nil {
 		f.report(err)
 	}
 }
@@ -218,7 +236,11 @@ func connectCommand(at *where) *cobra.Command {
 			if err != nil {
 				return explainForward(c, err, site, service)
 			}
-			return connect(cmd.Context(), stream, cmd.InOrStdin(), cmd.OutOrStdout())
+			err = connect(cmd.Context(), remote{stream}, cmd.InOrStdin(), cmd.OutOrStdout())
+			if errors.Is(err, errBroken) {
+				return fmt.Errorf("%s: %w", args[0], errBroken)
+			}
+			return err
 		},
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -55,7 +57,7 @@ func startRelay(t *testing.T, status *admin.Status) []string {
 
 func echoStream(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
-	case admin.ForwardPath + "office/echo", admin.ForwardPath + "office/upload":
+	case admin.ForwardPath + "office/echo", admin.ForwardPath + "office/upload", admin.ForwardPath + "office/broken":
 	case admin.ForwardPath + "office/away":
 		http.Error(w, "The site is away.", http.StatusServiceUnavailable)
 		return
@@ -69,6 +71,11 @@ func echoStream(w http.ResponseWriter, r *http.Request) {
 	}
 	defer conn.Close()
 	io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+admin.Upgrade+"\r\n\r\n")
+	if strings.HasSuffix(r.URL.Path, "/broken") {
+		io.ReadFull(rw, make([]byte, 1))
+		local{conn.(*net.TCPConn)}.Abort()
+		return
+	}
 	if strings.HasSuffix(r.URL.Path, "/upload") {
 		conn.Write([]byte("ok"))
 		_, err := io.Copy(io.Discard, rw)
@@ -263,7 +270,9 @@ func TestForwardRefused(t *testing.T) {
 	addr, _, _ := strings.Cut(string(line[:n]), " -> ")
 	for range 2 {
 		c, err := net.Dial("tcp", addr)
-		if err != nil {
+		if errors.Is(err, syscall.ECONNRESET) {
+			continue // the reset was faster than the dialler
+		} else if err != nil {
 			t.Fatal(err)
 		}
 		if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF {
@@ -273,6 +282,16 @@ func TestForwardRefused(t *testing.T) {
 	}
 	cancel()
 	<-codec
+}
+
+// A stream that breaks off, as when its target cannot be reached, is named by its service: the addresses of the
+// connection to the relay help nobody.
+func TestConnectBroken(t *testing.T) {
+	var stderr strings.Builder
+	code := command(t.Context(), append(startRelay(t, nil), "connect", "office/broken"), strings.NewReader("x"), io.Discard, &stderr)
+	if want := "tunnelctl: office/broken: broken off: "; code != 1 || !strings.HasPrefix(stderr.String(), want) {
+		t.Errorf("exit code %d, %q, want %q", code, &stderr, want)
+	}
 }
 
 // A client that breaks off is not one that has finished: the service sees it break off, too.
