@@ -74,7 +74,7 @@ func (s *Stream) Abort() {
 // Upgrade is the protocol a forward request upgrades to: the raw bytes of the stream.
 const Upgrade = "culvert-forward"
 
-// forwardTimeout bounds dialling, handshake and the relay's answer, which waits for the site's target.
+// forwardTimeout bounds dialling, handshake and the relay's answer, which does not wait for the target.
 const forwardTimeout = 30 * time.Second
 
 // Forward opens a stream to a service of a site.
