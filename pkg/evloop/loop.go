@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 )
@@ -347,9 +348,7 @@ func (l *Loop) serveBulk() {
 	queue := l.bulk.take()
 	for i, c := range queue {
 		if l.moved >= bulkBytes {
-			l.bulk.next = append(l.bulk.next, queue[i:]...)
-			copy(l.bulk.next[len(queue)-i:], l.bulk.next)
-			copy(l.bulk.next, queue[i:])
+			l.bulk.next = slices.Insert(l.bulk.next, 0, queue[i:]...)
 			clear(queue[i:])
 			return
 		}

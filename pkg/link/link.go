@@ -38,11 +38,9 @@ import (
 	"culvert.dev/pkg/websocket"
 )
 
-const (
-	// handshakeTimeout bounds all of a dial, and on the other side the time from the
-	// upgrade to the Hello.
-	handshakeTimeout = 10 * time.Second
-)
+// handshakeTimeout bounds all of a dial, and on the other side the time from the
+// upgrade to the Hello.
+const handshakeTimeout = 10 * time.Second
 
 // A state is what a Link is doing.
 //
