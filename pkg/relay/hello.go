@@ -18,7 +18,21 @@ type Hello struct {
 	Session   string `json:"session,omitempty"`  // 16 bytes in hex: the session to resume, or ""
 	Resume    string `json:"resume,omitempty"`   // 32 bytes in hex: the secret that came with it, or ""
 	Software  string `json:"software,omitempty"` // for people: "culvert 1.2.3"
+
+	Role   string `json:"role,omitempty"`   // what the link is for: RoleInteractive, RoleBulk or RoleDatagram; "" is the first
+	Links  int    `json:"links,omitempty"`  // other links of the session that the private relay still has; 0: those that there were are dead
+	Choice string `json:"choice,omitempty"` // for people: why the private relay uses the transports that it does
+
+	Machine string `json:"machine,omitempty"` // 16 bytes in hex, the same as long as the private relay keeps its state; "" if it has none
+	Process string `json:"process,omitempty"` // 16 bytes in hex, others after each start
 }
+
+// What a link may be for, in Hello.
+const (
+	RoleInteractive = "interactive" // what people wait for
+	RoleBulk        = "bulk"        // streams that move much
+	RoleDatagram    = "datagram"    // datagrams
+)
 
 // A Welcome answers a Hello. After one without Error the link carries the frames
 // of the session.
@@ -26,6 +40,7 @@ type Welcome struct {
 	Session  string   `json:"session,omitempty"` // 16 bytes in hex
 	Resume   string   `json:"resume,omitempty"`  // 32 bytes in hex
 	Resumed  bool     `json:"resumed,omitempty"` // the session that Hello asked for goes on
+	Active   bool     `json:"active,omitempty"`  // the session gets the site's visitors; otherwise it stands by
 	Software string   `json:"software,omitempty"`
 	Error    *Refusal `json:"error,omitempty"` // if not nil, the other fields are empty and the link is closed
 }
@@ -121,6 +136,14 @@ func DecodeHello(b []byte) (Hello, error) {
 		return Hello{}, malformed(errors.New("hello: malformed session or resume"))
 	case !isSoftware(h.Software):
 		return Hello{}, malformed(errors.New("hello: malformed software"))
+	case h.Role != "" && h.Role != RoleInteractive && h.Role != RoleBulk && h.Role != RoleDatagram:
+		return Hello{}, malformed(errors.New("hello: unknown role"))
+	case h.Links < 0 || h.Links > MaxLinks:
+		return Hello{}, malformed(fmt.Errorf("hello: %d links", h.Links))
+	case len(h.Choice) > MaxChoice || !isPrintable(h.Choice):
+		return Hello{}, malformed(errors.New("hello: malformed choice"))
+	case h.Machine != "" && !isHex(h.Machine, 16) || h.Process != "" && !isHex(h.Process, 16):
+		return Hello{}, malformed(errors.New("hello: malformed machine or process"))
 	}
 	return h, nil
 }

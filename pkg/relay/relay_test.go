@@ -219,6 +219,7 @@ func testHello() Hello {
 	return Hello{
 		Version: WireVersion, Site: "office", Key: testKey, Signature: make([]byte, 64),
 		Session: strings.Repeat("ab", 16), Resume: strings.Repeat("cd", 32), Software: "culvert 1.0",
+		Role: RoleBulk, Links: 3, Choice: "wss: the default", Machine: strings.Repeat("01", 16), Process: strings.Repeat("23", 16),
 	}
 }
 
@@ -241,6 +242,13 @@ func TestHello(t *testing.T) {
 		"session":       {func(h *Hello) { h.Session = "zz" }, RefuseMalformed},
 		"resume":        {func(h *Hello) { h.Resume = "" }, RefuseMalformed},
 		"software":      {func(h *Hello) { h.Software = "a\nb" }, RefuseMalformed},
+		"role":          {func(h *Hello) { h.Role = "none" }, RefuseMalformed},
+		"no links":      {func(h *Hello) { h.Links = -1 }, RefuseMalformed},
+		"many links":    {func(h *Hello) { h.Links = MaxLinks + 1 }, RefuseMalformed},
+		"choice":        {func(h *Hello) { h.Choice = "a\nb" }, RefuseMalformed},
+		"long choice":   {func(h *Hello) { h.Choice = strings.Repeat("a", MaxChoice+1) }, RefuseMalformed},
+		"machine":       {func(h *Hello) { h.Machine = "ab" }, RefuseMalformed},
+		"process":       {func(h *Hello) { h.Process = strings.Repeat("x", 32) }, RefuseMalformed},
 	} {
 		h := testHello()
 		tt.spoil(&h)
@@ -258,7 +266,7 @@ func TestHello(t *testing.T) {
 }
 
 func TestWelcome(t *testing.T) {
-	w := Welcome{Session: strings.Repeat("ab", 16), Resume: strings.Repeat("cd", 32), Resumed: true}
+	w := Welcome{Session: strings.Repeat("ab", 16), Resume: strings.Repeat("cd", 32), Resumed: true, Active: true}
 	if got, err := DecodeWelcome(Encode(w)); err != nil || got != w {
 		t.Fatalf("round trip: %+v, %v", got, err)
 	}
