@@ -73,8 +73,8 @@ func overStreams(loop *evloop.Loop, s *Server) func(*evloop.Conn) {
 		loop.Arm(&timer, time.Millisecond, tick)
 	}
 	loop.Post(func() {
-		near.Attach(a, time.Now())
-		far.Attach(b, time.Now())
+		near.Attach(a, tunnel.RoleInteractive, time.Now())
+		far.Attach(b, tunnel.RoleInteractive, time.Now())
 		tick()
 	})
 	return func(c *evloop.Conn) {
@@ -102,8 +102,8 @@ func (l *link) Send(b []byte) {
 		}
 	})
 }
-func (l *link) Writable() bool { return true }
-func (l *link) Close(error)    {}
+func (l *link) Room() int   { return 64 << 10 }
+func (l *link) Close(error) {}
 
 // handler makes a Server of a function.
 func handler(f http.HandlerFunc) func(*testing.T) *Server {

@@ -43,7 +43,7 @@ func BenchmarkLink(b *testing.B) {
 	var me *side
 	on(loop, func() { me = newSide(loop, true, nil) })
 	d := dial(loop, b.Context(), n.config(key), func(l *Link) {
-		l.Serve(me.session, func(*Link, error) {})
+		l.Serve(me.session, tunnel.RoleInteractive, func(*Link, error) {})
 		st, err := me.session.Open([]byte("header"))
 		if err != nil {
 			b.Error(err)

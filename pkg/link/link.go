@@ -2,11 +2,11 @@
 // the event loop that owns the session. A Link is a tunnel.Link.
 //
 //	link.Dial(ctx, loop, link.DialConfig{Address: "relay.example.com:443", Site: "office", Key: key}, done)
-//	func done(l *link.Link, w relay.Welcome, err error) { l.Serve(session, lost) }
+//	func done(l *link.Link, w relay.Welcome, err error) { l.Serve(session, role, lost) }
 //
 //	link.Accept(conn, key, func(in *link.Incoming, err error) { // the http layer saw the request for an upgrade
 //		l := in.Welcome(relay.Welcome{…}) // or in.Refuse(…)
-//		l.Serve(session, lost)
+//		l.Serve(session, role, lost)
 //	})
 //
 // The frames are made here, from pkg/websocket, and not by a library that blocks:
@@ -41,6 +41,9 @@ import (
 // handshakeTimeout bounds all of a dial, and on the other side the time from the
 // upgrade to the Hello.
 const handshakeTimeout = 10 * time.Second
+
+// maxBatch is the largest batch that the session makes.
+const maxBatch = 64 << 10
 
 // A state is what a Link is doing.
 //
@@ -83,10 +86,11 @@ func newLink(c *evloop.Conn, client bool) *Link {
 	return l
 }
 
-// Serve makes l carry s from now on: it attaches l to s, and gives s what comes.
+// Serve makes l carry s from now on, in the given role: it attaches l to s, and gives s
+// what comes.
 // When the link has ended, lost is called, once, on the loop and not in a call
 // of a method; err is nil after Close(nil). The session has been told then.
-func (l *Link) Serve(s *tunnel.Session, lost func(l *Link, err error)) {
+func (l *Link) Serve(s *tunnel.Session, role tunnel.Role, lost func(l *Link, err error)) {
 	l.session, l.lost = s, lost
 	if l.state == closed {
 		l.report()
@@ -95,7 +99,7 @@ func (l *Link) Serve(s *tunnel.Session, lost func(l *Link, err error)) {
 	l.state = open
 	l.decoder.MaxMessage = 0 // frames of the session have bounds of their own
 	l.conn.Resume()
-	s.Attach(l, l.conn.Loop().Now())
+	s.Attach(l, role, l.conn.Loop().Now())
 }
 
 // Send sends one message, as tunnel.Link says.
@@ -112,8 +116,13 @@ func (l *Link) Send(b []byte) {
 	l.conn.Write(b[start:])
 }
 
-// Writable reports whether the queue of the connection is short.
-func (l *Link) Writable() bool { return l.state == open && l.conn.Pending() <= l.conn.HighMark() }
+// Room is a full batch while the queue of the connection is short.
+func (l *Link) Room() int {
+	if l.state != open || l.conn.Pending() > l.conn.HighMark() {
+		return 0
+	}
+	return maxBatch
+}
 
 // Close gives the link up. With a nil error the peer gets what is queued and a
 // close frame; otherwise the connection is useless, and is reset.

@@ -181,7 +181,7 @@ func (s *server) hello(in *Incoming, err error) {
 		if s.session == nil {
 			s.session = newSide(loop, false, func(st *tunnel.Stream, header []byte) { st.SetHandler(&echo{st}) }).session
 		}
-		l.Serve(s.session, func(_ *Link, err error) { s.lost <- err })
+		l.Serve(s.session, tunnel.RoleInteractive, func(_ *Link, err error) { s.lost <- err })
 	})
 }
 
@@ -319,7 +319,7 @@ func TestLink(t *testing.T) {
 			lost := make(chan error, 2)
 			var p *pump
 			d := dial(loop, t.Context(), n.config(key), func(l *Link) {
-				l.Serve(me.session, func(_ *Link, err error) { lost <- err })
+				l.Serve(me.session, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
 				st, err := me.session.Open([]byte("header"))
 				if err != nil {
 					t.Error(err)
@@ -361,7 +361,7 @@ func TestCut(t *testing.T) {
 	var p *pump
 	for i := range 4 {
 		d := dial(loop, t.Context(), cfg, func(l *Link) {
-			l.Serve(me.session, func(_ *Link, err error) { lost <- err })
+			l.Serve(me.session, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
 			if p == nil {
 				st, _ := me.session.Open([]byte("header"))
 				p = newPump(st, 16<<20)

@@ -21,7 +21,7 @@ type pairLink struct {
 	to   *Session // the peer's
 }
 
-func (l *pairLink) Writable() bool  { return true }
+func (l *pairLink) Room() int       { return 64 << 10 }
 func (l *pairLink) Close(err error) {}
 func (l *pairLink) Send(b []byte) {
 	if err := l.to.Receive(l.peer, b[Headroom:], l.p.now); err != nil {
@@ -36,8 +36,8 @@ func newPair(a, b Config) *pair {
 	p.la = &pairLink{p: p, to: p.b}
 	p.lb = &pairLink{p: p, to: p.a, peer: p.la}
 	p.la.peer = p.lb
-	p.a.Attach(p.la, p.now)
-	p.b.Attach(p.lb, p.now)
+	p.a.Attach(p.la, RoleInteractive, p.now)
+	p.b.Attach(p.lb, RoleInteractive, p.now)
 	p.flush()
 	return p
 }
@@ -230,8 +230,8 @@ func BenchmarkResume(b *testing.B) {
 	}
 	p.advance(lazyAck)
 	for b.Loop() {
-		p.a.Attach(p.la, p.now)
-		p.b.Attach(p.lb, p.now)
+		p.a.Attach(p.la, RoleInteractive, p.now)
+		p.b.Attach(p.lb, RoleInteractive, p.now)
 		p.flush()
 	}
 	if p.a.Stats().Streams != 100_000 || !p.a.ready() {

@@ -38,6 +38,10 @@ type Config struct {
 	// nil, the owner flushes after whatever it does.
 	Wake func()
 
+	// OnSuspect is called when a link has gone quiet while something is owed: its
+	// owner may dial another one of the same role at once. If nil, it is not called.
+	OnSuspect func(l Link)
+
 	// Accept is called when the peer opened a stream. It must call SetHandler or
 	// Reset before it returns. header is lent. If nil, streams are refused.
 	Accept func(st *Stream, header []byte)
@@ -54,6 +58,9 @@ type Config struct {
 const (
 	// Headroom is the space at the start of what Link.Send gets which is the link's own.
 	Headroom = 16
+
+	// MaxDatagram is the largest datagram: what UDP over IPv4 carries.
+	MaxDatagram = 65507
 
 	// MaxHeader is the largest stream header that Open takes.
 	MaxHeader = 1024

@@ -8,7 +8,7 @@
 // called by that owner alone.
 //
 //	s := tunnel.New(tunnel.Config{Client: true, Accept: accept, Wake: wake}, now)
-//	s.Attach(link, now)              // the link is authenticated
+//	s.Attach(link, role, now)        // the link is authenticated
 //	err := s.Receive(link, b, now)   // whatever came, in any fragments
 //	s.Flush(now)                     // at the end of the turn: one batch, few writes
 //	timer.Reset(s.Next())            // then s.Advance(now)

@@ -18,7 +18,7 @@ func (l *direct) Send(b []byte) {
 		panic(err)
 	}
 }
-func (l *direct) Writable() bool  { return true }
+func (l *direct) Room() int       { return 64 << 10 }
 func (l *direct) Close(err error) {}
 
 // A reader prints what comes, and answers once.
@@ -50,8 +50,8 @@ func Example() {
 
 	a, b := &direct{to: public}, &direct{to: private}
 	a.peer, b.peer = b, a
-	private.Attach(a, now)
-	public.Attach(b, now)
+	private.Attach(a, tunnel.RoleInteractive, now)
+	public.Attach(b, tunnel.RoleInteractive, now)
 
 	st, err := public.Open([]byte("intranet"))
 	if err != nil {

@@ -55,7 +55,7 @@ func FuzzReceive(f *testing.F) {
 		for step := 0; len(b) > 0; step++ {
 			if l == nil {
 				l = &tapLink{}
-				s.Attach(l, now)
+				s.Attach(l, RoleInteractive, now)
 				s.Flush(now)
 			}
 			n := len(b)

@@ -12,7 +12,7 @@ import (
 //
 // Both sides tell what they have received of each stream. Then each sends again
 // what the other one misses, and the streams go on.
-func (s *Session) Attach(l Link, now time.Time) {
+func (s *Session) Attach(l Link, role Role, now time.Time) {
 	s.enter(now)
 	if s.closed {
 		l.Close(ErrClosed)

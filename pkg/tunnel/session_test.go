@@ -677,8 +677,8 @@ func TestStreamIDsWrapAround(t *testing.T) {
 	if ids := []uint32{streams[0].ID(), streams[1].ID(), streams[2].ID()}; !slices.Equal(ids, []uint32{0xfffffffd, 0xffffffff, 3}) {
 		t.Fatal(ids) // 1 is still in use
 	}
-	p.a.Attach(p.la, p.now)
-	p.b.Attach(p.lb, p.now)
+	p.a.Attach(p.la, RoleInteractive, p.now)
+	p.b.Attach(p.lb, RoleInteractive, p.now)
 	for _, st := range streams {
 		st.Write([]byte("!"))
 	}

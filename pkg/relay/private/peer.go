@@ -121,7 +121,7 @@ func (p *peer) dialled(l *link.Link, w relay.Welcome, err error) {
 	}
 	p.setStatus()
 	p.relay.log.Info("link up", "relay", p.address, "resumed", w.Resumed, "software", w.Software)
-	l.Serve(p.session, p.lost)
+	l.Serve(p.session, tunnel.RoleInteractive, p.lost)
 	if fresh {
 		p.announce()
 	}

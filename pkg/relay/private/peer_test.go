@@ -208,7 +208,7 @@ func (h *hub) hello(in *link.Incoming, err error) {
 	}
 	w.Session = h.id
 	h.link = in.Welcome(w)
-	h.link.Serve(h.session, func(*link.Link, error) {})
+	h.link.Serve(h.session, tunnel.RoleInteractive, func(*link.Link, error) {})
 }
 
 func (h *hub) newSession() *tunnel.Session {

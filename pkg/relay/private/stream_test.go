@@ -38,8 +38,8 @@ func (w *wire) Send(b []byte) {
 	b = slices.Clone(b[tunnel.Headroom:])
 	w.loop.Post(func() { w.to.Receive(w.back, b, w.loop.Now()) })
 }
-func (w *wire) Writable() bool { return true }
-func (w *wire) Close(error)    {}
+func (w *wire) Room() int   { return 64 << 10 }
+func (w *wire) Close(error) {}
 
 // site is a peer whose public side is a bare session.
 type site struct {
@@ -70,8 +70,8 @@ func newSite(t *testing.T, services ...Service) *site {
 		s.far = tunnel.New(tunnel.Config{Wake: func() { s.loop.AfterTurn(func() { s.far.Flush(s.loop.Now()) }) }}, s.loop.Now())
 		there, here := &wire{loop: s.loop, to: s.far}, &wire{loop: s.loop, to: s.peer.session}
 		there.back, here.back = here, there
-		s.peer.session.Attach(there, s.loop.Now())
-		s.far.Attach(here, s.loop.Now())
+		s.peer.session.Attach(there, tunnel.RoleInteractive, s.loop.Now())
+		s.far.Attach(here, tunnel.RoleInteractive, s.loop.Now())
 	})
 	t.Cleanup(s.end)
 	return s

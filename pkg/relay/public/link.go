@@ -13,6 +13,7 @@ import (
 	"culvert.dev/pkg/http1"
 	"culvert.dev/pkg/link"
 	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tunnel"
 	"culvert.dev/pkg/websocket"
 )
 
@@ -160,7 +161,7 @@ func (s *session) serve(in *link.Incoming, v *visitor, resumed bool) {
 	}
 	l := in.Welcome(relay.Welcome{Session: s.id, Resume: s.secret, Resumed: resumed, Software: s.relay.Software})
 	s.link = l
-	l.Serve(s.tun, s.linkLost)
+	l.Serve(s.tun, tunnel.RoleInteractive, s.linkLost)
 	s.attached(v.addr, in.Hello.Software, resumed)
 	if s.relay.draining.Load() {
 		s.drain()

@@ -71,7 +71,9 @@ func TestLinks(t *testing.T) {
 		}
 		var session *tunnel.Session
 		lost := make(chan error, 4)
-		serve := func(l *link.Link) { l.Serve(session, func(_ *link.Link, err error) { lost <- err }) }
+		serve := func(l *link.Link) {
+			l.Serve(session, tunnel.RoleInteractive, func(_ *link.Link, err error) { lost <- err })
+		}
 		onLoop(loop, func() {
 			session = tunnel.New(tunnel.Config{Client: true, Wake: func() {
 				loop.AfterTurn(func() { session.Flush(loop.Now()) })

@@ -133,8 +133,8 @@ func (l *memLink) Send(b []byte) {
 		}
 	})
 }
-func (l *memLink) Writable() bool { return true }
-func (l *memLink) Close(error)    { l.dead, l.peer.dead = true, true }
+func (l *memLink) Room() int   { return 64 << 10 }
+func (l *memLink) Close(error) { l.dead, l.peer.dead = true, true }
 
 // onLoop runs f on a loop and waits for it.
 func onLoop(l *evloop.Loop, f func()) {
@@ -196,8 +196,8 @@ func (ts *testSite) attach() {
 	b := &memLink{loop: loop.Loop, dst: ts.session.tun, peer: a, after: ts.session.wake}
 	a.peer = b
 	ts.link = a
-	ts.session.tun.Attach(a, loop.Now())
-	ts.peer.Attach(b, loop.Now())
+	ts.session.tun.Attach(a, tunnel.RoleInteractive, loop.Now())
+	ts.peer.Attach(b, tunnel.RoleInteractive, loop.Now())
 }
 
 // flush is the end of a turn for the private side.
