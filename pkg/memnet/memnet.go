@@ -5,7 +5,8 @@
 //	var n memnet.Network
 //	ln, err := n.Listen("relay.example.com:443")
 //	c, err := n.Dial(ctx, "tcp", "relay.example.com:443")
-//	n.Cut() // every connection is reset
+//	n.Cut()       // every connection is reset
+//	memnet.Cut(c) // that one is
 //
 // Invariants: there are no goroutines; every wait is on a condition, so that a
 // synctest bubble sees it as blocked; what one end writes the other reads in order,
@@ -142,10 +143,21 @@ func (n *Network) Silence(on bool) {
 	}
 	n.mu.Unlock()
 	for _, p := range pipes {
-		p.mu.Lock()
-		p.silent = on
-		p.wake.Broadcast()
-		p.mu.Unlock()
+		p.silence(on)
+	}
+}
+
+// Cut resets one connection of a Network.
+func Cut(c net.Conn) {
+	for _, p := range c.(*conn).pipes() {
+		p.reset()
+	}
+}
+
+// Silence does to one connection what Network.Silence does to all.
+func Silence(c net.Conn, on bool) {
+	for _, p := range c.(*conn).pipes() {
+		p.silence(on)
 	}
 }
 
@@ -381,6 +393,13 @@ func (p *pipe) reset() {
 	p.wake.Broadcast()
 }
 
+func (p *pipe) silence(on bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.silent = on
+	p.wake.Broadcast()
+}
+
 // retire takes p off its network when both ends are closed. p.mu is held.
 func (p *pipe) retire() {
 	if p.noRead && p.noWrite {
@@ -396,6 +415,8 @@ type conn struct {
 	r, w          *pipe
 	local, remote *net.TCPAddr
 }
+
+func (c *conn) pipes() [2]*pipe { return [2]*pipe{c.r, c.w} }
 
 func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.r.read(b)
@@ -423,7 +444,7 @@ func (c *conn) CloseWrite() error {
 func (c *conn) Close() error {
 	c.w.endWrite()
 	c.r.endRead()
-	for _, p := range []*pipe{c.r, c.w} {
+	for _, p := range c.pipes() {
 		p.mu.Lock()
 		d := &p.readBy
 		if p == c.w {

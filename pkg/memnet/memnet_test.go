@@ -140,6 +140,44 @@ func TestSilence(t *testing.T) {
 	})
 }
 
+// One connection is cut or falls silent; another one of the same network does not notice.
+func TestOne(t *testing.T) {
+	var n Network
+	a, b := n.Pipe()
+	defer a.Close()
+	defer b.Close()
+	c, d := n.Pipe()
+	defer c.Close()
+	defer d.Close()
+	buf := make([]byte, 10)
+	other := func() {
+		t.Helper()
+		io.WriteString(c, "x")
+		if _, err := d.Read(buf); err != nil {
+			t.Error(err)
+		}
+	}
+
+	Silence(a, true)
+	io.WriteString(b, "late")
+	a.SetReadDeadline(time.Now().Add(time.Millisecond))
+	if _, err := a.Read(buf); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("read: %v", err)
+	}
+	other()
+	Silence(a, false)
+	a.SetReadDeadline(time.Time{})
+	if m, err := a.Read(buf); string(buf[:m]) != "late" || err != nil {
+		t.Errorf("%q, %v", buf[:m], err)
+	}
+
+	Cut(a)
+	if _, err := b.Read(buf); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("read: %v", err)
+	}
+	other()
+}
+
 func TestListener(t *testing.T) {
 	var n Network
 	if _, err := n.Dial(t.Context(), "tcp", "relay:443"); !errors.Is(err, syscall.ECONNREFUSED) {
