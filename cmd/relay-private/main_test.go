@@ -82,7 +82,7 @@ drain_timeout = "5s"
 [[service]]
 nmae    = "one"
 publish = "rtsp://cams.example.com/gate"
-target  = "udp://10.0.0.6:514"
+target  = "rtsp://10.0.0.6:554"
 
 [[service]]
 name    = "two"
@@ -110,7 +110,7 @@ private.toml:5:13: transport "carrier pigeon" is none of auto, wss, quic
 private.toml:8:3: service without a name
 private.toml:9:1: unknown key "nmae" (did you mean "name"?)
 private.toml:10:11: publish "rtsp://cams.example.com/gate": rtsp is not supported by this version
-private.toml:11:11: target "udp://10.0.0.6:514": udp is not supported by this version
+private.toml:11:11: target "rtsp://10.0.0.6:554": rtsp is not supported by this version
 private.toml:16:11: target "http://127.0.0.1:8080/path": leave the path out: the visitor's path reaches the target as it is
 private.toml:19:11: service "two" is defined twice
 private.toml:20:11: publish "https://two.example.com" is taken by service "two"
@@ -140,11 +140,11 @@ private.toml:27:11: ca: office.key holds no PEM certificate`,
 		},
 		{
 			name: "bad flags",
-			args: "--site office --key office.key --publish http://127.0.0.1:8080 --publish tcp://:1=udp://x:1 --check",
+			args: "--site office --key office.key --publish http://127.0.0.1:8080 --publish tcp://:1=rtsp://x:1 --check",
 			stderr: `
 command line: --publish "http://127.0.0.1:8080": want URL=TARGET, such as https://app.example.com=http://127.0.0.1:8080
 command line: relay is missing: the public relay's address, such as "relay.example.com"
-command line: target "udp://x:1": udp is not supported by this version`,
+command line: target "rtsp://x:1": rtsp is not supported by this version`,
 			code: 2,
 		},
 	} {

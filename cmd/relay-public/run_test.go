@@ -253,7 +253,7 @@ publish = ["https://branch.localhost"]
 	wantCode(t, client.RevokeSite(t.Context(), "branch"), http.StatusConflict)
 	_, err = client.AddSite(t.Context(), admin.Invite{Name: "a b", Publish: []string{"tcp://:*"}})
 	wantCode(t, err, http.StatusBadRequest)
-	_, err = client.AddSite(t.Context(), admin.Invite{Name: "x", Publish: []string{"udp://:1"}})
+	_, err = client.AddSite(t.Context(), admin.Invite{Name: "x", Publish: []string{"tftp://:1"}})
 	wantCode(t, err, http.StatusBadRequest)
 }
 

@@ -14,6 +14,14 @@ type Kind uint8
 const (
 	KindConnect  Kind = 1 // public to private: a visitor's connection to a service
 	KindAnnounce Kind = 2 // private to public: the list of services, and the answer to it
+	KindNotice   Kind = 3 // public to private: what the session is for now; the header says it all
+	KindFlow     Kind = 4 // public to private: the datagrams of a visitor and a service
+)
+
+// What a notice says in place of a service.
+const (
+	NoticeActive  = "active"  // the site's visitors come through this session
+	NoticeStandby = "standby" // they come through another one
 )
 
 const headerVersion = 1
@@ -22,15 +30,15 @@ const headerVersion = 1
 //
 //	u8 version = 1
 //	u8 kind
-//	u8 n, n bytes   service   1 to 64 for connect, 0 for announce
+//	u8 n, n bytes   service   1 to 64 for connect, notice and flow, 0 for announce
 //	u8 n, n bytes   scheme    0 to 16 of a-z
 //	u8 n, n bytes   host      0 to 253 visible ASCII characters
 //	u8 n, n bytes   address   n is 0, 4 or 16
 //	u16 port        only if n is not 0; big-endian
 type Header struct {
 	Kind    Kind
-	Service string         // name; connect only
-	Scheme  string         // of the listener that took the visitor: "https", "http", "tcp"; "forward" for an operator
+	Service string         // name, for connect and flow; for notice NoticeActive or NoticeStandby
+	Scheme  string         // of the listener that took the visitor: "https", "http", "tcp", "udp"; "forward" for an operator
 	Host    string         // that the visitor asked for, without port; may be ""
 	Visitor netip.AddrPort // may be the zero value
 }
@@ -107,13 +115,17 @@ func cutField(b []byte) (field, rest []byte, ok bool) {
 
 func (h Header) check() error {
 	switch h.Kind {
-	case KindConnect:
+	case KindConnect, KindFlow:
 		if err := CheckName(h.Service); err != nil {
 			return fmt.Errorf("stream header: service: %w", err)
 		}
 	case KindAnnounce:
 		if h.Service != "" {
 			return errors.New("stream header: announce with a service")
+		}
+	case KindNotice:
+		if h.Service != NoticeActive && h.Service != NoticeStandby {
+			return fmt.Errorf("stream header: unknown notice %q", clip(h.Service))
 		}
 	default:
 		return fmt.Errorf("stream header: unknown kind %d", h.Kind)

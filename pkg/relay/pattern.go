@@ -14,10 +14,11 @@ import (
 //	https://example.com/app/*  /app and what is below it
 //	tcp://:15000-15999         those ports, on any address
 //	tcp://:*                   any port, and a port chosen by the relay
+//	udp://:5000-5999           the same for UDP
 type Pattern struct {
 	Scheme           string
-	Host             string // as in Publish; "" for tcp means any
-	MinPort, MaxPort uint16 // tcp only, inclusive
+	Host             string // as in Publish; "" for tcp and udp means any
+	MinPort, MaxPort uint16 // tcp and udp only, inclusive
 	Path             string // as in Publish
 }
 
@@ -35,13 +36,13 @@ func parsePattern(s string) (Pattern, error) {
 	if err != nil {
 		return Pattern{}, err
 	}
-	if u.scheme != "tcp" {
+	if !isPort(u.scheme) {
 		p, err := parsePublish(strings.TrimSuffix(s, "/*"))
 		return Pattern{Scheme: p.Scheme, Host: p.Host, Path: p.Path}, err
 	}
-	p := Pattern{Scheme: "tcp", Host: u.host}
+	p := Pattern{Scheme: u.scheme, Host: u.host}
 	if u.path != "" && u.path != "/" {
-		return Pattern{}, errors.New("tcp has no path")
+		return Pattern{}, errors.New(u.scheme + " has no path")
 	}
 	if u.host != "" {
 		if err := checkHost(u.host, false); err != nil {
@@ -53,7 +54,7 @@ func parsePattern(s string) (Pattern, error) {
 		return p, nil
 	}
 	if u.port == "" {
-		return Pattern{}, errors.New("no port: want tcp://:15432, tcp://:15000-15999 or tcp://:*")
+		return Pattern{}, fmt.Errorf("no port: want %[1]s://:15432, %[1]s://:15000-15999 or %[1]s://:*", u.scheme)
 	}
 	low, high, isRange := strings.Cut(u.port, "-")
 	if !isRange {
@@ -79,7 +80,7 @@ func (a Pattern) Allows(p Publish) bool {
 	if p.IsZero() || plainScheme(a.Scheme) != plainScheme(p.Scheme) {
 		return false
 	}
-	if p.Scheme == "tcp" {
+	if p.IsPort() {
 		return (a.Host == "" || a.Host == p.Host) && a.MinPort <= p.Port && p.Port <= a.MaxPort
 	}
 	return MatchHost(a.Host, p.Host) && MatchPath(a.Path, p.Path)
@@ -120,7 +121,7 @@ func MatchPath(prefix, path string) bool {
 
 // String returns the text that ParsePattern reads, or "" for the zero value.
 func (a Pattern) String() string {
-	if a.Scheme != "tcp" {
+	if !isPort(a.Scheme) {
 		return Publish{Scheme: a.Scheme, Host: a.Host, Path: a.Path}.String()
 	}
 	port := strconv.Itoa(int(a.MinPort))
@@ -130,7 +131,7 @@ func (a Pattern) String() string {
 	case a.MinPort != a.MaxPort:
 		port += "-" + strconv.Itoa(int(a.MaxPort))
 	}
-	return "tcp://" + bracket(a.Host) + ":" + port
+	return a.Scheme + "://" + bracket(a.Host) + ":" + port
 }
 
 // MarshalText returns the text.

@@ -25,6 +25,8 @@ func TestParsePublish(t *testing.T) {
 		"tcp://127.0.0.1:15432/":         {Scheme: "tcp", Host: "127.0.0.1", Port: 15432},
 		"tcp://[::1]:22":                 {Scheme: "tcp", Host: "::1", Port: 22},
 		"tcp://relay.example.com:000022": {},
+		"udp://:5514":                    {Scheme: "udp", Port: 5514},
+		"UDP://[::1]:53":                 {Scheme: "udp", Host: "::1", Port: 53},
 	} {
 		got, err := ParsePublish(in)
 		if want.IsZero() {
@@ -50,7 +52,8 @@ func TestURLErrors(t *testing.T) {
 	}{
 		{publish, "rtsp://cams.example.com/gate", `publish "rtsp://cams.example.com/gate": rtsp is not supported by this version`},
 		{publish, "rtsps://cams.example.com/gate", "rtsps is not supported by this version"},
-		{publish, "udp://:5514", `publish "udp://:5514": udp is not supported by this version`},
+		{publish, "udp://", `publish "udp://": no port: want udp://:15432`},
+		{publish, "udp://:53/x", "udp has no path"},
 		{publish, "tftp:///boot/", "tftp is not supported by this version"},
 		{publish, "tls://:993", "tls is not supported by this version"},
 		{publish, "file:///srv", "file is not supported by this version"},
@@ -77,7 +80,8 @@ func TestURLErrors(t *testing.T) {
 		{publish, "tcp://*.example.com:22", "no wildcard here"},
 		{publish, "https://" + strings.Repeat("a", 600), "bytes, more than 512"},
 		{target, "rtsp://viewer:secret@10.0.0.20:554/h264", `target "rtsp://…@10.0.0.20:554/h264": rtsp is not supported`},
-		{target, "udp://10.0.0.6:514", "udp is not supported by this version"},
+		{target, "udp://10.0.0.6", "no port: want udp://host:port"},
+		{target, "udp://10.0.0.6:514/x", "udp has no path"},
 		{target, "http://u:p@10.0.0.6/", `target "http://…@10.0.0.6/": has a user or password`},
 		{target, "tcp://10.0.0.5", "no port: want tcp://host:port"},
 		{target, "tcp://:22", "no host"},
@@ -86,7 +90,7 @@ func TestURLErrors(t *testing.T) {
 		{target, "file://srv/www", "after three slashes: file:///path"},
 		{target, "unix://", "no path: want unix:///path"},
 		{target, "file:///a\nb", "control character"},
-		{pattern, "udp://:5514", `pattern "udp://:5514": udp is not supported by this version`},
+		{pattern, "udp://", "no port: want udp://:15432, udp://:15000-15999 or udp://:*"},
 		{pattern, "tcp://:20-10", "low end is above the high end"},
 		{pattern, "tcp://:-10", "want low-high"},
 		{pattern, "tcp://", "no port"},
@@ -108,6 +112,7 @@ func TestParseTarget(t *testing.T) {
 		"ws://127.0.0.1:9000":    {Scheme: "http", Host: "127.0.0.1", Port: 9000},
 		"wss://a.lan":            {Scheme: "https", Host: "a.lan", Port: 443},
 		"tcp://[fd00::5]:5432":   {Scheme: "tcp", Host: "fd00::5", Port: 5432},
+		"udp://10.0.0.6:514":     {Scheme: "udp", Host: "10.0.0.6", Port: 514},
 		"unix:///run/app.sock":   {Scheme: "unix", Path: "/run/app.sock"},
 		"file:///srv/www":        {Scheme: "file", Path: "/srv/www"},
 		"file:///srv/Über uns?#": {Scheme: "file", Path: "/srv/Über uns?#"},
@@ -130,6 +135,11 @@ func TestServiceValidate(t *testing.T) {
 		{"db", "tcp://:15432", "https://10.0.0.5", `service "db": a tcp:// publish needs`},
 		{"web", "https://a.example.com", "tcp://10.0.0.5:80", `service "web": an https:// publish needs`},
 		{"web", "https://a.example.com", "", `service "web": no target`},
+		{"log", "udp://:5514", "udp://10.0.0.6:514", ""},
+		{"log", "udp://:5514", "tcp://10.0.0.6:514", `service "log": a udp:// publish needs a udp:// target`},
+		{"log", "tcp://:5514", "udp://10.0.0.6:514", `service "log": a tcp:// publish needs`},
+		{"log", "https://a.example.com", "udp://10.0.0.6:514", `not udp://`},
+		{"log", "", "udp://10.0.0.6:514", `service "log": a udp:// target needs a udp:// publish`},
 		{"", "", "tcp://a:1", "name is empty"},
 		{"a b", "", "tcp://a:1", "want letters, digits"},
 		{strings.Repeat("a", 65), "", "tcp://a:1", "more than 64"},
@@ -174,6 +184,10 @@ func TestPatternAllows(t *testing.T) {
 		{"tcp://127.0.0.1:22", "tcp://127.0.0.1:22", true},
 		{"tcp://127.0.0.1:22", "tcp://:22", false},
 		{"tcp://:22", "https://a.example.com", false},
+		{"udp://:5000-5999", "udp://:5514", true},
+		{"udp://:5000-5999", "tcp://:5514", false},
+		{"tcp://:*", "udp://:5514", false},
+		{"udp://:*", "udp://127.0.0.1:0", true},
 	} {
 		pattern, err := ParsePattern(tt.pattern)
 		if err != nil {
@@ -330,7 +344,11 @@ func TestHeaderGolden(t *testing.T) {
 		"\x01\x01\x03web\x05https\x0da.example.com\x04\xc0\x00\x02\x01\x1f\x90": {
 			Kind: KindConnect, Service: "web", Scheme: "https", Host: "a.example.com", Visitor: netip.MustParseAddrPort("192.0.2.1:8080"),
 		},
-		"\x01\x02\x00\x00\x00\x00": {Kind: KindAnnounce},
+		"\x01\x02\x00\x00\x00\x00":        {Kind: KindAnnounce},
+		"\x01\x03\x07standby\x00\x00\x00": {Kind: KindNotice, Service: NoticeStandby},
+		"\x01\x04\x06syslog\x03udp\x00\x04\xc0\x00\x02\x01\x1f\x90": {
+			Kind: KindFlow, Service: "syslog", Scheme: "udp", Visitor: netip.MustParseAddrPort("192.0.2.1:8080"),
+		},
 	} {
 		b, err := h.Append(nil)
 		if err != nil || string(b) != want {
@@ -356,6 +374,8 @@ func TestHeaderBounds(t *testing.T) {
 		"kind":                {Kind: 9, Service: "a"},
 		"connect, no service": {Kind: KindConnect},
 		"announce, service":   {Kind: KindAnnounce, Service: "a"},
+		"flow, no service":    {Kind: KindFlow},
+		"notice":              {Kind: KindNotice, Service: "idle"},
 		"scheme":              {Kind: KindConnect, Service: "a", Scheme: "H"},
 		"long scheme":         {Kind: KindConnect, Service: "a", Scheme: strings.Repeat("a", 17)},
 		"host":                {Kind: KindConnect, Service: "a", Host: "a b"},
@@ -379,6 +399,8 @@ func TestHeaderBounds(t *testing.T) {
 func FuzzHeader(f *testing.F) {
 	f.Add([]byte("\x01\x01\x03web\x05https\x0da.example.com\x04\xc0\x00\x02\x01\x1f\x90"))
 	f.Add([]byte("\x01\x02\x00\x00\x00\x00"))
+	f.Add([]byte("\x01\x03\x06active\x00\x00\x00"))
+	f.Add([]byte("\x01\x04\x06syslog\x03udp\x00\x04\xc0\x00\x02\x01\x1f\x90"))
 	f.Add([]byte("\x01\x01\x03web\x03tcp\x00\x10\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x50"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := DecodeHeader(b)
@@ -441,7 +463,7 @@ func FuzzAnnounce(f *testing.F) {
 
 func FuzzURL(f *testing.F) {
 	for _, s := range []string{
-		"https://*.example.com/a/b", "tcp://:15432", "tcp://:15000-15999", "tcp://[::1]:*", "unix:///run/a", "file:///C:/x",
+		"https://*.example.com/a/b", "tcp://:15432", "tcp://:15000-15999", "tcp://[::1]:*", "udp://:5514", "udp://:5000-5999", "unix:///run/a", "file:///C:/x",
 		"rtsp://u:p@h/x", "wss://[::1]", "http://10.0.0.1:80", "https://a.example.com/x/*",
 	} {
 		f.Add(s)

@@ -27,12 +27,19 @@ func (s Service) Validate() error {
 	}
 	switch {
 	case s.Publish.IsZero():
+		if s.Target.Scheme == "udp" {
+			return fmt.Errorf("service %q: a udp:// target needs a udp:// publish: operators' forwards carry no datagrams", s.Name)
+		}
 	case s.Publish.Scheme == "tcp":
 		if s.Target.Scheme != "tcp" && s.Target.Scheme != "unix" {
 			return fmt.Errorf("service %q: a tcp:// publish needs a tcp:// or unix:// target, not %s://", s.Name, s.Target.Scheme)
 		}
-	case s.Target.Scheme == "tcp":
-		return fmt.Errorf("service %q: an %s:// publish needs an http://, https://, unix:// or file:// target, not tcp://", s.Name, s.Publish.Scheme)
+	case s.Publish.Scheme == "udp":
+		if s.Target.Scheme != "udp" {
+			return fmt.Errorf("service %q: a udp:// publish needs a udp:// target, not %s://", s.Name, s.Target.Scheme)
+		}
+	case isPort(s.Target.Scheme):
+		return fmt.Errorf("service %q: an %s:// publish needs an http://, https://, unix:// or file:// target, not %s://", s.Name, s.Publish.Scheme, s.Target.Scheme)
 	}
 	return nil
 }
@@ -40,18 +47,18 @@ func (s Service) Validate() error {
 // A Publish says where visitors reach a service. The zero value is a service that
 // no visitor reaches. It is comparable, and marshals as its URL.
 type Publish struct {
-	Scheme string // "https", "http", "wss", "ws" or "tcp". https carries WebSocket too, and so does http
-	Host   string // lower case, without brackets; may be "*.example.com", except for tcp, where "" means every address
-	Port   uint16 // tcp only; 0 lets the public relay choose
-	Path   string // prefix at a segment boundary: "/" or "/a/b"; "" for tcp
+	Scheme string // "https", "http", "wss", "ws", "tcp" or "udp". https carries WebSocket too, and so does http
+	Host   string // lower case, without brackets; may be "*.example.com", except for ports, where "" means every address
+	Port   uint16 // tcp and udp only; 0 lets the public relay choose
+	Path   string // prefix at a segment boundary: "/" or "/a/b"; "" for tcp and udp
 }
 
 // A Target says where the private relay connects the visitors of a service to. It
 // marshals as its URL.
 type Target struct {
-	Scheme string // "http", "https", "tcp", "unix" or "file"; ws:// and wss:// are read as http and https
-	Host   string // of http, https and tcp: a name or an address without brackets
-	Port   uint16 // of http, https and tcp
+	Scheme string // "http", "https", "tcp", "udp", "unix" or "file"; ws:// and wss:// are read as http and https
+	Host   string // but for unix and file: a name or an address without brackets
+	Port   uint16 // but for unix and file
 	Path   string // of unix and file: absolute
 }
 
@@ -80,9 +87,9 @@ func parsePublish(s string) (Publish, error) {
 		}
 		p.Path, err = cleanPath(u.path)
 		return p, err
-	case "tcp":
+	case "tcp", "udp":
 		if u.path != "" && u.path != "/" {
-			return Publish{}, errors.New("tcp has no path")
+			return Publish{}, errors.New(u.scheme + " has no path")
 		}
 		if u.host != "" {
 			if err := checkHost(u.host, false); err != nil {
@@ -90,7 +97,7 @@ func parsePublish(s string) (Publish, error) {
 			}
 		}
 		if u.port == "" {
-			return Publish{}, errors.New("no port: want tcp://:15432")
+			return Publish{}, errors.New("no port: want " + u.scheme + "://:15432")
 		}
 		p.Port, err = parsePort(u.port)
 		return p, err
@@ -120,10 +127,10 @@ func parseTarget(s string) (Target, error) {
 		t.Scheme = "https"
 	}
 	switch t.Scheme {
-	case "http", "https", "tcp":
+	case "http", "https", "tcp", "udp":
 		if u.path != "" && u.path != "/" {
-			if t.Scheme == "tcp" {
-				return Target{}, errors.New("tcp has no path")
+			if isPort(t.Scheme) {
+				return Target{}, errors.New(t.Scheme + " has no path")
 			}
 			return Target{}, errors.New("leave the path out: the visitor's path reaches the target as it is")
 		}
@@ -143,7 +150,7 @@ func parseTarget(s string) (Target, error) {
 		case t.Scheme == "https":
 			t.Port = 443
 		default:
-			return Target{}, errors.New("no port: want tcp://host:port")
+			return Target{}, errors.New("no port: want " + t.Scheme + "://host:port")
 		}
 		return t, nil
 	case "unix", "file":
@@ -162,6 +169,12 @@ func parseTarget(s string) (Target, error) {
 	return Target{}, unsupported(u.scheme)
 }
 
+// IsPort reports whether p is a port of its own, and not a name on the relay's
+// HTTP listeners.
+func (p Publish) IsPort() bool { return isPort(p.Scheme) }
+
+func isPort(scheme string) bool { return scheme == "tcp" || scheme == "udp" }
+
 // IsZero reports whether p publishes nothing.
 func (p Publish) IsZero() bool { return p == Publish{} }
 
@@ -170,8 +183,8 @@ func (p Publish) String() string {
 	switch p.Scheme {
 	case "":
 		return ""
-	case "tcp":
-		return "tcp://" + net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port)))
+	case "tcp", "udp":
+		return p.Scheme + "://" + net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port)))
 	}
 	path := p.Path
 	if path == "/" {
@@ -296,7 +309,7 @@ func splitURL(s string) (u rawURL, err error) {
 // isKnown reports whether scheme is one that this version can publish or reach.
 func isKnown(scheme string) bool {
 	switch scheme {
-	case "http", "https", "ws", "wss", "tcp", "unix", "file":
+	case "http", "https", "ws", "wss", "tcp", "udp", "unix", "file":
 		return true
 	}
 	return false
