@@ -31,12 +31,16 @@ func (v *visitor) link(head, close bool) {
 	v.phase = asking
 	v.stop() // link has a deadline of its own
 	link.Accept(v.conn, key, func(in *link.Incoming, err error) {
+		if err == nil {
+			err = v.relay.authenticate(in)
+		}
 		if err != nil {
-			v.refused(in, err)
+			v.relay.refused(in, v.addr, err)
 			v.unlinked()
 			return
 		}
-		v.greet(in)
+		v.leave()
+		v.relay.greet(in, v.addr, v.loop)
 	})
 }
 
@@ -59,18 +63,18 @@ func (v *visitor) unlinked() {
 }
 
 // refused notes a link that did not come about. in is nil if there was no Hello.
-func (v *visitor) refused(in *link.Incoming, err error) {
+func (r *Relay) refused(in *link.Incoming, from netip.AddrPort, err error) {
 	if in == nil { // anybody can make this happen, as often as they like
-		v.relay.log.Debug("no link", "remote", v.addr, "err", err)
+		r.log.Debug("no link", "remote", from, "err", err)
 		return
 	}
-	r, ok := errors.AsType[*relay.Refusal](err)
+	refusal, ok := errors.AsType[*relay.Refusal](err)
 	if !ok {
-		r = &relay.Refusal{Code: relay.RefuseInternal, Message: "the public relay could not make the session", Retry: true}
+		refusal = &relay.Refusal{Code: relay.RefuseInternal, Message: "the public relay could not make the session", Retry: true}
 	}
-	in.Refuse(*r)
-	v.relay.log.Log(context.Background(), v.relay.refusalLevel(v.addr.Addr(), r.Code), "link refused",
-		"site", in.Hello.Site, "remote", v.addr, "err", err)
+	in.Refuse(*refusal)
+	r.log.Log(context.Background(), r.refusalLevel(from.Addr(), refusal.Code), "link refused",
+		"site", in.Hello.Site, "remote", from, "err", err)
 }
 
 // refusal is what strangers can have logged.
@@ -92,18 +96,12 @@ func (r *Relay) refusalLevel(addr netip.Addr, code relay.RefusalCode) slog.Level
 	return slog.LevelDebug
 }
 
-// greet lets a private relay in if it is who it says.
-func (v *visitor) greet(in *link.Incoming) {
-	r := v.relay
-	if err := r.authenticate(in); err != nil {
-		v.refused(in, err)
-		v.unlinked()
-		return
-	}
-	v.leave()
-	s, old, resumed, refusal := r.admit(in.Hello, v.loop)
+// greet lets a private relay in that is who it says, if there is room for it. It
+// runs on the loop of the link.
+func (r *Relay) greet(in *link.Incoming, from netip.AddrPort, l *loop) {
+	s, old, resumed, refusal := r.admit(in.Hello, l)
 	if refusal != nil {
-		v.refused(in, refusal)
+		r.refused(in, from, refusal)
 		return
 	}
 	in.Move(s.loop.Loop, func(err error) {
@@ -118,9 +116,9 @@ func (v *visitor) greet(in *link.Incoming) {
 		case err != nil:
 			s.close(err)
 		case s.ended:
-			v.refused(in, &relay.Refusal{Code: relay.RefuseBusy, Message: "the session ended just now", Retry: true})
+			r.refused(in, from, &relay.Refusal{Code: relay.RefuseBusy, Message: "the session ended just now", Retry: true})
 		default:
-			s.serve(in, v, resumed)
+			s.serve(in, from, resumed)
 		}
 	})
 }
@@ -155,14 +153,14 @@ func (r *Relay) authenticate(in *link.Incoming) error {
 }
 
 // serve begins to use a link, which is on the session's loop.
-func (s *session) serve(in *link.Incoming, v *visitor, resumed bool) {
+func (s *session) serve(in *link.Incoming, from netip.AddrPort, resumed bool) {
 	if s.tun == nil {
 		s.start()
 	}
 	l := in.Welcome(relay.Welcome{Session: s.id, Resume: s.secret, Resumed: resumed, Software: s.relay.Software})
 	s.link = l
 	l.Serve(s.tun, tunnel.RoleInteractive, s.linkLost)
-	s.attached(v.addr, in.Hello.Software, resumed)
+	s.attached(from, in.Hello.Software, resumed)
 	if s.relay.draining.Load() {
 		s.drain()
 	}
