@@ -104,6 +104,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	r.mu.Lock()
 	for i, address := range r.Relays {
 		p := &peer{relay: r, address: address, loop: r.Core.Loop(i % r.Core.NumLoops()), ended: ended}
+		p.setStatus()
 		r.peers = append(r.peers, p)
 		p.loop.Post(p.start)
 	}
