@@ -9,7 +9,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
-	"time"
+	"strings"
 
 	"culvert.dev/pkg/daemon"
 	"culvert.dev/pkg/evloop"
@@ -101,7 +101,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if err != nil {
 		return daemon.UsageError(err.Error())
 	}
-	core, err := evloop.New(evloop.Config{OnSlowTurn: slowTurn(log)})
+	core, err := evloop.New(evloop.Config{OnSlowTurn: daemon.SlowTurns(log)})
 	if err != nil {
 		return err
 	}
@@ -122,12 +122,36 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, log) })
 	defer stop()
 	go daemon.Trim(running)
+	go daemon.Watchdog(running, core.NumLoops(), func(i int, f func()) bool { return core.Loop(i).Post(f) })
+	go daemon.Report(running, func() string { return summary(r) })
 	stopping := context.AfterFunc(running, func() {
 		log.Info("stopping: streams may finish", "timeout", s.drainTimeout)
-		daemon.Stopping()
+		daemon.Stopping(s.drainTimeout)
 	})
 	defer stopping()
 	return r.Run(running)
+}
+
+// summary is the service manager's line about the relay.
+func summary(r *private.Relay) string {
+	st := r.Status()
+	var b strings.Builder
+	for _, p := range st.Relays {
+		switch {
+		case p.Linked:
+			fmt.Fprintf(&b, "linked to %s; ", p.Address)
+		case p.Problem != "":
+			fmt.Fprintf(&b, "no link to %s: %s; ", p.Address, p.Problem)
+		default:
+			fmt.Fprintf(&b, "dialling %s; ", p.Address)
+		}
+	}
+	var open int64
+	for _, s := range st.Services {
+		open += s.Open
+	}
+	fmt.Fprintf(&b, "%d services, %d streams", len(st.Services), open)
+	return b.String()
 }
 
 // reload takes the services of the file as it is now. A bad file changes nothing.
@@ -146,10 +170,4 @@ func reload(r *private.Relay, o options, old *settings, log *slog.Logger) {
 		log.Warn("reload: a change of relay, site, key, ca or drain_timeout needs a restart")
 	}
 	log.Info("reloaded", "services", len(s.services))
-}
-
-func slowTurn(log *slog.Logger) func(string, time.Duration) {
-	return func(handler string, d time.Duration) {
-		log.Warn("slow turn of the event loop", "handler", handler, "took", d)
-	}
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"time"
 
 	"culvert.dev/pkg/daemon"
@@ -39,13 +40,19 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(s.state, 0o700); err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	unlock, err := daemon.LockFolder(s.state)
+	if err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	defer unlock()
 	st, err := openState(s, log)
 	if err != nil {
 		return err
 	}
-	core, err := evloop.New(evloop.Config{OnSlowTurn: func(handler string, d time.Duration) {
-		log.Warn("slow turn of the event loop", "handler", handler, "took", d)
-	}})
+	core, err := evloop.New(evloop.Config{OnSlowTurn: daemon.SlowTurns(log)})
 	if err != nil {
 		return err
 	}
@@ -97,19 +104,36 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	running, stop := daemon.Signals(ctx, func() { reload(o.config, s, st, log) })
 	defer stop()
 	go daemon.Trim(running)
+	go daemon.Watchdog(running, core.NumLoops(), func(i int, f func()) bool { return core.Loop(i).Post(f) })
+	go daemon.Report(running, func() string { return summary(running, r) })
 	daemon.Ready(log, ready...)
 	st.sayNext(adminAddress)
 
 	<-running.Done()
 	timeout := time.Duration(s.DrainTimeout)
 	log.Info("stopping: visitors may finish", "timeout", timeout)
-	daemon.Stopping()
+	daemon.Stopping(timeout)
 	drain, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	if err := r.Drain(drain); errors.Is(err, context.DeadlineExceeded) {
 		log.Warn("drain timeout: visitors are cut")
 	}
 	return nil
+}
+
+// summary is the service manager's line about the relay.
+func summary(ctx context.Context, r *public.Relay) string {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	st := r.Status(ctx)
+	linked, services := 0, 0
+	for _, s := range st.Sessions {
+		if s.Lost.IsZero() {
+			linked++
+		}
+		services += len(s.Services)
+	}
+	return fmt.Sprintf("%d sessions, %d of them linked; %d services; %d visitors", len(st.Sessions), linked, services, st.Visitors)
 }
 
 // reload takes the sites and the certificate of the file as it is now. A bad file changes nothing.

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -39,11 +38,8 @@ type state struct {
 	given      *tls.Certificate // from [tls]; nil: the relay has its own CA
 }
 
-// openState opens the state folder, and makes it at the first start.
+// openState opens the state folder, which exists.
 func openState(s *settings, log *slog.Logger) (*state, error) {
-	if err := os.MkdirAll(s.state, 0o700); err != nil {
-		return nil, fmt.Errorf("state: %w", err)
-	}
 	st := &state{log: log, dir: s.state, domain: s.Domain}
 	var err error
 	if st.admin, err = auth.OpenAdminToken(s.state); err != nil {

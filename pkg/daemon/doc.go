@@ -12,7 +12,7 @@
 //		...
 //		daemon.Ready(log, "https", addr)
 //		<-ctx.Done() // SIGTERM
-//		daemon.Stopping()
+//		daemon.Stopping(drainTimeout)
 //		return drain()
 //	}
 package daemon
