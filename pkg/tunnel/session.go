@@ -334,6 +334,9 @@ func (s *Session) Close(err error) {
 	}
 }
 
+// Closed reports whether the session is over.
+func (s *Session) Closed() bool { return s.closed }
+
 // sorted returns the open streams in the order of their ids.
 func (s *Session) sorted() []*Stream {
 	all := make([]*Stream, 0, len(s.streams))
