@@ -35,6 +35,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,6 +53,11 @@ type Relay struct {
 	// Core runs everything. Required.
 	Core *evloop.Core
 
+	// Proxies are the addresses of those who take visitors first: a connection
+	// from there begins with a PROXY protocol header, version 1 or 2, which says
+	// who the visitor is. A header from anybody else is not one. nil: nobody does.
+	Proxies []netip.Prefix
+
 	// Domain is the relay's own name, in lower case: links, joining and
 	// operators' forwards come in there. "" has none of them.
 	Domain string
@@ -63,6 +69,13 @@ type Relay struct {
 	// HTTPS and HTTP are the addresses to listen on, as net.Listen takes them.
 	// "": none.
 	HTTPS, HTTP string
+
+	// Inherited returns the sockets that the process was started with for a
+	// listener: its name ("https", "http", "quic", or the publish URL of a
+	// service), "tcp" or "udp", and its address. They are used instead of new
+	// ones, and stay the caller's, so that a service can be published on them
+	// again. If it is nil, or returns none, the relay binds a socket of its own.
+	Inherited func(name, network, address string) []*os.File
 
 	// MaxVisitors bounds the connections of visitors, MaxPerAddress those of one
 	// address, or of one /64 with IPv6. Some more are answered with 503.
@@ -171,14 +184,42 @@ func (r *Relay) Listen() error {
 		if l.addr == "" {
 			continue
 		}
-		ln, err := r.Core.Listen("tcp", l.addr, func(c *evloop.Conn) { r.accept(c, l.secure) })
-		if err != nil {
+		if err := r.listen(l.name, l.addr, l.secure); err != nil {
 			r.stopListening()
 			return fmt.Errorf("listener %s %q: %w", l.name, l.addr, err)
 		}
-		r.addListener(l.name, ln)
 	}
 	return nil
+}
+
+// listen opens one of the listeners.
+func (r *Relay) listen(name, addr string, secure bool) error {
+	accept := func(c *evloop.Conn) { r.accept(c, secure) }
+	files := r.inherited(name, "tcp", addr)
+	for _, f := range files {
+		nl, err := net.FileListener(f)
+		if err != nil {
+			return err
+		}
+		r.addListener(name, r.Core.Serve(nl, accept))
+	}
+	if files != nil {
+		return nil
+	}
+	ln, err := r.Core.Listen("tcp", addr, accept)
+	if err != nil {
+		return err
+	}
+	r.addListener(name, ln)
+	return nil
+}
+
+// inherited returns the sockets of a listener that were there before us.
+func (r *Relay) inherited(name, network, addr string) []*os.File {
+	if r.Inherited == nil {
+		return nil
+	}
+	return r.Inherited(name, network, addr)
 }
 
 // Serve accepts visitors from any listener, with TLS if secure. The Core owns ln
