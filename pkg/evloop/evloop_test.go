@@ -2,6 +2,7 @@ package evloop
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"errors"
 	"flag"
@@ -269,4 +270,27 @@ func TestSlowTurn(t *testing.T) {
 			}
 		})
 	})
+}
+
+// What was spawned hears of the end of the core, which waits for it.
+func TestSpawn(t *testing.T) {
+	core, err := New(Config{Loops: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := false
+	began := make(chan bool)
+	core.Loop(0).Post(func() {
+		core.Loop(0).Spawn(func(ctx context.Context) {
+			close(began)
+			<-ctx.Done()
+			time.Sleep(time.Millisecond)
+			ended = true
+		})
+	})
+	<-began
+	core.Close()
+	if !ended {
+		t.Error("Close has not waited")
+	}
 }

@@ -259,6 +259,12 @@ func (l *Loop) Go(work, done func()) {
 	})
 }
 
+// Spawn runs f on a goroutine of its own, for as long as it takes: Core.Close ends ctx and waits for f. On the loop,
+// or in an f.
+func (l *Loop) Spawn(f func(ctx context.Context)) {
+	l.core.wg.Go(func() { f(l.core.ctx) })
+}
+
 // run is the loop. It ends after shutdown, when no connection is left.
 func (l *Loop) run() {
 	defer l.core.wg.Done()
