@@ -51,6 +51,7 @@ var arrows = map[string][]string{
 	"pkg/forward":   {"pkg/tunnel"},
 	"pkg/http1":     {},
 	"pkg/memnet":    {},
+	"pkg/netem":     {},
 	"pkg/relay":     {},
 	"pkg/tunnel":    {},
 	"pkg/websocket": {},
@@ -127,8 +128,8 @@ func TestArrows(t *testing.T) {
 			continue
 		}
 		for _, i := range ours(p.Imports) {
-			if i == "pkg/memnet" {
-				t.Errorf("%s imports pkg/memnet outside its tests: take a net.Listener or a dial function instead", p.name())
+			if i == "pkg/memnet" || i == "pkg/netem" {
+				t.Errorf("%s imports %s outside its tests: take a net.Listener or a dial function instead", p.name(), i)
 			} else if !slices.Contains(allowed, i) {
 				t.Errorf("%s imports %s, which is no arrow: carry it up by a return value or a func field, or add the arrow in pkg/layout_test.go and say why in the commit", p.name(), i)
 			}
