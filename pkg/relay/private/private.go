@@ -49,6 +49,10 @@ type Relay struct {
 	// Dial replaces the network on the way to a public relay. If nil, TCP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
+	// Proxied reports whether Dial reaches that public relay through a proxy, which carries TCP and no
+	// UDP: QUIC is not tried there. If nil, there is no proxy.
+	Proxied func(address string) bool
+
 	log      *slog.Logger // never nil while running
 	ready    sync.Once
 	services atomic.Pointer[services]
