@@ -8,6 +8,7 @@ import (
 	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tunnel"
 	"culvert.dev/pkg/websocket"
 )
 
@@ -15,8 +16,9 @@ import (
 // with Welcome or turned away with Refuse. It belongs to the loop of its
 // connection.
 type Incoming struct {
-	Hello    relay.Hello // checked for form only
-	Exporter []byte      // what Hello.Signature must be over, see auth.VerifyLink
+	Hello     relay.Hello // checked for form only
+	Exporter  []byte      // what Hello.Signature must be over, see auth.VerifyLink
+	Transport Transport
 
 	link   *Link
 	moving func(error) // Move is under way
@@ -68,6 +70,17 @@ func (l *Link) heard(message []byte, hello func(*Incoming, error)) {
 func (l *Link) refuse(r *relay.Refusal) {
 	l.sendMessage(relay.Encode(relay.Welcome{Error: r}))
 	l.end(websocket.StatusPolicy, string(r.Code), r)
+}
+
+// Role is what the private relay wants the link for.
+func (in *Incoming) Role() tunnel.Role {
+	switch in.Hello.Role {
+	case relay.RoleBulk:
+		return tunnel.RoleBulk
+	case relay.RoleDatagram:
+		return tunnel.RoleDatagram
+	}
+	return tunnel.RoleInteractive
 }
 
 // Refuse turns the private relay away.

@@ -15,11 +15,15 @@ import (
 	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tunnel"
 	"culvert.dev/pkg/websocket"
 )
 
 // DialConfig says which link to make.
 type DialConfig struct {
+	// Transport is what carries the link. The zero value is WSS.
+	Transport Transport
+
 	// Address is the public relay's host:port. Its certificate must name the host.
 	Address string
 
@@ -33,10 +37,18 @@ type DialConfig struct {
 	// Session and Resume are from the Welcome of the session to go on with, or "".
 	Session, Resume string
 
-	// Software tells the relay's operators what we are.
-	Software string
+	// Role is what the link is for, and Links how many others the session still has.
+	Role  tunnel.Role
+	Links int
 
-	// Dial replaces the network. If nil, TCP.
+	// Machine and Process identify who dials, see relay.Hello. "": not told.
+	Machine, Process string
+
+	// Software tells the relay's operators what we are, and Choice why this
+	// transport: at most relay.MaxChoice bytes of visible ASCII.
+	Software, Choice string
+
+	// Dial replaces the network of a WSS link. If nil, TCP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
@@ -222,11 +234,18 @@ func (d *dialer) greet() {
 		l.Close(err)
 		return
 	}
-	l.sendMessage(relay.Encode(relay.Hello{
-		Version: relay.WireVersion, Site: d.cfg.Site, Key: auth.FormatPublicKey(d.cfg.Key.Public().(ed25519.PublicKey)),
-		Signature: auth.SignLink(d.cfg.Key, d.cfg.Site, exporter),
-		Session:   d.cfg.Session, Resume: d.cfg.Resume, Software: d.cfg.Software,
-	}))
+	l.sendMessage(d.cfg.hello(exporter))
+}
+
+// hello makes the Hello for the connection with that exporter.
+func (cfg *DialConfig) hello(exporter []byte) []byte {
+	return relay.Encode(relay.Hello{
+		Version: relay.WireVersion, Site: cfg.Site, Key: auth.FormatPublicKey(cfg.Key.Public().(ed25519.PublicKey)),
+		Signature: auth.SignLink(cfg.Key, cfg.Site, exporter),
+		Session:   cfg.Session, Resume: cfg.Resume,
+		Role: cfg.Role.String(), Links: cfg.Links, Machine: cfg.Machine, Process: cfg.Process,
+		Software: cfg.Software, Choice: cfg.Choice,
+	})
 }
 
 // heard takes the Welcome.

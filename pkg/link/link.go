@@ -61,6 +61,22 @@ const (
 	closed
 )
 
+// A Transport is what carries a link.
+type Transport uint8
+
+// The transports.
+const (
+	WSS  Transport = iota // a WebSocket in TLS
+	QUIC                  // streams and datagrams of QUIC
+)
+
+func (t Transport) String() string {
+	if t == QUIC {
+		return "quic"
+	}
+	return "wss"
+}
+
 // Link is a WebSocket that carries a session. It belongs to one loop.
 type Link struct {
 	conn    *evloop.Conn
@@ -124,14 +140,28 @@ func (l *Link) Room() int {
 	return maxBatch
 }
 
-// Close gives the link up. With a nil error the peer gets what is queued and a
-// close frame; otherwise the connection is useless, and is reset.
+// Transport returns what carries the link.
+func (l *Link) Transport() Transport { return WSS }
+
+// The status of a CloseError after a Close(nil) of the peer (rfc6455#section-7.4.1).
+const (
+	StatusOver = websocket.StatusNormal    // the session is over
+	StatusAway = websocket.StatusGoingAway // it goes on, with other links
+)
+
+// Close gives the link up. With a nil error the peer gets what is queued, and
+// StatusAway if the link carries a session that is not over, or StatusOver;
+// otherwise the connection is useless, and is reset.
 func (l *Link) Close(err error) {
 	if l.state == closed {
 		return
 	}
 	if err == nil {
-		l.end(websocket.StatusNormal, "", nil)
+		status := StatusOver
+		if l.session != nil && !l.session.Closed() {
+			status = StatusAway
+		}
+		l.end(status, "", nil)
 		return
 	}
 	l.shut(err)

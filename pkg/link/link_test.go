@@ -333,13 +333,22 @@ func TestLink(t *testing.T) {
 			if err := <-p.done; err != nil {
 				t.Fatal(err)
 			}
-			// A close is orderly, and both ends hear of it.
-			on(loop, func() { d.link.Close(nil); d.link.Close(nil) })
+			// A close is orderly, and both ends hear of it: of that of the link, and of
+			// that of the session.
+			want := StatusAway
+			on(loop, func() {
+				if move {
+					me.session.Close(nil)
+					want = StatusOver
+				}
+				d.link.Close(nil)
+				d.link.Close(nil)
+			})
 			if err := <-lost; err != nil {
 				t.Errorf("lost here: %v", err)
 			}
 			var closed *CloseError
-			if err := <-s.lost; !errors.As(err, &closed) || closed.Status != websocket.StatusNormal {
+			if err := <-s.lost; !errors.As(err, &closed) || closed.Status != want {
 				t.Errorf("lost there: %v", err)
 			}
 			if n.mem != nil {
