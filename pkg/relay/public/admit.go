@@ -41,7 +41,8 @@ func source(a netip.Addr) netip.Addr {
 	return a
 }
 
-// enter counts one connection from addr. Whoever gets something other than
+// enter counts one connection from addr; of the zero one, which is not known yet,
+// there may be any number within the total. Whoever gets something other than
 // turnedAway calls leave when it ends.
 func (a *admission) enter(addr netip.Addr) verdict {
 	addr = source(addr)
@@ -49,7 +50,7 @@ func (a *admission) enter(addr netip.Addr) verdict {
 	defer a.mu.Unlock()
 	of := a.addrs[addr]
 	switch {
-	case a.n < a.total && of < a.perAddr:
+	case a.n < a.total && (of < a.perAddr || !addr.IsValid()):
 		a.n++
 		a.addrs[addr] = of + 1
 		return admitted

@@ -34,6 +34,11 @@ func (l *pipeListener) Accept() (net.Conn, error) {
 func (l *pipeListener) Close() error   { close(l.closed); return nil }
 func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80} }
 
+// pipeEnd is the end of a pipe that has an address.
+type pipeEnd struct{ net.Conn }
+
+func (pipeEnd) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 40000} }
+
 // inFakeTime runs f in fake time with a relay whose service http://app.test is
 // served by serve, a handler of streams.
 func inFakeTime(t *testing.T, serve func(st *tunnel.Stream, b []byte), f func(r *testRelay, s *testSite, dial func() *testVisitor)) {
@@ -55,7 +60,7 @@ func inFakeTime(t *testing.T, serve func(st *tunnel.Stream, b []byte), f func(r 
 		})
 		f(r, s, func() *testVisitor {
 			a, b := net.Pipe()
-			ln.conns <- b
+			ln.conns <- pipeEnd{b}
 			t.Cleanup(func() { a.Close() })
 			return &testVisitor{t, a, bufio.NewReader(a)}
 		})

@@ -253,8 +253,8 @@ func (u *upstream) OnClose(err error) {
 }
 
 // accept takes a visitor of a tcp service. It runs on the session's loop.
-func (s *service) accept(c *evloop.Conn) {
-	r, addr := s.session.relay, c.RemoteAddr()
+func (s *service) accept(c *evloop.Conn, addr netip.AddrPort) {
+	r := s.session.relay
 	v := r.admission.enter(addr.Addr())
 	if v != admitted {
 		if v == sayFull { // there is nothing to say it with

@@ -388,7 +388,9 @@ func (s *session) claim(svc *service, routes map[route]*service, ports map[relay
 			return nil
 		}
 		t := &port{service: svc}
-		ln, err := s.loop.Listen("tcp", net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port))), func(c *evloop.Conn) { t.service.accept(c) })
+		ln, err := s.loop.Listen("tcp", net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port))), func(c *evloop.Conn) {
+			s.relay.meet(c, s.loop, func(visitor netip.AddrPort) { t.service.accept(c, visitor) })
+		})
 		if err != nil {
 			return errors.New("publish \"" + p.String() + "\": " + reasonOf(err))
 		}

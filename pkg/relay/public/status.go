@@ -13,6 +13,7 @@ type Counters struct {
 	Malformed        uint64 // responses that were
 	TurnedAway       uint64 // connections beyond a limit
 	HandshakesFailed uint64
+	Prefaces         uint64 // connections of proxies without a valid PROXY protocol header
 }
 
 func (c *Counters) add(o Counters) {
@@ -22,6 +23,7 @@ func (c *Counters) add(o Counters) {
 	c.Malformed += o.Malformed
 	c.TurnedAway += o.TurnedAway
 	c.HandshakesFailed += o.HandshakesFailed
+	c.Prefaces += o.Prefaces
 }
 
 // Status is the state of a Relay at one moment.

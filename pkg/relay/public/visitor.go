@@ -130,8 +130,13 @@ type visitor struct {
 // accept takes a new connection of an HTTP listener. It runs on the
 // connection's loop.
 func (r *Relay) accept(c *evloop.Conn, secure bool) {
-	addr := c.RemoteAddr()
 	l := r.loopOf(c.Loop())
+	r.meet(c, l, func(addr netip.AddrPort) { l.receive(c, addr, secure) })
+}
+
+// receive takes the connection of a visitor whose address is known.
+func (l *loop) receive(c *evloop.Conn, addr netip.AddrPort, secure bool) {
+	r := l.relay
 	v := &visitor{relay: r, loop: l, conn: c, addr: addr, secure: secure}
 	switch v.verdict = r.admission.enter(addr.Addr()); v.verdict {
 	case turnedAway:
