@@ -142,7 +142,7 @@ func (t *bench) measure(b *testing.B, make func(path) job) map[string][]outcome 
 		for _, p := range t.paths {
 			j := make(p)
 			j.Warm, j.Window, j.Host, j.Pids = 500*time.Millisecond, *benchWindow, p.host, p.pids
-			m[p.name] = append(m[p.name], load(b, j))
+			m[p.name] = append(m[p.name], load(b, nil, j))
 		}
 	}
 	return m
@@ -222,8 +222,8 @@ func (t *bench) loaded(b *testing.B, row string) {
 	m := map[string][]outcome{}
 	for range *benchRounds {
 		for _, p := range t.paths {
-			bulk := startLoad(b, job{Kind: "down", Addr: p.bulk, Conns: 64, Warm: 500 * time.Millisecond, Window: *benchWindow + 500*time.Millisecond})
-			m[p.name] = append(m[p.name], load(b, job{Kind: "echo", Addr: p.echo, Conns: 1, Warm: 500 * time.Millisecond, Window: *benchWindow}))
+			bulk := startLoad(b, nil, job{Kind: "down", Addr: p.bulk, Conns: 64, Warm: 500 * time.Millisecond, Window: *benchWindow + 500*time.Millisecond})
+			m[p.name] = append(m[p.name], load(b, nil, job{Kind: "echo", Addr: p.echo, Conns: 1, Warm: 500 * time.Millisecond, Window: *benchWindow}))
 			out := bulk.result(b)
 			bulk.stop()
 			last := &m[p.name][len(m[p.name])-1]
@@ -244,7 +244,7 @@ func (t *bench) recover(b *testing.B, row string) {
 	s := startSystem(b, service{"bulk", "tcp://:{port}", "tcp://" + t.target.Bulk})
 	var m []outcome
 	for range *benchRounds {
-		l := startLoad(b, job{Kind: "down", Addr: s.tcp("bulk"), Conns: 1, Warm: time.Second, Window: *benchWindow})
+		l := startLoad(b, nil, job{Kind: "down", Addr: s.tcp("bulk"), Conns: 1, Warm: time.Second, Window: *benchWindow})
 		s.link.awaitTotal(s.link.total() + 64<<20)
 		s.link.cut()
 		// Every byte in flight is gone with the connections: what comes now came by a new link.
@@ -288,7 +288,7 @@ func (t *bench) silent(kind string, secure bool) func(*testing.B, string) {
 			for side, proc := range p.processes {
 				before[side] = proc.rss()
 			}
-			l := startLoad(b, job{Kind: kind, Addr: addr, TLS: secure, Host: p.host, Conns: n})
+			l := startLoad(b, nil, job{Kind: kind, Addr: addr, TLS: secure, Host: p.host, Conns: n})
 			open := l.result(b).Open
 			if open < n {
 				b.Errorf("%s: %d of %d connections are open", p.name, open, n)

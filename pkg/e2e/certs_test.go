@@ -15,7 +15,7 @@ import (
 )
 
 // makeCertificates writes ca.pem and a server certificate (cert.pem, key.pem) for
-// localhost, 127.0.0.1 and *.example.com into dir.
+// localhost, 127.0.0.1, 10.77.0.1 and *.example.com into dir.
 func makeCertificates(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -47,7 +47,7 @@ func makeCertificates(dir string) error {
 		NotBefore:    ca.NotBefore,
 		NotAfter:     ca.NotAfter,
 		DNSNames:     []string{"localhost", "example.com", "*.example.com"},
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(10, 77, 0, 1)}, // pkg/netem's outside
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}

@@ -11,8 +11,11 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"culvert.dev/pkg/netem"
 )
 
 // pythonServer is a WebSocket server that is not ours: it echoes, and speaks the
@@ -50,13 +53,20 @@ asyncio.run(main())
 print("all good")
 `
 
-func TestPythonWebSockets(t *testing.T) {
-	const python = "/usr/bin/python3" // Debian's, which sees Debian's packages
+const python = "/usr/bin/python3" // Debian's, which sees Debian's packages
+
+// startPython starts pythonServer and returns its port on its namespace's loopback.
+func startPython(t testing.TB, n *netem.Namespace) (port string) {
+	t.Helper()
 	if out, err := exec.Command(python, "-c", "import websockets").CombinedOutput(); err != nil {
 		t.Fatalf("python3-websockets is not installed: apt-get install python3-websockets\n%s", out)
 	}
-	server := start(t, "python server", exec.Command(python, "-c", pythonServer))
-	port := strings.TrimPrefix(server.await(t, 0, "port "), "port ")
+	server := startIn(t, n, "python server", exec.Command(python, "-c", pythonServer))
+	return strings.TrimPrefix(server.await(t, 0, "port "), "port ")
+}
+
+func TestPythonWebSockets(t *testing.T) {
+	port := startPython(t, nil)
 	s := startSystem(t,
 		service{"chat", "wss://chat.example.com", "http://127.0.0.1:" + port},
 		service{"path", "https://app.example.com/chat", "http://127.0.0.1:" + port})
@@ -87,17 +97,24 @@ func asUser(t testing.TB, dir, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-func TestPostgreSQL(t *testing.T) {
+// startPostgres starts a server with an empty database. It listens on a port of its
+// namespace's loopback, and on a socket in dir.
+func startPostgres(t testing.TB, n *netem.Namespace) (port int, dir string) {
+	t.Helper()
 	postgres := tool(t, "postgres", "postgresql", "/usr/lib/postgresql/*/bin/postgres")
 	initdb := tool(t, "initdb", "postgresql", "/usr/lib/postgresql/*/bin/initdb")
-	psql := tool(t, "psql", "postgresql-client")
-	dir, port := tempDir(t), freePort(t)
+	dir, port = tempDir(t), freePort(t)
 	data := filepath.Join(dir, "data")
 	run(t, asUser(t, dir, initdb, "-D", data, "-U", "culvert", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale", "C"))
-	server := start(t, "postgres", asUser(t, dir, postgres, "-D", data, "-p", fmt.Sprint(port), "-k", dir, "-h", "127.0.0.1", "-F"))
-	awaitPort(t, server, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	server := startIn(t, n, "postgres", asUser(t, dir, postgres, "-D", data, "-p", fmt.Sprint(port), "-k", dir, "-h", "127.0.0.1", "-F"))
+	awaitPortIn(t, n, server, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	server.await(t, 0, "ready to accept connections")
+	return port, dir
+}
 
+func TestPostgreSQL(t *testing.T) {
+	psql := tool(t, "psql", "postgresql-client")
+	port, dir := startPostgres(t, nil)
 	s := startSystem(t,
 		service{"db", "tcp://:{port}", fmt.Sprintf("tcp://127.0.0.1:%d", port)},
 		service{"socket", "tcp://:{port}", fmt.Sprintf("unix://%s/.s.PGSQL.%d", dir, port)})
@@ -126,9 +143,11 @@ func TestPostgreSQL(t *testing.T) {
 	}
 }
 
-func TestSSH(t *testing.T) {
+// startSSHD starts a server on a port of its namespace's loopback. login has the arguments
+// with which ssh gets in, but for the port and what follows.
+func startSSHD(t testing.TB, n *netem.Namespace) (port int, login []string) {
+	t.Helper()
 	sshd := tool(t, "sshd", "openssh-server", "/usr/sbin/sshd")
-	ssh := tool(t, "ssh", "openssh-client")
 	keygen := tool(t, "ssh-keygen", "openssh-client")
 	me, err := user.Current()
 	if err != nil {
@@ -155,9 +174,15 @@ StrictModes no
 UsePAM no
 PidFile none
 `, port, dir))
-	server := start(t, "sshd", exec.Command(sshd, "-D", "-e", "-f", filepath.Join(dir, "sshd_config")))
-	awaitPort(t, server, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	server := startIn(t, n, "sshd", exec.Command(sshd, "-D", "-e", "-f", filepath.Join(dir, "sshd_config")))
+	awaitPortIn(t, n, server, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	return port, []string{"-F", "none", "-i", filepath.Join(dir, "user"), "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
+		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-l", me.Username}
+}
 
+func TestSSH(t *testing.T) {
+	ssh := tool(t, "ssh", "openssh-client")
+	port, options := startSSHD(t, nil)
 	s := startSystem(t, service{"ssh", "", fmt.Sprintf("tcp://127.0.0.1:%d", port)})
 	forward := s.tunnelctl("forward", "office/ssh")
 	r, w, err := os.Pipe()
@@ -182,10 +207,9 @@ PidFile none
 	payload := make([]byte, 32<<20)
 	rand.Read(payload)
 	sum := sha256.Sum256(payload)
-	login := func(options ...string) *exec.Cmd {
-		args := append([]string{"-F", "none", "-i", filepath.Join(dir, "user"), "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
-			"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-l", me.Username}, options...)
-		cmd := exec.CommandContext(within(t, waitLimit), ssh, append(args, "127.0.0.1", "cat | tee /dev/stderr | sha256sum")...)
+	login := func(more ...string) *exec.Cmd {
+		args := slices.Concat(options, more, []string{"127.0.0.1", "cat | tee /dev/stderr | sha256sum"})
+		cmd := exec.CommandContext(within(t, waitLimit), ssh, args...)
 		cmd.Stdin = strings.NewReader(string(payload))
 		return cmd
 	}

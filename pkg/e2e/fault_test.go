@@ -7,13 +7,15 @@ import (
 	"net"
 	"sync"
 	"testing"
-	"time"
+
+	"culvert.dev/pkg/netem"
 )
 
 // faultProxy forwards TCP connections to one address and breaks them on demand.
 type faultProxy struct {
 	addr string // where it listens
 	to   string
+	in   *netem.Namespace
 	ln   net.Listener
 	wg   sync.WaitGroup
 
@@ -27,11 +29,16 @@ type faultProxy struct {
 
 func startFaultProxy(t testing.TB, to string) *faultProxy {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	return startFaultProxyIn(t, nil, to)
+}
+
+func startFaultProxyIn(t testing.TB, n *netem.Namespace, to string) *faultProxy {
+	t.Helper()
+	ln, err := listenIn(n, "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &faultProxy{addr: ln.Addr().String(), to: to, ln: ln, conns: map[*net.TCPConn]*net.TCPConn{}}
+	f := &faultProxy{in: n, addr: ln.Addr().String(), to: to, ln: ln, conns: map[*net.TCPConn]*net.TCPConn{}}
 	f.more = sync.NewCond(&f.mu)
 	f.wg.Add(1)
 	go f.accept()
@@ -64,7 +71,7 @@ func (f *faultProxy) forward(client *net.TCPConn) {
 		client.SetLinger(0)
 		return
 	}
-	c, err := net.DialTimeout("tcp", f.to, 5*time.Second)
+	c, err := dialIn(f.in, "tcp", f.to)
 	if err != nil {
 		client.SetLinger(0)
 		return

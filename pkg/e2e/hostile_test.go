@@ -219,7 +219,7 @@ func TestSilentWebSockets(t *testing.T) {
 		return n
 	}
 	before := goroutines()
-	l := startLoad(t, job{Kind: "idle-ws", Addr: s.https, TLS: true, Host: "app.example.com", Conns: crowd})
+	l := startLoad(t, nil, job{Kind: "idle-ws", Addr: s.https, TLS: true, Host: "app.example.com", Conns: crowd})
 	defer l.stop()
 	if open := l.result(t).Open; open != crowd {
 		t.Fatalf("%d of %d WebSockets are open", open, crowd)

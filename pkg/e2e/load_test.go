@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"culvert.dev/pkg/netem"
 )
 
 // job tells a client process what load to make.
@@ -50,9 +52,9 @@ type outcome struct {
 }
 
 // load runs one job in a client process and returns what it measured.
-func load(t testing.TB, j job) outcome {
+func load(t testing.TB, n *netem.Namespace, j job) outcome {
 	t.Helper()
-	l := startLoad(t, j)
+	l := startLoad(t, n, j)
 	out := l.result(t)
 	l.stop()
 	return out
@@ -64,7 +66,7 @@ type loader struct {
 	release io.Closer // its standard input; closing it ends an idle job
 }
 
-func startLoad(t testing.TB, j job) loader {
+func startLoad(t testing.TB, n *netem.Namespace, j job) loader {
 	t.Helper()
 	if j.CA == "" {
 		j.CA = certFile("ca.pem")
@@ -79,7 +81,7 @@ func startLoad(t testing.TB, j job) loader {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return loader{start(t, "load "+j.Kind, cmd), in}
+	return loader{startIn(t, n, "load "+j.Kind, cmd), in}
 }
 
 // result waits for the line that the process prints when its window is over or, for idle

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"culvert.dev/pkg/netem"
 )
 
 // process is a program the tests started. Its output is kept and printed when the test fails.
@@ -41,6 +43,12 @@ const maxLog = 4000
 // whole group is killed at the end.
 func start(t testing.TB, name string, cmd *exec.Cmd) *process {
 	t.Helper()
+	return startIn(t, nil, name, cmd)
+}
+
+// startIn is start in a namespace; nil is the test's own.
+func startIn(t testing.TB, n *netem.Namespace, name string, cmd *exec.Cmd) *process {
+	t.Helper()
 	p := &process{name: name, cmd: cmd, done: make(chan struct{}), added: make(chan struct{})}
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
@@ -54,7 +62,7 @@ func start(t testing.TB, name string, cmd *exec.Cmd) *process {
 		cmd.Stdout = w
 	}
 	cmd.Stderr = w
-	err = cmd.Start()
+	err = n.Do(cmd.Start)
 	w.Close()
 	if err != nil {
 		r.Close()
@@ -97,7 +105,12 @@ func (p *process) collect(r *os.File) {
 // startRelay runs one of our commands.
 func startRelay(t testing.TB, name string, args ...string) *process {
 	t.Helper()
-	p := start(t, name, exec.Command(command(t, name), args...))
+	return startRelayIn(t, nil, name, args...)
+}
+
+func startRelayIn(t testing.TB, n *netem.Namespace, name string, args ...string) *process {
+	t.Helper()
+	p := startIn(t, n, name, exec.Command(command(t, name), args...))
 	p.abrupt = true
 	return p
 }
@@ -267,8 +280,13 @@ func freePort(t testing.TB) int {
 // awaitPort waits until something accepts connections on addr.
 func awaitPort(t testing.TB, p *process, network, addr string) {
 	t.Helper()
+	awaitPortIn(t, nil, p, network, addr)
+}
+
+func awaitPortIn(t testing.TB, n *netem.Namespace, p *process, network, addr string) {
+	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
-		c, err := net.Dial(network, addr)
+		c, err := dialIn(n, network, addr)
 		if err == nil {
 			c.Close()
 			return
@@ -280,6 +298,25 @@ func awaitPort(t testing.TB, p *process, network, addr string) {
 		}
 	}
 	t.Fatalf("%s: nothing listens on %s", p.name, addr)
+}
+
+// dialIn connects from a namespace. The address is numeric: a look-up would be made by a
+// goroutine that is elsewhere.
+func dialIn(n *netem.Namespace, network, addr string) (c net.Conn, err error) {
+	err = n.Do(func() (err error) {
+		c, err = net.DialTimeout(network, addr, waitLimit)
+		return err
+	})
+	return c, err
+}
+
+// listenIn listens in a namespace.
+func listenIn(n *netem.Namespace, addr string) (ln net.Listener, err error) {
+	err = n.Do(func() (err error) {
+		ln, err = net.Listen("tcp4", addr)
+		return err
+	})
+	return ln, err
 }
 
 // run executes a program to its end and returns what it printed on both outputs.

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"culvert.dev/pkg/netem"
 )
 
 // service is one [[service]] of private.toml. {port} in publish is replaced by a free port.
@@ -29,6 +31,10 @@ type system struct {
 	key             string      // the site's public key
 	sites           string      // [[site]] tables of public.toml
 	services        []service
+
+	inside, outside *netem.Namespace // of the private relay and of the public one and its visitors; nil: the test's own
+	listen          string           // more lines of [listen] in public.toml
+	options         string           // more lines of private.toml
 }
 
 // allowed is what the test site may publish.
@@ -54,6 +60,25 @@ func startSystemDirect(t testing.TB, services ...service) *system {
 // newSystem makes the configuration and starts the public relay alone.
 func newSystem(t testing.TB, services ...service) *system {
 	t.Helper()
+	s := configure(t, nil, services...)
+	s.startPublic()
+	return s
+}
+
+// startSystemOver starts both relays at the ends of an emulated link. Options are lines of
+// private.toml.
+func startSystemOver(t testing.TB, l *netem.Link, options string, services ...service) *system {
+	t.Helper()
+	s := configure(t, l, services...)
+	s.options = options
+	s.startPublic()
+	s.startPrivate()
+	return s
+}
+
+// configure makes the configuration, but for private.toml, and starts nothing.
+func configure(t testing.TB, l *netem.Link, services ...service) *system {
+	t.Helper()
 	s := &system{t: t, dir: tempDir(t), services: services}
 	for i := range s.services {
 		if strings.Contains(s.services[i].publish, "{port}") {
@@ -65,8 +90,11 @@ func newSystem(t testing.TB, services ...service) *system {
 		t.Fatalf("keygen printed %q", s.key)
 	}
 	s.https, s.http, s.admin = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	if l != nil {
+		s.inside, s.outside = l.Inside, l.Outside
+		s.https = "0.0.0.0:0"
+	}
 	s.sites = siteTOML("office", s.key, allowed...)
-	s.startPublic()
 	return s
 }
 
@@ -89,17 +117,18 @@ drain_timeout = "5s"
 https = %q
 http  = %q
 admin = %q
+%s
 [tls]
 certificate = %q
 key = %q
-%s`, s.https, s.http, s.admin, certFile("cert.pem"), certFile("key.pem"), s.sites))
+%s`, s.https, s.http, s.admin, s.listen, certFile("cert.pem"), certFile("key.pem"), s.sites))
 }
 
 // startPublic starts the public relay and learns its addresses.
 func (s *system) startPublic() {
 	s.t.Helper()
 	s.writePublic()
-	s.public = startRelay(s.t, "relay-public", "--config", s.file("public.toml"))
+	s.public = startRelayIn(s.t, s.outside, "relay-public", "--config", s.file("public.toml"))
 	var ready struct{ HTTPS, HTTP, Admin string }
 	line := s.public.await(s.t, 0, `"msg":"ready"`)
 	if err := json.Unmarshal([]byte(line), &ready); err != nil {
@@ -111,17 +140,25 @@ func (s *system) startPublic() {
 // writePrivate writes private.toml.
 func (s *system) writePrivate() {
 	s.t.Helper()
-	relay := s.https
-	if s.link != nil {
-		relay = s.link.addr
+	writeFile(s.t, s.file("private.toml"), s.privateTOML("office", s.relay(), s.file("office.key")))
+}
+
+// relay is what the private relay dials.
+func (s *system) relay() string {
+	switch {
+	case s.link != nil:
+		return s.link.addr
+	case s.outside != nil:
+		_, port, _ := strings.Cut(s.https, ":")
+		return s.outside.Addr().String() + ":" + port
 	}
-	writeFile(s.t, s.file("private.toml"), s.privateTOML("office", relay, s.file("office.key")))
+	return s.https
 }
 
 func (s *system) privateTOML(site, relay, key string) string {
-	_, port, _ := strings.Cut(relay, ":")
+	relay = strings.ReplaceAll(relay, "127.0.0.1:", "localhost:")
 	var b strings.Builder
-	fmt.Fprintf(&b, "relay = \"localhost:%s\"\nsite = %q\nkey = %q\nca = %q\ndrain_timeout = \"5s\"\n", port, site, key, certFile("ca.pem"))
+	fmt.Fprintf(&b, "relay = %q\nsite = %q\nkey = %q\nca = %q\ndrain_timeout = \"5s\"\n%s\n", relay, site, key, certFile("ca.pem"), s.options)
 	for _, v := range s.services {
 		fmt.Fprintf(&b, "[[service]]\nname = %q\ntarget = %q\n", v.name, v.target)
 		if v.publish != "" {
@@ -135,7 +172,7 @@ func (s *system) privateTOML(site, relay, key string) string {
 func (s *system) startPrivate() {
 	s.t.Helper()
 	s.writePrivate()
-	s.private = startRelay(s.t, "relay-private", "--config", s.file("private.toml"))
+	s.private = startRelayIn(s.t, s.inside, "relay-private", "--config", s.file("private.toml"))
 	s.private.await(s.t, 0, `"msg":"ready"`)
 }
 
@@ -158,7 +195,11 @@ func (s *system) url(host, path string) string {
 // curl runs curl as a visitor and returns what it printed on its standard output.
 func (s *system) curl(args ...string) string {
 	s.t.Helper()
-	out, err := s.curlCmd(args...).Output()
+	var out []byte
+	err := s.outside.Do(func() (err error) {
+		out, err = s.curlCmd(args...).Output()
+		return err
+	})
 	if err != nil {
 		s.t.Fatalf("curl %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
@@ -179,7 +220,7 @@ func (s *system) curlCmd(args ...string) *exec.Cmd {
 
 // visitor is an HTTP client that finds every host at the public relay.
 func (s *system) visitor() *http.Client {
-	return visitorOf(s.t, s.https)
+	return visitorIn(s.t, s.outside, s.https)
 }
 
 // tunnelctl runs the operators' command.
@@ -203,7 +244,8 @@ func (s *system) adminGet(path string) string {
 	s.t.Helper()
 	req, _ := http.NewRequestWithContext(s.t.Context(), "GET", "http://"+s.admin+path, nil)
 	req.Header.Set("Authorization", "Bearer "+s.token())
-	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
+	c := visitorIn(s.t, s.outside, s.admin)
+	c.Timeout = time.Minute
 	resp, err := c.Do(req)
 	if err != nil {
 		s.t.Fatal(err)

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"culvert.dev/pkg/netem"
 )
 
 // targetAddrs are the listeners of a target process, which it prints as JSON.
@@ -30,9 +32,14 @@ type targetAddrs struct {
 // startTarget starts a process with the servers that the load is measured against.
 func startTarget(t testing.TB) (*process, targetAddrs) {
 	t.Helper()
+	return startTargetIn(t, nil)
+}
+
+func startTargetIn(t testing.TB, n *netem.Namespace) (*process, targetAddrs) {
+	t.Helper()
 	cmd := worker(t, "target")
 	cmd.Args = append(cmd.Args, certFile("cert.pem"), certFile("key.pem"))
-	p := start(t, "target", cmd)
+	p := startIn(t, n, "target", cmd)
 	var a targetAddrs
 	if err := json.Unmarshal([]byte(p.await(t, 0, "{")), &a); err != nil {
 		t.Fatal(err)

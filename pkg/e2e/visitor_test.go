@@ -13,14 +13,20 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"culvert.dev/pkg/netem"
 )
 
 // visitorOf is an HTTP client that finds every host at one address.
 func visitorOf(t testing.TB, addr string) *http.Client {
+	return visitorIn(t, nil, addr)
+}
+
+func visitorIn(t testing.TB, n *netem.Namespace, addr string) *http.Client {
 	tr := &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: caPool()},
-		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, network, addr)
+		DialContext: func(_ context.Context, network, _ string) (net.Conn, error) {
+			return dialIn(n, network, addr)
 		},
 	}
 	t.Cleanup(tr.CloseIdleConnections)
