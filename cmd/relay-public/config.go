@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -65,6 +66,12 @@ type listenConfig struct {
 	RTSPS string `toml:"rtsps"`
 	TFTP  string `toml:"tftp"`
 
+	// ProxyProtocol lists proxies in front of the relay, such as "10.0.0.7" or "10.0.0.0/8": load balancers that
+	// take visitors first. A connection from there, to any TCP listener, has to begin with a PROXY protocol
+	// header (version 1 or 2), and the visitor is who the header says. List nobody else: whoever is in the
+	// list can pretend to be anybody.
+	ProxyProtocol []string `toml:"proxy_protocol"`
+
 	// Admin is for tunnelctl, metrics and debugging. It speaks HTTP without TLS: the address should be a
 	// loopback one. The default is "127.0.0.1:7070".
 	Admin string `toml:"admin"`
@@ -122,6 +129,7 @@ type settings struct {
 	config
 	state       string // absolute or relative to the working directory
 	certificate *tls.Certificate
+	proxies     []netip.Prefix
 	sites       []public.Site
 }
 
@@ -230,6 +238,16 @@ func (s *settings) checkListen(f *daemon.File) {
 		if n, numErr := strconv.Atoi(port); err != nil || numErr != nil || n < 0 || n > 65535 {
 			f.Addf(l.at, "%s %q: want HOST:PORT or :PORT", l.at, l.address)
 		}
+	}
+	for i, text := range s.Listen.ProxyProtocol {
+		p, err := netip.ParsePrefix(text)
+		if a, addrErr := netip.ParseAddr(text); addrErr == nil {
+			p, err = a.Prefix(a.BitLen())
+		}
+		if err != nil || p.Addr().Zone() != "" || p.Addr().Is4In6() {
+			f.Addf(fmt.Sprintf("listen.proxy_protocol[%d]", i), "proxy_protocol %q: want an address or a prefix, such as \"10.0.0.0/8\"", text)
+		}
+		s.proxies = append(s.proxies, p)
 	}
 	if s.Listen.HTTPS == "" && s.Domain != "" {
 		f.Addf("listen.https", "listen.https is empty: private relays would have no way in")

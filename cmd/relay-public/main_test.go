@@ -83,6 +83,7 @@ http  = ""
 rtsp  = ":554"
 rtsps = ":322"
 tftp  = ":69"
+proxy_protocol = ["10.0.0.0/8", "::1", "lb.example.com"]
 
 [acme]
 email = "ops@example.com"
@@ -113,16 +114,17 @@ public.toml:6:9: listen.quic ":8443": quic is not supported by this version
 public.toml:8:9: listen.rtsp ":554": rtsp is not supported by this version
 public.toml:9:9: listen.rtsps ":322": rtsps is not supported by this version
 public.toml:10:9: listen.tftp ":69": tftp is not supported by this version
-public.toml:12:2: [acme] is not supported by this version: name a [tls] certificate and key
-public.toml:15:2: [tls] has a certificate and no key
-public.toml:19:12: limits.visitors is negative
-public.toml:23:11: public key: 5 characters after ed25519: are not base64 of 32 bytes
-public.toml:24:37: pattern "rtsp://cams.example.com/*": rtsp is not supported by this version
-public.toml:24:66: pattern "tcp://:2-1": port range "2-1": low end is above the high end
-public.toml:26:3: site "office" without a key: ` + "`relay-private keygen FILE`" + ` makes one and prints its public half
-public.toml:26:3: site "office" may publish nothing: publish is missing, such as ["https://*.example.com"]
-public.toml:27:11: site "office" is defined twice
-public.toml:30:3: site without a name`,
+public.toml:11:40: proxy_protocol "lb.example.com": want an address or a prefix, such as "10.0.0.0/8"
+public.toml:13:2: [acme] is not supported by this version: name a [tls] certificate and key
+public.toml:16:2: [tls] has a certificate and no key
+public.toml:20:12: limits.visitors is negative
+public.toml:24:11: public key: 5 characters after ed25519: are not base64 of 32 bytes
+public.toml:25:37: pattern "rtsp://cams.example.com/*": rtsp is not supported by this version
+public.toml:25:66: pattern "tcp://:2-1": port range "2-1": low end is above the high end
+public.toml:27:3: site "office" without a key: ` + "`relay-private keygen FILE`" + ` makes one and prints its public half
+public.toml:27:3: site "office" may publish nothing: publish is missing, such as ["https://*.example.com"]
+public.toml:28:11: site "office" is defined twice
+public.toml:31:3: site without a name`,
 			code: 2,
 		},
 		{

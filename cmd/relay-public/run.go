@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"reflect"
 	"time"
 
 	"culvert.dev/pkg/daemon"
@@ -59,8 +60,9 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	defer core.Close()
 
 	r := &public.Relay{
-		Core:   core,
-		Domain: s.Domain,
+		Core:    core,
+		Proxies: s.proxies,
+		Domain:  s.Domain,
 		TLS: &tls.Config{
 			MinVersion:     tls.VersionTLS12,
 			NextProtos:     []string{"http/1.1", "http/1.0"},
@@ -149,7 +151,7 @@ func reload(file string, running *settings, st *state, log *slog.Logger) {
 		return
 	}
 	st.changed()
-	if s.Domain != running.Domain || s.state != running.state || s.Listen != running.Listen || s.Limits != running.Limits {
+	if s.Domain != running.Domain || s.state != running.state || !reflect.DeepEqual(s.Listen, running.Listen) || s.Limits != running.Limits {
 		log.Warn("reload: a change of domain, state, listeners or limits needs a restart")
 	}
 	log.Info("reloaded", "sites", len(st.sites()))
