@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -22,9 +23,6 @@ type config struct {
 	// Relay is the public relay's address, "relay.example.com" or "relay.example.com:8443"; the port is 443
 	// if none is given. With a list, the site keeps a session with each of the relays, and visitors reach
 	// its services through any of them. Needed.
-	//
-	// Where the way out is a proxy, HTTPS_PROXY in the environment names it (http://, https:// or socks5://,
-	// with user:password@ if need be), and NO_PROXY the relays that need none.
 	Relay daemon.Strings `toml:"relay"`
 
 	// Site is the name that the public relay knows this network by. Needed.
@@ -42,6 +40,13 @@ type config struct {
 	// Transport is how the site dials out: "wss" (WebSocket over TLS), "quic", or "auto" for the best that
 	// works; the default. This version has WebSocket alone.
 	Transport string `toml:"transport"`
+
+	// Proxy is the way out to the public relays: "http://HOST:PORT" or "https://HOST:PORT" of a proxy that
+	// allows CONNECT, "socks5://HOST:PORT", each with USER:PASSWORD@ in front of HOST if need be (then this
+	// file must be readable by the relay's user alone), or "none". If empty, the environment names it:
+	// HTTPS_PROXY or else ALL_PROXY, and in NO_PROXY the relays that need none. Proxies look up the
+	// relay's name themselves, and carry no QUIC.
+	Proxy string `toml:"proxy"`
 
 	// DrainTimeout is how long streams may go on after SIGTERM. The default is "30s"; "0s" cuts them.
 	DrainTimeout daemon.Duration `toml:"drain_timeout"`
@@ -76,6 +81,7 @@ type settings struct {
 	site         string
 	key          ed25519.PrivateKey
 	roots        *x509.CertPool // nil: the system's
+	outbound     *outbound
 	drainTimeout time.Duration
 	services     []private.Service
 }
@@ -138,6 +144,17 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		f.Addf("transport", "transport \"quic\" is not supported by this version")
 	default:
 		f.Addf("transport", "transport %q is none of auto, wss, quic", c.Transport)
+	}
+	find, err := newProxyFinder(c.Proxy, environmentProxy)
+	if err == nil {
+		s.outbound, err = newOutbound(s.relays, find)
+	}
+	if err != nil {
+		f.Addf("proxy", "proxy: %v", err)
+	} else if strings.Contains(c.Proxy, "@") && runtime.GOOS != "windows" {
+		if info, err := os.Stat(f.Name); err == nil && info.Mode().Perm()&0o004 != 0 {
+			f.Addf("proxy", "proxy has a password and everybody may read this file: run chmod 600 %s", f.Name)
+		}
 	}
 	names := make(map[string]bool)
 	publishes := make(map[relay.Publish]string)

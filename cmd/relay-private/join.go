@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -105,7 +106,11 @@ func join(ctx context.Context, o joinOptions, stdin io.Reader, stdout io.Writer)
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	answer, err := redeem(ctx, token, tlsConfig, relay.JoinRequest{
+	way, err := newOutbound([]string{token.Relay}, environmentProxy)
+	if err != nil {
+		return daemon.UsageError(err.Error())
+	}
+	answer, err := redeem(ctx, token, tlsConfig, way, relay.JoinRequest{
 		Version:  relay.WireVersion,
 		Secret:   token.Secret,
 		Key:      auth.FormatPublicKey(public),
@@ -122,7 +127,7 @@ func join(ctx context.Context, o joinOptions, stdin io.Reader, stdout io.Writer)
 		}
 	}
 	made = append(made, config)
-	if err := writeNew(config, newConfig(token, answer, authority != nil), 0o644); err != nil {
+	if err := writeNew(config, newConfig(token, answer, authority != nil, way.proxies[token.Relay]), 0o644); err != nil {
 		return err
 	}
 	fmt.Fprintf(stdout, `%s has joined %s as site %q, which may publish %s
@@ -160,8 +165,8 @@ func (o joinOptions) tls(token auth.Token) (_ *tls.Config, authority func() []by
 }
 
 // redeem asks the relay to take the key.
-func redeem(ctx context.Context, token auth.Token, c *tls.Config, in relay.JoinRequest) (relay.JoinResponse, error) {
-	transport := &http.Transport{TLSClientConfig: c, Proxy: http.ProxyFromEnvironment}
+func redeem(ctx context.Context, token auth.Token, c *tls.Config, way *outbound, in relay.JoinRequest) (relay.JoinResponse, error) {
+	transport := &http.Transport{TLSClientConfig: c, DialContext: way.dialer()}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{
 		Transport:     transport,
@@ -205,11 +210,14 @@ func hint(err error, token auth.Token) string {
 }
 
 // newConfig is the text of private.toml.
-func newConfig(token auth.Token, answer relay.JoinResponse, hasCA bool) []byte {
+func newConfig(token auth.Token, answer relay.JoinResponse, hasCA bool, proxy *url.URL) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "relay = %q\nsite  = %q\nkey   = %q\n", strings.TrimSuffix(token.Relay, ":443"), answer.Site, token.Site+".key")
 	if hasCA {
 		fmt.Fprintf(&b, "ca    = \"ca.pem\"                       # who vouches for the relay's certificate\n")
+	}
+	if proxy != nil {
+		fmt.Fprintf(&b, "# proxy = %q   # the environment named it when the site joined; a service may have another one\n", shown(proxy))
 	}
 	fmt.Fprintf(&b, "\n# This site may publish: %s\n# A service is two URLs: where visitors come in, and where they end up. For example:\n#\n", strings.Join(answer.Publish, ", "))
 	fmt.Fprintf(&b, "#   [[service]]\n#   name    = \"app\"\n#   publish = %q\n#   target  = %q\n", example(answer.Publish), exampleTarget(answer.Publish))

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"net/url"
 	"regexp"
 	"slices"
@@ -97,9 +96,8 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	dial, err := proxyDial(s.relays, http.ProxyFromEnvironment)
-	if err != nil {
-		return daemon.UsageError(err.Error())
+	for address, u := range s.outbound.proxies {
+		log.Info("the way out is a proxy", "relay", address, "proxy", shown(u))
 	}
 	core, err := evloop.New(evloop.Config{OnSlowTurn: daemon.SlowTurns(log)})
 	if err != nil {
@@ -116,7 +114,8 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		DrainTimeout: s.drainTimeout,
 		Software:     "culvert " + version,
 		Log:          log,
-		Dial:         dial,
+		Dial:         s.outbound.dialer(),
+		Proxied:      s.outbound.proxied,
 		OnReady:      func() { daemon.Ready(log, "site", s.site, "relay", s.relays, "services", len(s.services)) },
 	}
 	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, log) })
@@ -166,8 +165,8 @@ func reload(r *private.Relay, o options, old *settings, log *slog.Logger) {
 		log.Error("reload: the old configuration stays", "err", err)
 		return
 	}
-	if !slices.Equal(s.relays, old.relays) || s.site != old.site || !s.key.Equal(old.key) || !s.roots.Equal(old.roots) || s.drainTimeout != old.drainTimeout {
-		log.Warn("reload: a change of relay, site, key, ca or drain_timeout needs a restart")
+	if !slices.Equal(s.relays, old.relays) || s.site != old.site || !s.key.Equal(old.key) || !s.roots.Equal(old.roots) || s.drainTimeout != old.drainTimeout || !s.outbound.equal(old.outbound) {
+		log.Warn("reload: a change of relay, site, key, ca, proxy or drain_timeout needs a restart")
 	}
 	log.Info("reloaded", "services", len(s.services))
 }
