@@ -218,6 +218,15 @@ func (st *Stream) Reset(code Code) {
 	st.reset(code, nil)
 }
 
+// ResetOpened resets every stream that this side has opened.
+func (s *Session) ResetOpened(code Code) {
+	for _, st := range s.sorted() {
+		if s.local(st.id) {
+			st.Reset(code)
+		}
+	}
+}
+
 // Abort is Reset with the code of err if that is a *StreamError, or else with
 // CodeInternal. OnClose gets err.
 func (st *Stream) Abort(err error) {
