@@ -1,11 +1,7 @@
 package private
 
 import (
-	"context"
 	"errors"
-	"fmt"
-	"math/rand/v2"
-	"net"
 	"sync/atomic"
 	"time"
 
@@ -16,126 +12,174 @@ import (
 )
 
 const (
-	// The wait before a try doubles with each failed one, from minWait to maxWait, and is jittered down to
-	// its half. While streams wait for a link, people wait for the streams.
-	minWait        = 100 * time.Millisecond
-	maxWait        = 30 * time.Second
-	maxWaitStreams = time.Second
+	// endTimeout bounds the wait for what is on its way on the other links when one has said that the
+	// session is over.
+	endTimeout = time.Second
 
-	// statusNormal closes a link whose session is over (rfc6455#section-7.4.1).
-	statusNormal = 1000
+	// doubtTimeout is the least that links get to answer when there is reason to believe that the relay at
+	// the end of them has restarted.
+	doubtTimeout = time.Second
 
-	// stableLink is how long a link must have lived for the next one to be dialled at once.
-	stableLink = 5 * time.Second
+	// lookInterval is how often the links are looked at: for Status, and for the choice of transports.
+	lookInterval = 5 * time.Second
 )
 
-// A state is what a peer is doing.
+// peer is the session with one public relay, over the links of its lines.
 //
-//	dialling → linked    the relay took the site; the session is new, or goes on
-//	dialling → waiting   the relay was not reached, or refused for now
-//	linked   → dialling  the link was lost
-//	linked   → waiting   the link was lost soon after it was made
-//	waiting  → dialling  the wait is over
-//	any      → over      drained, or refused for good
-type state uint8
-
-const (
-	dialling state = iota
-	linked
-	waiting
-	over
-)
-
-// peer is the session with one public relay, over the links that come and go.
+// While there is no link, the first line alone dials: two that did would make two sessions, or declare each
+// other's links dead. Once it has a link the others follow.
 type peer struct {
 	relay   *Relay       // immutable, as is the rest of this group
 	address string       // host:port
 	loop    *evloop.Loop // owns all of the following
-	ended   chan<- error // gets one value, when the state becomes over
+	lines   []*line      // at least one
+	ended   chan<- error // gets one value, when over becomes true
 
-	state      state
-	cancelDial context.CancelFunc // dialling
-	link       *link.Link         // linked
-	since      time.Time          // linked: when it was made
-	retry      evloop.Timer       // waiting
-	tries      int                // that failed in a row
-
+	over       bool            // drained, or refused for good
 	flushFunc  func()          // p.flush, made once
 	session    *tunnel.Session // nil before the first link, and when it is over
 	id, secret string          // to resume it
 	tick       evloop.Timer    // its next Advance
-	announcing bool            // an announcement is not answered yet
-	stale      bool            // the services have changed since
-	draining   bool
-	deadline   evloop.Timer // of the drain
-	problem    string       // why there is no link, as last logged
+	look       evloop.Timer
+	announcing bool // an announcement is not answered yet
+	stale      bool // the services have changed since
+	standby    bool // another session gets the site's visitors
+	choice     choice
+
+	ending   bool         // the relay has said that the session is over
+	endTimer evloop.Timer // ending
+	doubts   map[tunnel.Link]uint64
+	judgeAt  evloop.Timer // doubts is not nil
+	draining bool
+	deadline evloop.Timer // of the drain
 
 	status atomic.Pointer[PeerStatus] // written by loop, read by Relay.Status
 }
 
-func (p *peer) now() time.Time { return p.loop.Now() }
-
-// start begins to dial, from waiting or as the first thing.
-func (p *peer) start() {
-	p.state = dialling
-	ctx, cancel := context.WithCancel(context.Background())
-	p.cancelDial = cancel
-	link.Dial(ctx, p.loop, link.DialConfig{
-		Address: p.address, RootCAs: p.relay.RootCAs, Dial: p.relay.Dial,
-		Site: p.relay.Site, Key: p.relay.Key, Software: p.relay.Software,
-		Session: p.id, Resume: p.secret,
-	}, p.dialled)
+func newPeer(r *Relay, address string, loop *evloop.Loop, ended chan<- error) *peer {
+	p := &peer{relay: r, address: address, loop: loop, ended: ended}
+	p.flushFunc = p.flush
+	add := func(t link.Transport, role tunnel.Role) {
+		p.lines = append(p.lines, &line{peer: p, transport: t, role: role, since: time.Now()})
+	}
+	if r.Transport == TransportQUIC {
+		add(link.QUIC, tunnel.RoleInteractive)
+	} else {
+		add(link.WSS, tunnel.RoleInteractive)
+		for range max(r.Links, 1) - 1 {
+			add(link.WSS, tunnel.RoleBulk)
+		}
+	}
+	switch {
+	case r.Transport != TransportAuto:
+		p.choice.text = p.lines[0].transport.String() + ": the configuration says so"
+	case r.Proxied != nil && r.Proxied(address):
+		p.choice.text = "wss: the proxy on the way carries no quic"
+	default:
+		add(link.QUIC, tunnel.RoleDatagram)
+		p.choice.explain(reading{}, "")
+	}
+	p.setStatus()
+	return p
 }
 
-func (p *peer) dialled(l *link.Link, w relay.Welcome, err error) {
-	p.cancelDial()
-	switch {
-	case p.state == over:
-		if err == nil {
-			l.Close(nil)
+func (p *peer) now() time.Time { return p.loop.Now() }
+
+// start begins to dial.
+func (p *peer) start() { p.lines[0].start() }
+
+// links counts the lines that have a link, suspect ones included.
+func (p *peer) links() (n int) {
+	for _, ln := range p.lines {
+		if ln.link != nil {
+			n++
 		}
-		return
-	case err != nil:
-		p.refused(err)
-		return
-	case w.Resumed && p.session == nil:
-		// It timed out here while the relay still had it.
-		l.Close(nil)
-		p.wait()
+	}
+	return n
+}
+
+// takesTurn reports whether a line may dial now.
+func (p *peer) takesTurn(ln *line) bool {
+	if p.over || p.ending {
+		return false
+	}
+	if p.links() > 0 {
+		return true
+	}
+	for _, other := range p.lines {
+		if other == ln || other.attempt == nil {
+			continue
+		}
+		if ln != p.lines[0] {
+			return false
+		}
+		other.rest()
+	}
+	return true
+}
+
+// alone leaves the dialling to the first line, as no link is left.
+func (p *peer) alone() {
+	if p.over {
 		return
 	}
-	if p.session != nil && !w.Resumed {
-		p.relay.log.Warn("session lost: the relay has forgotten it, its streams are closed", "relay", p.address)
-		p.forget()
-	}
-	fresh := p.session == nil
-	if fresh && p.draining {
-		l.Close(nil)
+	if p.draining && !p.busy() {
 		p.finish(nil)
 		return
 	}
-	p.state, p.link, p.since, p.problem = linked, l, p.now(), ""
-	if fresh {
-		p.id, p.secret = w.Session, w.Resume
-		p.session = p.newSession()
+	for _, ln := range p.lines[1:] {
+		ln.rest()
 	}
+	if first := p.lines[0]; first.attempt == nil {
+		first.wait()
+	}
+	p.arm()
 	p.setStatus()
-	p.relay.log.Info("link up", "relay", p.address, "resumed", w.Resumed, "software", w.Software)
-	l.Serve(p.session, tunnel.RoleInteractive, p.lost)
-	if fresh {
-		p.announce()
+}
+
+// help lets a line with another transport try while the first one, which could not reach the relay, waits.
+func (p *peer) help() {
+	for _, ln := range p.lines {
+		if ln.wish() {
+			ln.start()
+		}
 	}
 }
 
-func (p *peer) newSession() *tunnel.Session {
-	if p.flushFunc == nil {
-		p.flushFunc = p.flush
+// linkUp is told that a line has a new link.
+func (p *peer) linkUp(ln *line, w relay.Welcome) {
+	p.setStandby(!w.Active)
+	if !w.Resumed {
+		p.announce()
 	}
+	for _, other := range p.lines {
+		if other.state == idle {
+			other.start()
+		}
+	}
+	p.choose()
+	p.setStatus()
+}
+
+// begin makes the session that a relay has given us. It returns false if there is no more use for one.
+func (p *peer) begin(w relay.Welcome) bool {
+	if p.draining {
+		p.finish(nil)
+		return false
+	}
+	p.id, p.secret = w.Session, w.Resume
+	p.session = p.newSession()
+	p.loop.Arm(&p.look, lookInterval, p.looked)
+	return true
+}
+
+func (p *peer) newSession() *tunnel.Session {
 	var s *tunnel.Session
 	s = tunnel.New(tunnel.Config{
-		Client: true,
-		Wake:   func() { p.loop.AfterTurn(p.flushFunc) },
-		Accept: p.accept,
+		Client:    true,
+		Wake:      func() { p.loop.AfterTurn(p.flushFunc) },
+		Accept:    p.accept,
+		OnSuspect: p.suspect,
 		OnClose: func(err error) {
 			if p.session == s {
 				p.sessionOver(err)
@@ -145,27 +189,157 @@ func (p *peer) newSession() *tunnel.Session {
 	return s
 }
 
-// forget drops the session and closes its streams.
+// choose decides anew what the transports are used for, if there is a choice.
+func (p *peer) choose() {
+	quic := p.lines[len(p.lines)-1]
+	if !quic.wish() || p.session == nil {
+		return
+	}
+	r := p.read(quic)
+	if p.choice.step(p.now(), r) {
+		if p.choice.quic {
+			quic.setRole(tunnel.RoleInteractive)
+			p.lines[0].setRole(tunnel.RoleBulk)
+		} else {
+			p.lines[0].setRole(tunnel.RoleInteractive)
+			quic.setRole(tunnel.RoleDatagram)
+		}
+	}
+	if p.choice.explain(r, quic.problem) {
+		p.relay.log.Info("transport", "relay", p.address, "choice", p.choice.text)
+	}
+}
+
+// read looks at the links.
+func (p *peer) read(quic *line) reading {
+	r := reading{quic: quic.link != nil}
+	for _, l := range p.session.Links() {
+		switch l.Link {
+		case tunnel.Link(quic.link):
+			r.quicRTT = l.RTT
+		case tunnel.Link(p.lines[0].link):
+			r.wssRTT = l.RTT
+		}
+	}
+	return r
+}
+
+// suspect is told that a link is silent although something is owed: it may be dead, which its ping will
+// show much later.
+func (p *peer) suspect(l tunnel.Link) {
+	for _, ln := range p.lines {
+		if ln.link != nil && tunnel.Link(ln.link) == l && ln.state == linked {
+			p.relay.log.Info("link is silent, dialling another one for it", "relay", p.address, "transport", ln.transport.String(), "role", ln.role.String())
+			ln.start()
+		}
+	}
+}
+
+// suspected reports whether a link is suspect at the moment.
+func (p *peer) suspected(l *link.Link) bool {
+	for _, stats := range p.session.Links() {
+		if stats.Link == tunnel.Link(l) {
+			return stats.Suspect
+		}
+	}
+	return true
+}
+
+// forgotten is told that the relay at the end of a new link does not know the session. It returns true if
+// the session is over. Otherwise there are other links, which have to show now that there is somebody at the
+// end of them.
+func (p *peer) forgotten(ln *line) bool {
+	for _, other := range p.lines {
+		if other != ln && other.link != nil {
+			p.doubt()
+			return false
+		}
+	}
+	p.relay.log.Warn("session lost: the relay has forgotten it, its streams are closed", "relay", p.address)
+	p.forget()
+	return true
+}
+
+// doubt asks all links for a sign of life.
+func (p *peer) doubt() {
+	if p.doubts != nil {
+		return
+	}
+	p.doubts = make(map[tunnel.Link]uint64)
+	wait := doubtTimeout
+	for _, l := range p.session.Links() {
+		p.doubts[l.Link] = l.Received
+		wait = max(wait, 4*l.RTT)
+	}
+	p.loop.Arm(&p.judgeAt, wait, p.judge)
+}
+
+var errNoSign = errors.New("no sign of life, and the relay does not know the session any more")
+
+// judge closes the links that have not given one.
+func (p *peer) judge() {
+	doubts := p.doubts
+	p.doubts = nil
+	for _, l := range p.session.Links() {
+		if received, ok := doubts[l.Link]; ok && l.Received == received {
+			l.Link.Close(errNoSign)
+		}
+	}
+}
+
+// forget ends the session and closes its streams.
 func (p *peer) forget() {
 	s := p.session
+	p.session = nil
+	s.Close(nil)
+	p.drop()
+}
+
+// drop forgets the session, which is closed, and its links.
+func (p *peer) drop() {
 	p.session, p.id, p.secret = nil, "", ""
 	p.announcing, p.stale = false, false
-	s.Close(nil)
+	p.ending, p.doubts = false, nil
+	for _, t := range []*evloop.Timer{&p.tick, &p.look, &p.endTimer, &p.judgeAt} {
+		t.Stop()
+	}
+	for _, ln := range p.lines {
+		if l := ln.unlink(); l != nil {
+			l.Close(nil)
+		}
+	}
 }
 
 // sessionOver is told that the session has ended by itself: it was drained by either side, or it had no link
 // for too long.
 func (p *peer) sessionOver(err error) {
-	p.session, p.id, p.secret = nil, "", ""
-	p.announcing, p.stale = false, false
+	p.drop()
 	if p.draining {
 		p.finish(nil)
 		return
 	}
 	p.relay.log.Info("session over", "relay", p.address, "err", err)
-	if p.state == linked {
-		p.link.Close(nil)
+	p.alone()
+}
+
+// end is told by one link that the session is over. What the others have still to say is let in.
+func (p *peer) end() {
+	if p.ending {
+		return
 	}
+	p.relay.log.Info("session ended by the relay", "relay", p.address)
+	p.ending = true
+	for _, ln := range p.lines {
+		if ln.state != linked {
+			ln.rest()
+		}
+	}
+	p.loop.Arm(&p.endTimer, endTimeout, p.atEnd)
+}
+
+func (p *peer) atEnd() {
+	p.forget()
+	p.alone()
 }
 
 // flush sends what the session has, at the end of a turn.
@@ -192,101 +366,34 @@ func (p *peer) arm() {
 	}
 }
 
-// lost is told that the link is gone, after the session.
-func (p *peer) lost(l *link.Link, err error) {
-	if p.link != l {
-		return
-	}
-	p.link = nil
-	switch closed, ok := errors.AsType[*link.CloseError](err); {
-	case ok && closed.Status == statusNormal && p.session != nil:
-		p.relay.log.Info("session ended by the relay", "relay", p.address)
-		p.forget()
-	case err != nil:
-		p.report("link lost", err)
-	}
-	p.arm()
-	if p.now().Sub(p.since) >= stableLink {
-		p.tries = 0
-	}
-	p.wait()
-}
-
-// refused is told that a try has failed.
-func (p *peer) refused(err error) {
-	var refusal *relay.Refusal
-	if errors.As(err, &refusal) && !refusal.Retry {
-		err = fmt.Errorf("%s: %w%s", p.address, err, advice(refusal.Code))
-		if len(p.relay.Relays) > 1 {
-			p.relay.log.Error("refused for good; the other relays go on", "err", err)
-		}
-		p.finish(err)
-		return
-	}
-	p.report("no link", err)
-	p.wait()
-}
-
-// advice is what to do about a refusal that waiting does not heal.
-func advice(code relay.RefusalCode) string {
-	switch code {
-	case relay.RefuseUnknownSite:
-		return ": check site in the configuration, or join with a token from `tunnelctl site add`"
-	case relay.RefuseBadKey:
-		return ": check key in the configuration, or join again with a new token"
-	}
-	return "" // the others say it themselves
-}
-
-// report logs why there is no link, once until the reason changes.
-func (p *peer) report(event string, err error) {
-	problem := reason(err)
-	if p.problem != problem {
-		p.relay.log.Warn(event+", trying again", "relay", p.address, "err", err)
-	}
-	p.problem = problem
+// looked is called every lookInterval while there is a session.
+func (p *peer) looked() {
+	p.loop.Arm(&p.look, lookInterval, p.looked)
+	p.choose()
 	p.setStatus()
 }
 
-// reason is err without what is different at each try, such as local ports.
-func reason(err error) string {
-	var op *net.OpError
-	if errors.As(err, &op) {
-		return op.Op + ": " + op.Err.Error()
-	}
-	return fmt.Sprint(err)
-}
-
-// wait dials again: at once the first time, then later and later.
-func (p *peer) wait() {
-	p.state = waiting
-	if p.draining && !p.busy() {
-		p.finish(nil)
+// setStandby is told what the session is for.
+func (p *peer) setStandby(standby bool) {
+	if p.standby == standby {
 		return
 	}
-	p.loop.Arm(&p.retry, p.delay(), p.start)
-	p.tries++
-}
-
-// delay is the wait before the next try.
-func (p *peer) delay() time.Duration {
-	if p.tries == 0 {
-		return 0
+	p.standby = standby
+	if standby {
+		p.relay.log.Info("standing by: another private relay of the site gets its visitors", "relay", p.address)
+	} else {
+		p.relay.log.Info("active: the site's visitors come here", "relay", p.address)
 	}
-	d := min(minWait<<min(p.tries-1, 16), maxWait)
-	if p.session != nil {
-		d = min(d, maxWaitStreams)
-	}
-	return d/2 + rand.N(d/2)
+	p.setStatus()
 }
 
 // drain ends the session with its last stream, or with the timeout.
 func (p *peer) drain() {
-	if p.state == over {
+	if p.over {
 		return
 	}
 	p.draining = true
-	if p.link == nil && !p.busy() { // there is nobody to take leave of
+	if p.links() == 0 && !p.busy() { // there is nobody to take leave of
 		p.finish(nil)
 		return
 	}
@@ -302,32 +409,49 @@ func (p *peer) cut() {
 	if n := p.session.Stats().Streams; n > 0 {
 		p.relay.log.Warn("drain timeout: streams are cut", "relay", p.address, "streams", n)
 	}
-	p.session.Close(nil) // then sessionOver
+	p.finish(nil)
 }
 
 // finish is the end of the peer.
 func (p *peer) finish(err error) {
-	if p.state == dialling {
-		p.cancelDial()
+	p.over = true
+	for _, ln := range p.lines {
+		ln.rest()
 	}
-	l := p.link
-	p.state, p.link = over, nil
-	p.retry.Stop()
-	p.tick.Stop()
 	p.deadline.Stop()
-	if err != nil {
-		p.problem = err.Error()
-	}
-	p.setStatus()
 	if p.session != nil {
 		p.forget()
 	}
-	if l != nil {
-		l.Close(nil)
+	if err != nil {
+		p.lines[0].problem = err.Error()
 	}
+	p.setStatus()
 	p.ended <- err
 }
 
 func (p *peer) setStatus() {
-	p.status.Store(&PeerStatus{Address: p.address, Linked: p.state == linked, Problem: p.problem})
+	s := &PeerStatus{Address: p.address, Linked: p.links() > 0, Standby: p.standby, Choice: p.choice.text}
+	if !s.Linked {
+		s.Problem = p.lines[0].problem
+	}
+	var links []tunnel.LinkStats
+	if p.session != nil {
+		links = p.session.Links()
+	}
+	for _, ln := range p.lines {
+		one := LineStatus{
+			Transport: ln.transport.String(), Role: ln.role.String(), State: ln.state.String(),
+			Since: ln.since, Problem: ln.problem,
+		}
+		if ln.link != nil && ln.state != linked {
+			one.State = "suspect"
+		}
+		for _, l := range links {
+			if ln.link != nil && l.Link == tunnel.Link(ln.link) {
+				one.RTT = l.RTT
+			}
+		}
+		s.Lines = append(s.Lines, one)
+	}
+	p.status.Store(s)
 }

@@ -3,7 +3,9 @@ package private
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -27,6 +29,18 @@ type Relay struct {
 	// Site is the name that the public relays know the site by; Key proves it.
 	Site string
 	Key  ed25519.PrivateKey
+
+	// Transport is what carries the links: TransportAuto, TransportWSS or TransportQUIC. If empty,
+	// TransportWSS.
+	Transport string
+
+	// Links is how many WebSocket links a session has, at most MaxLinks: the first for what people wait for,
+	// the others for what moves much. 0: 1.
+	Links int
+
+	// Machine tells a restart of this relay from another relay of the site: 16 bytes in hex, the same after
+	// each start. If empty, a public relay cannot tell, and the old session has to time out.
+	Machine string
 
 	// RootCAs verify the certificates of the public relays. If nil, the system's do.
 	RootCAs *x509.CertPool
@@ -54,12 +68,23 @@ type Relay struct {
 	Proxied func(address string) bool
 
 	log      *slog.Logger // never nil while running
+	process  string       // 16 bytes in hex, of this Run
 	ready    sync.Once
 	services atomic.Pointer[services]
 
 	mu    sync.Mutex
 	peers []*peer // nil until Run
 }
+
+// The values of Relay.Transport.
+const (
+	TransportAuto = "auto" // WebSockets, and QUIC where it gets through, for what it is better at
+	TransportWSS  = "wss"  // WebSockets alone
+	TransportQUIC = "quic" // one QUIC link alone
+)
+
+// MaxLinks bounds Relay.Links.
+const MaxLinks = 8
 
 // services are those of one configuration. It is immutable; a reload makes a new one.
 type services struct {
@@ -104,11 +129,14 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 	r.services.Store(list)
 
+	var process [16]byte
+	rand.Read(process[:])
+	r.process = hex.EncodeToString(process[:])
+
 	ended := make(chan error, len(r.Relays))
 	r.mu.Lock()
 	for i, address := range r.Relays {
-		p := &peer{relay: r, address: address, loop: r.Core.Loop(i % r.Core.NumLoops()), ended: ended}
-		p.setStatus()
+		p := newPeer(r, address, r.Core.Loop(i%r.Core.NumLoops()), ended)
 		r.peers = append(r.peers, p)
 		p.loop.Post(p.start)
 	}
@@ -160,7 +188,20 @@ type Status struct {
 type PeerStatus struct {
 	Address string
 	Linked  bool   // a link is up
+	Standby bool   // another private relay of the site gets its visitors
+	Choice  string // which transports are used, and why
 	Problem string // why no link is up, or ""
+	Lines   []LineStatus
+}
+
+// LineStatus is one of the links that a session is to have.
+type LineStatus struct {
+	Transport string        // "wss" or "quic"
+	Role      string        // "interactive", "bulk" or "datagram"
+	State     string        // "linked", "suspect", "dialling", "waiting" for the next try or "idle" until another one is linked
+	RTT       time.Duration // 0: not known
+	Since     time.Time     // of the link; without one, of its loss
+	Problem   string        // why there is no link, or ""
 }
 
 // ServiceStatus counts the streams of one service since it was last loaded.

@@ -22,7 +22,12 @@ const connectTimeout = 10 * time.Second
 // accept joins a new stream of the peer to the service that its header names.
 func (p *peer) accept(s *tunnel.Stream, header []byte) {
 	h, err := relay.DecodeHeader(header)
-	if err != nil || h.Kind != relay.KindConnect {
+	switch {
+	case err == nil && h.Kind == relay.KindNotice:
+		p.setStandby(h.Service == relay.NoticeStandby)
+		s.SetHandler(notice{s})
+		return
+	case err != nil || h.Kind != relay.KindConnect:
 		s.Reset(tunnel.CodeInternal)
 		return
 	}
@@ -43,6 +48,14 @@ func (p *peer) accept(s *tunnel.Stream, header []byte) {
 	s.SetHandler(d)
 	p.loop.Dial(ctx, svc.network, svc.address, d.connected)
 }
+
+// notice is a stream that has nothing in it.
+type notice struct{ stream *tunnel.Stream }
+
+func (n notice) OnData(b []byte) int { return len(b) }
+func (n notice) OnEOF()              { n.stream.CloseWrite() }
+func (n notice) OnDrain()            {}
+func (n notice) OnClose(error)       {}
 
 func (s *service) streamEnded(error) { s.open.Add(-1) }
 

@@ -65,7 +65,8 @@ func newSite(t *testing.T, services ...Service) *site {
 	r.services.Store(list)
 	s := &site{t: t, loop: core.Loop(0)}
 	s.do(func() {
-		s.peer = &peer{relay: r, loop: s.loop, state: over}
+		s.peer = newPeer(r, "", s.loop, nil)
+		s.peer.over = true
 		s.peer.session = s.peer.newSession()
 		s.far = tunnel.New(tunnel.Config{Wake: func() { s.loop.AfterTurn(func() { s.far.Flush(s.loop.Now()) }) }}, s.loop.Now())
 		there, here := &wire{loop: s.loop, to: s.far}, &wire{loop: s.loop, to: s.peer.session}
