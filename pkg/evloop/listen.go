@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -53,28 +54,49 @@ func (c *Core) listen(loops []*Loop, network, addr string, accept func(*Conn)) (
 		return c.serve(loops, nl, accept), nil
 	}
 	ln := &Listener{core: c}
-	onError := func(err error) {
-		if ln.OnError != nil {
-			ln.OnError(err)
-		}
-	}
 	for i, l := range loops {
 		f, bound, err := listenFD(network, addr, i > 0, len(loops) > 1)
 		if err != nil {
 			ln.discard()
 			return nil, err
 		}
-		f.loop, f.onConn, f.onError = l, accept, onError
+		f.loop, f.onConn, f.onError = l, accept, ln.failed
 		ln.fds = append(ln.fds, f)
 		if i == 0 {
 			ln.addr, addr = bound, bound.String() // port 0 becomes the port of the first
 		}
 	}
+	return ln, c.start(ln)
+}
+
+// ListenFile accepts connections on f, a TCP or unix socket that listens already: one that a service manager hands
+// down, which refuses nobody while its service restarts. One loop accepts, since such a socket has one queue, and deals
+// the connections to all in turn. f remains the caller's, to close; a unix socket's path is left alone.
+func (c *Core) ListenFile(f *os.File, accept func(*Conn)) (*Listener, error) {
+	nl, err := net.FileListener(f)
+	if err != nil {
+		return nil, err
+	}
+	if c.cfg.Portable {
+		return c.serve(c.loops, nl, accept), nil
+	}
+	defer nl.Close()
+	fl, err := inheritFD(nl)
+	if err != nil {
+		return nil, err
+	}
+	ln := &Listener{core: c, addr: nl.Addr(), fds: []*fdListener{fl}}
+	fl.loop, fl.deal, fl.onConn, fl.onError = c.loops[0], c.loops, accept, ln.failed
+	return ln, c.start(ln)
+}
+
+// start has the loops accept what comes to the descriptors of ln.
+func (c *Core) start(ln *Listener) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		ln.discard()
-		return nil, ErrClosed
+		return ErrClosed
 	}
 	c.lns[ln] = struct{}{}
 	for _, f := range ln.fds {
@@ -84,7 +106,13 @@ func (c *Core) listen(loops []*Loop, network, addr string, accept func(*Conn)) (
 			}
 		})
 	}
-	return ln, nil
+	return nil
+}
+
+func (ln *Listener) failed(err error) {
+	if ln.OnError != nil {
+		ln.OnError(err)
+	}
 }
 
 // discard closes the descriptors of a listener that no loop has seen.
@@ -123,9 +151,7 @@ func (ln *Listener) acceptNet(loops []*Loop, accept func(*Conn)) {
 			if ln.isClosed() || errors.Is(err, net.ErrClosed) {
 				return
 			}
-			if ln.OnError != nil {
-				ln.OnError(err)
-			}
+			ln.failed(err)
 			time.Sleep(acceptPause)
 			continue
 		}
@@ -253,7 +279,7 @@ func (c *Core) bound(ctx context.Context) (context.Context, context.CancelFunc) 
 func (l *Loop) dialEach(ctx context.Context, addrs []netip.Addr, port uint16, first error, done func(*Conn, error)) {
 	if len(addrs) == 0 || first != nil && ctx.Err() != nil {
 		if first == nil {
-			first = errors.New("name has no address")
+			first = errNoAddress
 		}
 		done(nil, first)
 		return

@@ -188,6 +188,7 @@ type slot struct {
 	c   *Conn
 	ln  *fdListener
 	d   *fdDial
+	p   *PacketConn
 }
 
 // Loop is one event loop and the goroutine that runs it. Its fields belong to that goroutine, except for those
@@ -201,11 +202,15 @@ type Loop struct {
 	slots []slot
 	free  []uint32
 
-	ready connQueue // to be served
-	bulk  connQueue // to be served, a share in a turn
-	moved int       // bytes read in this round of bulk
-	dirty connQueue // have output to write at the end of the turn
-	dead  connQueue // await OnClose at the end of the turn
+	ready queue[*Conn] // to be served
+	bulk  queue[*Conn] // to be served, a share in a turn
+	moved int          // bytes read in this round of bulk
+	dirty queue[*Conn] // have output to write at the end of the turn
+	dead  queue[*Conn] // await OnClose at the end of the turn
+
+	packets  queue[*PacketConn] // may have something to receive
+	outgoing outgoing
+	packetIO *packetIO // made by the first packet socket
 
 	after, running []func() // AfterTurn: of the next round, of this one
 
@@ -273,7 +278,7 @@ func (l *Loop) run() {
 		if l.closing && l.over() {
 			break
 		}
-		block := len(l.ready.next)+len(l.bulk.next)+len(l.dirty.next)+len(l.dead.next)+len(l.after) == 0
+		block := len(l.ready.next)+len(l.bulk.next)+len(l.packets.next)+len(l.dirty.next)+len(l.dead.next)+len(l.after) == 0
 		if block {
 			l.mu.Lock()
 			block = len(l.tasks) == 0
@@ -323,6 +328,7 @@ func (l *Loop) turn() {
 		c.flags &^= isReady
 		l.serve(c)
 	}
+	l.servePackets()
 	l.serveBulk()
 
 	l.after, l.running = l.running[:0], l.after
@@ -344,6 +350,8 @@ func (l *Loop) turn() {
 		l.dead.taken[i] = nil
 		c.bury()
 	}
+
+	l.outgoing.flush(l)
 }
 
 // serveBulk serves connections that move bulk until they have moved bulkBytes; the others keep their place. So a turn
@@ -367,15 +375,15 @@ func (l *Loop) serveBulk() {
 	}
 }
 
-// connQueue is a list of connections that is worked off while it is being added to.
-type connQueue struct {
-	next  []*Conn // added since take
-	taken []*Conn // being worked off; an entry that is done or removed is nil
+// queue is a list of connections that is worked off while it is being added to.
+type queue[T comparable] struct {
+	next  []T // added since take
+	taken []T // being worked off; an entry that is done or removed is zero
 }
 
-func (q *connQueue) add(c *Conn) { q.next = append(q.next, c) }
+func (q *queue[T]) add(c T) { q.next = append(q.next, c) }
 
-func (q *connQueue) take() []*Conn {
+func (q *queue[T]) take() []T {
 	if cap(q.taken) > 4096 {
 		q.taken = nil
 	}
@@ -383,11 +391,12 @@ func (q *connQueue) take() []*Conn {
 	return q.taken
 }
 
-func (q *connQueue) remove(c *Conn) {
-	for _, list := range [][]*Conn{q.next, q.taken} {
+func (q *queue[T]) remove(c T) {
+	for _, list := range [][]T{q.next, q.taken} {
 		for i := range list {
 			if list[i] == c {
-				list[i] = nil
+				var none T
+				list[i] = none
 			}
 		}
 	}
@@ -436,10 +445,14 @@ func (l *Loop) note(e event) {
 		s.ln.accept()
 	case s.d != nil:
 		s.d.connected()
+	case s.p != nil:
+		if e.readable || e.failed {
+			s.p.wantReceive()
+		}
 	}
 }
 
-// enter gives a slot to a connection, a listener or a dial and returns its token.
+// enter gives a slot to a connection, a listener, a dial or a packet socket and returns its token.
 func (l *Loop) enter(s slot) (token uint64) {
 	var i uint32
 	if n := len(l.free); n > 0 {
@@ -472,6 +485,8 @@ func (l *Loop) shutdown() {
 			s.ln.close()
 		case s.d != nil:
 			s.d.fail(ErrClosed)
+		case s.p != nil:
+			s.p.Close()
 		}
 	}
 }

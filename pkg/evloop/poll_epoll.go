@@ -160,16 +160,12 @@ func rawAccept(fd int) (int, unix.Sockaddr, error) {
 	return unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 }
 
-func rawSocket(domain int) (int, error) {
-	return unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+func rawSocket(domain, typ int) (int, error) {
+	return unix.Socket(domain, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 }
 
 // acceptInherits says that an accepted socket has the options of its listener.
 const acceptInherits = true
-
-func setNotSentLowat(fd, n int) {
-	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, n)
-}
 
 // setKeepAlive lets the system find out about peers that are gone after some four minutes.
 func setKeepAlive(fd int) {

@@ -162,10 +162,10 @@ func rawAccept(fd int) (int, unix.Sockaddr, error) {
 	return n, sa, err
 }
 
-func rawSocket(domain int) (int, error) {
+func rawSocket(domain, typ int) (int, error) {
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
-	fd, err := unix.Socket(domain, unix.SOCK_STREAM, 0)
+	fd, err := unix.Socket(domain, typ, 0)
 	if err != nil {
 		return -1, err
 	}
@@ -178,7 +178,5 @@ func rawSocket(domain int) (int, error) {
 }
 
 const acceptInherits = false
-
-func setNotSentLowat(int, int) {}
 
 func setKeepAlive(fd int) { unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1) }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -95,6 +96,30 @@ func addrPort(sa unix.Sockaddr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
+// sockaddr is the inverse of addrPort.
+func sockaddr(addr netip.AddrPort) (domain int, sa unix.Sockaddr, err error) {
+	if a := addr.Addr().Unmap(); a.Is4() {
+		return unix.AF_INET, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: a.As4()}, nil
+	}
+	zone, err := zoneIndex(addr.Addr().Zone())
+	return unix.AF_INET6, &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16(), ZoneId: zone}, err
+}
+
+// zoneIndex returns the index of an interface that is given by number or name; 0 for none.
+func zoneIndex(zone string) (uint32, error) {
+	if zone == "" {
+		return 0, nil
+	}
+	if n, err := strconv.ParseUint(zone, 10, 32); err == nil {
+		return uint32(n), nil
+	}
+	ifi, err := net.InterfaceByName(zone)
+	if err != nil {
+		return 0, err
+	}
+	return uint32(ifi.Index), nil
+}
+
 // takeFD takes the descriptor out of nc, which is closed. ok is false, and nc untouched, when nc has none.
 func takeFD(nc net.Conn) (s *fdSock, remote netip.AddrPort, ok bool, err error) {
 	switch nc.(type) {
@@ -102,21 +127,33 @@ func takeFD(nc net.Conn) (s *fdSock, remote netip.AddrPort, ok bool, err error) 
 	default:
 		return nil, remote, false, nil
 	}
-	f, err := nc.(interface{ File() (*os.File, error) }).File()
+	fd, err := dupFD(nc.(filer))
 	if err != nil {
 		return nil, remote, true, err
 	}
-	defer f.Close()
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, remote, true, os.NewSyscallError("fcntl", err)
-	}
-	unix.SetNonblock(fd, true) // f.Fd made the shared description blocking
 	if a, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
 		remote = netip.AddrPortFrom(a.AddrPort().Addr().Unmap(), uint16(a.Port))
 	}
 	nc.Close()
 	return &fdSock{fd: fd}, remote, true, nil
+}
+
+// filer is a socket of package net that has a descriptor.
+type filer interface{ File() (*os.File, error) }
+
+// dupFD duplicates the descriptor of a socket, for a poller.
+func dupFD(s filer) (int, error) {
+	f, err := s.File()
+	if err != nil {
+		return -1, err
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("fcntl", err)
+	}
+	unix.SetNonblock(fd, true) // f.Fd made the shared description blocking
+	return fd, nil
 }
 
 // netConn makes a blocking net.Conn of the socket, which must not be used afterwards.
@@ -134,8 +171,26 @@ type fdListener struct {
 	onConn  func(*Conn)
 	onError func(error)
 	retry   Timer
-	path    string // of a unix socket, removed at the end
+	path    string  // of a unix socket, removed at the end
+	deal    []*Loop // that the connections go to in turn; nil: loop
+	dealt   int
 	closed  bool
+}
+
+// inheritFD takes a duplicate of the descriptor out of a listener that somebody else has opened.
+func inheritFD(nl net.Listener) (*fdListener, error) {
+	f, ok := nl.(filer)
+	if !ok {
+		return nil, fmt.Errorf("listen %s: network not supported", nl.Addr().Network())
+	}
+	fd, err := dupFD(f)
+	if err != nil {
+		return nil, err
+	}
+	if acceptInherits {
+		setStreamOptions(fd)
+	}
+	return &fdListener{fd: fd}, nil
 }
 
 // listenFD opens one listening socket. Several may listen on one port: the first with shared only, the others with join
@@ -151,26 +206,12 @@ func listenFD(network, addr string, join, shared bool) (ln *fdListener, bound ne
 		return nil, nil, err
 	}
 	defer nl.Close()
-	filer, ok := nl.(interface{ File() (*os.File, error) })
-	if !ok {
-		return nil, nil, fmt.Errorf("listen %s %s: network not supported", network, addr)
+	if ln, err = inheritFD(nl); err != nil {
+		return nil, nil, err
 	}
-	ln = new(fdListener)
 	if u, ok := nl.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false)
 		ln.path = addr
-	}
-	f, err := filer.File()
-	if err != nil {
-		return nil, nil, err
-	}
-	defer f.Close()
-	if ln.fd, err = unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
-		return nil, nil, os.NewSyscallError("fcntl", err)
-	}
-	unix.SetNonblock(ln.fd, true)
-	if acceptInherits {
-		setStreamOptions(ln.fd)
 	}
 	if shared && !join && !shareBeforeBind {
 		if err := setReusePort(ln.fd); err != nil {
@@ -181,15 +222,10 @@ func listenFD(network, addr string, join, shared bool) (ln *fdListener, bound ne
 	return ln, nl.Addr(), nil
 }
 
-// notSent bounds what the system queues for a connection and has not sent, in bytes, where it has TCP_NOTSENT_LOWAT.
-// What waits is then ours: a link can still send what is urgent first, and a thousand peers that do not read cannot
-// fill the memory that the system has for all of TCP, which would stop everybody's connections.
-const notSent = 128 << 10
-
 // setStreamOptions sets what every TCP connection of ours has; without effect on unix sockets.
 func setStreamOptions(fd int) {
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-	setNotSentLowat(fd, notSent)
+	setUnsent(fd, notSent)
 	setKeepAlive(fd)
 }
 
@@ -220,25 +256,38 @@ func (ln *fdListener) accept() {
 		case unix.ECONNABORTED, unix.EINTR, unix.EPROTO:
 			continue
 		default: // out of descriptors or memory: they wait in the backlog meanwhile
-			if ln.onError != nil {
-				ln.onError(os.NewSyscallError("accept", err))
-			}
+			ln.onError(os.NewSyscallError("accept", err))
 			ln.loop.Arm(&ln.retry, acceptPause, ln.accept)
 			return
 		}
 		if !acceptInherits {
 			setStreamOptions(fd)
 		}
-		c, err := ln.loop.newConn(&fdSock{fd: fd}, addrPort(sa))
+		ln.give(fd, addrPort(sa))
+	}
+	ln.loop.Post(ln.accept)
+}
+
+// give brings an accepted descriptor onto its loop.
+func (ln *fdListener) give(fd int, remote netip.AddrPort) {
+	to := ln.loop
+	if ln.deal != nil {
+		to = ln.deal[ln.dealt%len(ln.deal)]
+		ln.dealt++
+	}
+	arrive := func() {
+		c, err := to.newConn(&fdSock{fd: fd}, remote)
 		if err != nil {
-			if ln.onError != nil {
-				ln.onError(err)
-			}
-			continue
+			ln.onError(err)
+			return
 		}
 		ln.onConn(c)
 	}
-	ln.loop.Post(ln.accept)
+	if to == ln.loop {
+		arrive()
+	} else if !to.Post(arrive) {
+		unix.Close(fd)
+	}
 }
 
 func (ln *fdListener) close() {
@@ -275,7 +324,7 @@ func connectFD(ctx context.Context, l *Loop, domain int, sa unix.Sockaddr, done 
 		done(nil, err)
 		return
 	}
-	fd, err := rawSocket(domain)
+	fd, err := rawSocket(domain, unix.SOCK_STREAM)
 	if err != nil {
 		done(nil, os.NewSyscallError("socket", err))
 		return
@@ -347,24 +396,13 @@ func (d *fdDial) end() func(*fdSock, error) {
 
 // dialFD connects to a literal IP address or a unix path.
 func (l *Loop) dialFD(ctx context.Context, addr netip.AddrPort, path string, done func(*Conn, error)) {
-	var sa unix.Sockaddr
-	domain := unix.AF_INET6
-	switch {
-	case path != "":
-		domain, sa = unix.AF_UNIX, &unix.SockaddrUnix{Name: path}
-	case addr.Addr().Unmap().Is4():
-		domain, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().Unmap().As4()}
-	default:
-		sa6 := &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
-		if zone := addr.Addr().Zone(); zone != "" {
-			ifi, err := net.InterfaceByName(zone)
-			if err != nil {
-				done(nil, err)
-				return
-			}
-			sa6.ZoneId = uint32(ifi.Index)
+	domain, sa := unix.AF_UNIX, unix.Sockaddr(&unix.SockaddrUnix{Name: path})
+	if path == "" {
+		var err error
+		if domain, sa, err = sockaddr(addr); err != nil {
+			done(nil, err)
+			return
 		}
-		sa = sa6
 	}
 	connectFD(ctx, l, domain, sa, func(s *fdSock, err error) {
 		if err != nil {

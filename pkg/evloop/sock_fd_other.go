@@ -16,6 +16,7 @@ type fdListener struct {
 	fd      int
 	onConn  func(*Conn)
 	onError func(error)
+	deal    []*Loop
 }
 
 func (*fdListener) discard() {}
@@ -29,13 +30,18 @@ type fdDial struct{}
 func (*fdDial) connected() {}
 func (*fdDial) fail(error) {}
 
-type fdSock struct{ netSock }
+type fdSock struct {
+	netSock
+	fd int
+}
 
 func (*fdSock) netConn() (net.Conn, error) { return nil, errors.ErrUnsupported }
 
 func takeFD(net.Conn) (*fdSock, netip.AddrPort, bool, error) {
 	return nil, netip.AddrPort{}, false, nil
 }
+
+func inheritFD(net.Listener) (*fdListener, error) { return nil, errors.ErrUnsupported }
 
 func listenFD(string, string, bool, bool) (*fdListener, net.Addr, error) {
 	return nil, nil, errors.ErrUnsupported
