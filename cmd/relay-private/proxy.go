@@ -19,6 +19,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -157,8 +158,8 @@ func throughProxy(ctx context.Context, u *url.URL, address string) (net.Conn, er
 	switch {
 	case !stop():
 		err = ctx.Err()
-	case err == io.EOF, err == io.ErrUnexpectedEOF:
-		err = errors.New("it closes the connection without an answer")
+	case err == io.EOF, err == io.ErrUnexpectedEOF, errors.Is(err, syscall.ECONNRESET):
+		err = errors.New("it closes the connection without an answer: are scheme and port right?")
 	}
 	if err != nil {
 		c.Close()

@@ -121,8 +121,8 @@ func TestProxyErrors(t *testing.T) {
 		{"", "HTTP/1.1 301 Moved\r\nLocation: https://elsewhere/\r\n\r\n", `it answers "301 Moved"`},
 		{"site:secret@", "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", maxProxyAnswer) + "\r\n\r\n", "its answer is too long: is it an HTTP proxy?"},
 		{"", "SSH-2.0-x\r\n\r\n", "its answer is not HTTP: is it an HTTP proxy?"},
-		{"", "HTTP/1.1 200", "it closes the connection without an answer"},
-		{"site:secret@", "", "it closes the connection without an answer"},
+		{"", "HTTP/1.1 200", "it closes the connection without an answer: are scheme and port right?"},
+		{"site:secret@", "", "it closes the connection without an answer: are scheme and port right?"},
 	} {
 		address := proxyServer(t, func(_ *testing.T, c net.Conn) {
 			http.ReadRequest(bufio.NewReader(c))
@@ -183,7 +183,7 @@ func TestSOCKSProxy(t *testing.T) {
 		{"", []string{open, "\x05\x00", ask, "\x05\x63\x00\x01"}, "it answers with the unknown code 99"},
 		{"", []string{open, "\x05\x00", ask, "\x05\x00\x00\x09"}, "its answer is not SOCKS5: is it a SOCKS5 proxy?"},
 		{"", []string{open, "HTTP/1.1 400"}, "its answer is not SOCKS5: is it a SOCKS5 proxy?"},
-		{"", []string{open, "\x05"}, "it closes the connection without an answer"},
+		{"", []string{open, "\x05"}, "it closes the connection without an answer: are scheme and port right?"},
 	} {
 		address := socksServer(t, test.script...)
 		got, err := dialThrough(t, "socks5://"+test.login+address)
