@@ -62,17 +62,22 @@ type serviceConfig struct {
 	Name string `toml:"name"`
 
 	// Publish is where visitors come in: https://HOST[/PATH], http://, wss://, ws:// (a host may begin with
-	// "*."), or tcp://:PORT. The public relay decides whether the site may publish it. If empty, the service
-	// can be reached by operators only, with `tunnelctl forward`.
+	// "*."), tcp://:PORT, or udp://:PORT. The public relay decides whether the site may publish it. If empty,
+	// the service can be reached by operators only, with `tunnelctl forward`.
 	Publish string `toml:"publish"`
 
-	// Target is where they end up: http://HOST:PORT, https://HOST:PORT, tcp://HOST:PORT, unix:///PATH of a
-	// socket, or file:///PATH of a folder, which this relay then serves itself. Needed.
+	// Target is where they end up: http://HOST:PORT, https://HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT,
+	// unix:///PATH of a socket, or file:///PATH of a folder, which this relay then serves itself. Needed.
 	Target string `toml:"target"`
 
 	// CA is a PEM file with the authorities that may vouch for the certificate of an https target. If
 	// empty, the system's authorities do.
 	CA string `toml:"ca"`
+
+	// ProxyProtocol has the target told who the visitor is, by a PROXY protocol header of that version (1 or 2)
+	// ahead of each connection to a tcp:// or unix:// target, or of each datagram (2 only). The target must
+	// expect it. 0, the default: none. Targets of HTTP services learn it from X-Forwarded-For.
+	ProxyProtocol int `toml:"proxy_protocol"`
 }
 
 // settings are the values that a config stands for.
@@ -160,7 +165,7 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 	publishes := make(map[relay.Publish]string)
 	for i, one := range c.Service {
 		at := fmt.Sprintf("service[%d]", i)
-		svc := private.Service{Service: relay.Service{Name: one.Name}}
+		svc := private.Service{Service: relay.Service{Name: one.Name}, ProxyProtocol: one.ProxyProtocol}
 		var err error
 		if one.Name == "" {
 			f.Addf(at, "service without a name")
@@ -173,7 +178,7 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		if one.Publish != "" {
 			if svc.Publish, err = relay.ParsePublish(one.Publish); err != nil {
 				f.Addf(at+".publish", "%v", err)
-			} else if other, ok := publishes[svc.Publish]; ok && (svc.Publish.Scheme != "tcp" || svc.Publish.Port != 0) {
+			} else if other, ok := publishes[svc.Publish]; ok && (!svc.Publish.IsPort() || svc.Publish.Port != 0) {
 				f.Addf(at+".publish", "publish %q is taken by service %q", one.Publish, other)
 			}
 			publishes[svc.Publish] = one.Name

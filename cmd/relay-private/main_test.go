@@ -99,6 +99,12 @@ name    = "db"
 publish = "tcp://:15432"
 target  = "http://127.0.0.1:1"
 ca      = "office.key"
+
+[[service]]
+name    = "web"
+publish = "https://web.example.com"
+target  = "http://127.0.0.1:1"
+proxy_protocol = 2
 `},
 			stderr: `
 private.toml:1:31: relay "https://relay.example.org": want HOST or HOST:PORT, not a URL
@@ -117,7 +123,8 @@ private.toml:20:11: publish "https://two.example.com" is taken by service "two"
 private.toml:21:11: target "file:///no/such/folder": stat /no/such/folder: no such file or directory
 private.toml:25:11: service "db": a tcp:// publish needs a tcp:// or unix:// target, not http://
 private.toml:27:11: ca is for https:// targets
-private.toml:27:11: ca: office.key holds no PEM certificate`,
+private.toml:27:11: ca: office.key holds no PEM certificate
+private.toml:31:11: service "web": proxy_protocol is for tcp:// and udp:// publishes: visitors share the connections to an HTTP target, and X-Forwarded-For has their addresses`,
 			code: 2,
 		},
 		{

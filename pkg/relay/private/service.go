@@ -19,6 +19,30 @@ type Service struct {
 
 	// RootCAs verify the certificate of an https target. If nil, the system's do.
 	RootCAs *x509.CertPool
+
+	// ProxyProtocol is the version, 1 or 2, of the PROXY protocol header that tells the target who the visitor
+	// is: ahead of each connection, or of each datagram. 0: none.
+	ProxyProtocol int
+}
+
+// Validate reports what is wrong with s, naming the service.
+func (s Service) Validate() error {
+	if err := s.Service.Validate(); err != nil {
+		return err
+	}
+	switch p := s.ProxyProtocol; {
+	case p == 0:
+	case p != 1 && p != 2:
+		return fmt.Errorf("service %q: proxy_protocol %d: want 1 or 2", s.Name, p)
+	case s.Target.Scheme == "udp":
+		if p != 2 {
+			return fmt.Errorf("service %q: proxy_protocol 1 knows no datagrams: want 2", s.Name)
+		}
+	case s.Target.Scheme != "tcp" && s.Target.Scheme != "unix", !s.Publish.IsZero() && s.Publish.Scheme != "tcp":
+		return fmt.Errorf("service %q: proxy_protocol is for tcp:// and udp:// publishes: visitors share the connections to an HTTP target, "+
+			"and X-Forwarded-For has their addresses", s.Name)
+	}
+	return nil
 }
 
 // service is a Service made ready to be used. It is immutable but for its counters, which any loop and
@@ -55,6 +79,8 @@ func newService(s Service) (*service, error) {
 		// The root is closed by the garbage collector, when a reload has replaced the service and
 		// its last stream has ended.
 		made.files = &httpd.Server{Handler: &httpd.FileHandler{Root: root}}
+	case "udp":
+		made.network, made.address = "udp", net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port)))
 	default:
 		made.network, made.address = "tcp", net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port)))
 		if t.Scheme == "https" {

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"syscall"
 	"time"
@@ -44,7 +45,7 @@ func (p *peer) accept(s *tunnel.Stream, header []byte) {
 	svc.open.Add(1)
 	s.Pause() // what comes before the target is there stays in the stream's window, its end too
 	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
-	d := &dial{peer: p, service: svc, stream: s, cancel: cancel}
+	d := &dial{peer: p, service: svc, stream: s, visitor: h.Visitor, cancel: cancel}
 	s.SetHandler(d)
 	p.loop.Dial(ctx, svc.network, svc.address, d.connected)
 }
@@ -64,6 +65,7 @@ type dial struct {
 	peer    *peer
 	service *service
 	stream  *tunnel.Stream
+	visitor netip.AddrPort
 	cancel  context.CancelFunc
 	shaking *evloop.Conn // the target's connection in its TLS handshake, or nil
 	gone    bool         // the stream is closed
@@ -106,6 +108,9 @@ func (d *dial) connected(c *evloop.Conn, err error) {
 func (d *dial) splice(c *evloop.Conn) {
 	if d.service.down.Swap(false) {
 		d.peer.relay.log.Info("target is back", "service", d.service.Name)
+	}
+	if version := d.service.ProxyProtocol; version != 0 {
+		c.Write(appendPreface(nil, version, false, d.visitor, c.RemoteAddr()))
 	}
 	forward.Splice(c, d.stream, d.service.ended)
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -112,7 +113,7 @@ type visitor struct {
 
 func (s *site) visit(service string) *visitor {
 	s.t.Helper()
-	header, err := relay.Header{Kind: relay.KindConnect, Service: service, Scheme: "https"}.Append(nil)
+	header, err := relay.Header{Kind: relay.KindConnect, Service: service, Scheme: "https", Visitor: netip.MustParseAddrPort("192.0.2.7:40000")}.Append(nil)
 	if err != nil {
 		s.t.Fatal(err)
 	}
