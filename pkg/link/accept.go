@@ -49,7 +49,7 @@ func (l *Link) heard(message []byte, hello func(*Incoming, error)) {
 		l.refuse(refusal)
 		return
 	}
-	state := l.conn.TLS()
+	state := l.tls()
 	if state == nil {
 		l.refuse(&relay.Refusal{Code: relay.RefuseInternal, Message: "a link needs TLS"})
 		return
@@ -59,11 +59,22 @@ func (l *Link) heard(message []byte, hello func(*Incoming, error)) {
 		l.refuse(&relay.Refusal{Code: relay.RefuseInternal, Message: "a link needs TLS 1.3"})
 		return
 	}
-	in := &Incoming{Hello: h, Exporter: exporter, link: l}
+	in := &Incoming{Hello: h, Exporter: exporter, Transport: l.Transport(), link: l}
 	l.state = ready
 	l.fail = in.gone
-	l.conn.Pause() // until Serve
+	if l.quic == nil {
+		l.conn.Pause() // until Serve
+	}
 	hello(in, nil)
+}
+
+// tls is the state of the connection's TLS, nil if it has none.
+func (l *Link) tls() *tls.ConnectionState {
+	if l.quic != nil {
+		state := l.quic.conn.ConnectionState().TLS
+		return &state
+	}
+	return l.conn.TLS()
 }
 
 // refuse tells the peer why it is not let in, and ends the connection.
@@ -108,6 +119,16 @@ func (in *Incoming) Move(to *evloop.Loop, f func(error)) {
 	in.moving, in.target = f, to
 	if l.state == closed {
 		in.gone(l.err)
+		return
+	}
+	if l.quic != nil {
+		l.quic.loop.Store(to)
+		to.Post(func() {
+			if f := in.moving; f != nil {
+				in.moving = nil
+				f(nil)
+			}
+		})
 		return
 	}
 	l.conn.Move(to, func() {

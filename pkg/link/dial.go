@@ -48,6 +48,10 @@ type DialConfig struct {
 	// transport: at most relay.MaxChoice bytes of visible ASCII.
 	Software, Choice string
 
+	// OnHint is told, on the loop and before done, what could be better about the
+	// socket of a QUIC link. If nil, nobody is.
+	OnHint func(hint string)
+
 	// Dial replaces the network of a WSS link. If nil, TCP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -57,7 +61,7 @@ type Phase string
 
 // The phases, in their order.
 const (
-	PhaseDial    Phase = "dial"    // look-up and TCP
+	PhaseDial    Phase = "dial"    // look-up and TCP, or the first answer of QUIC
 	PhaseTLS     Phase = "tls"     // the relay proves itself
 	PhaseUpgrade Phase = "upgrade" // HTTP to WebSocket
 	PhaseHello   Phase = "hello"   // the site proves itself
@@ -124,6 +128,10 @@ func Dial(ctx context.Context, loop *evloop.Loop, cfg DialConfig, done func(*Lin
 	d.ctx, d.stop = context.WithCancel(ctx)
 	d.unask = context.AfterFunc(ctx, func() { loop.Post(func() { d.giveUp(context.Cause(ctx)) }) })
 	loop.Arm(&d.timer, handshakeTimeout, func() { d.giveUp(ErrTimeout) })
+	if cfg.Transport == QUIC {
+		d.dialQUIC()
+		return
+	}
 	if cfg.Dial == nil {
 		loop.Dial(d.ctx, "tcp", cfg.Address, d.dialled)
 		return
@@ -250,10 +258,7 @@ func (cfg *DialConfig) hello(exporter []byte) []byte {
 
 // heard takes the Welcome.
 func (d *dialer) heard(l *Link, message []byte) {
-	w, err := relay.DecodeWelcome(message)
-	if err == nil && w.Error != nil {
-		err = w.Error
-	}
+	w, err := decodeWelcome(message)
 	if err != nil {
 		l.end(websocket.StatusNormal, "", err) // reports
 		return
@@ -261,6 +266,15 @@ func (d *dialer) heard(l *Link, message []byte) {
 	l.state, l.fail = ready, nil
 	l.conn.Pause() // until Serve
 	d.report(l, w, nil)
+}
+
+// decodeWelcome decodes a Welcome; a refusal is an error.
+func decodeWelcome(message []byte) (relay.Welcome, error) {
+	w, err := relay.DecodeWelcome(message)
+	if err == nil && w.Error != nil {
+		err = w.Error
+	}
+	return w, err
 }
 
 // hint says what to look at after an error.
@@ -283,6 +297,8 @@ func (d *dialer) hint(err error) string {
 		return fmt.Sprintf("%s does not speak TLS; is the port right?", d.cfg.Address)
 	case errors.As(err, &status):
 		return fmt.Sprintf("%s is an HTTP server and not a public relay, or has another domain", d.cfg.Address)
+	case d.cfg.Transport == QUIC:
+		return d.hintQUIC(err)
 	}
 	return ""
 }

@@ -77,9 +77,11 @@ func (t Transport) String() string {
 	return "wss"
 }
 
-// Link is a WebSocket that carries a session. It belongs to one loop.
+// Link carries a session. It belongs to one loop.
 type Link struct {
-	conn    *evloop.Conn
+	quic *quicConn    // nil: it is a WebSocket, and
+	conn *evloop.Conn // its connection
+
 	client  bool
 	state   state
 	decoder websocket.Decoder
@@ -113,14 +115,30 @@ func (l *Link) Serve(s *tunnel.Session, role tunnel.Role, lost func(l *Link, err
 		return
 	}
 	l.state = open
-	l.decoder.MaxMessage = 0 // frames of the session have bounds of their own
-	l.conn.Resume()
-	s.Attach(l, role, l.conn.Loop().Now())
+	if l.quic != nil {
+		l.quic.serve()
+	} else {
+		l.decoder.MaxMessage = 0 // frames of the session have bounds of their own
+		l.conn.Resume()
+	}
+	s.Attach(l, role, l.loop().Now())
+}
+
+// loop is the one that l belongs to.
+func (l *Link) loop() *evloop.Loop {
+	if l.quic != nil {
+		return l.quic.loop.Load()
+	}
+	return l.conn.Loop()
 }
 
 // Send sends one message, as tunnel.Link says.
 func (l *Link) Send(b []byte) {
 	if l.state != open {
+		return
+	}
+	if l.quic != nil {
+		l.quic.control.Send(b)
 		return
 	}
 	payload := b[tunnel.Headroom:]
@@ -132,16 +150,40 @@ func (l *Link) Send(b []byte) {
 	l.conn.Write(b[start:])
 }
 
-// Room is a full batch while the queue of the connection is short.
+// Room is a full batch while the queue is short.
 func (l *Link) Room() int {
-	if l.state != open || l.conn.Pending() > l.conn.HighMark() {
+	switch {
+	case l.state != open:
+		return 0
+	case l.quic != nil:
+		return l.quic.control.Room()
+	case l.conn.Pending() > l.conn.HighMark():
 		return 0
 	}
 	return maxBatch
 }
 
+// OpenLane opens a lane, as tunnel.LaneLink says. A WebSocket has none.
+func (l *Link) OpenLane() tunnel.Lane {
+	if l.quic == nil || l.state != open {
+		return nil
+	}
+	return l.quic.openLane()
+}
+
+// SendDatagram sends a datagram beside the streams, as tunnel.LaneLink says. With a
+// WebSocket it can not.
+func (l *Link) SendDatagram(id uint32, b []byte) bool {
+	return l.quic != nil && l.state == open && l.quic.sendDatagram(id, b)
+}
+
 // Transport returns what carries the link.
-func (l *Link) Transport() Transport { return WSS }
+func (l *Link) Transport() Transport {
+	if l.quic != nil {
+		return QUIC
+	}
+	return WSS
+}
 
 // The status of a CloseError after a Close(nil) of the peer (rfc6455#section-7.4.1).
 const (
@@ -165,11 +207,20 @@ func (l *Link) Close(err error) {
 		return
 	}
 	l.shut(err)
+	if l.quic != nil {
+		l.quic.end(ending{status: websocket.StatusInternal, reason: err.Error()})
+		return
+	}
 	l.conn.Abort(err)
 }
 
-// end closes in good order: after a close frame and what is queued before it.
+// end closes in good order: after what is queued, and with a status.
 func (l *Link) end(status int, reason string, err error) {
+	if l.quic != nil {
+		l.quic.end(ending{status, reason, true})
+		l.shut(err)
+		return
+	}
 	l.conn.Write(websocket.AppendFrame(nil, websocket.Close, websocket.ClosePayload(status, reason), l.mask()))
 	l.conn.Close()
 	l.shut(err)
@@ -197,7 +248,7 @@ func (l *Link) shut(err error) {
 // report tells session and owner in a turn of its own: both may be in the middle of
 // something.
 func (l *Link) report() {
-	loop := l.conn.Loop()
+	loop := l.loop()
 	loop.Post(func() {
 		l.session.Lost(l, l.err, loop.Now())
 		l.lost(l, l.err)
@@ -216,6 +267,10 @@ func (l *Link) mask() *websocket.Key {
 
 // sendMessage sends a message of the handshake.
 func (l *Link) sendMessage(b []byte) {
+	if l.quic != nil {
+		l.quic.control.put(appendMessage(nil, b))
+		return
+	}
 	l.conn.Write(websocket.AppendFrame(nil, websocket.Text, b, l.mask()))
 }
 
@@ -304,6 +359,11 @@ func (l *Link) violated(err error) {
 	var w *websocket.Error
 	if errors.As(err, &w) {
 		status = w.Status
+	}
+	if l.quic != nil {
+		l.quic.end(ending{status: status, reason: err.Error()})
+		l.shut(err)
+		return
 	}
 	l.end(status, err.Error(), err)
 }

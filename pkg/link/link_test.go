@@ -64,8 +64,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // network is where the relays of a test are: in memory, with the portable loop, or on
 // loopback, with the system's.
 type network struct {
-	mem  *memnet.Network // nil: loopback
-	addr string
+	mem       *memnet.Network // nil: loopback
+	transport Transport
+	addr      string
 }
 
 // server is as much of a public relay as a link needs: one site, one session.
@@ -164,7 +165,7 @@ func (s *server) hello(in *Incoming, err error) {
 	s.mu.Lock()
 	if s.loop == nil {
 		for i := range s.core.NumLoops() {
-			if l := s.core.Loop(i); (l == in.link.conn.Loop()) != s.move {
+			if l := s.core.Loop(i); (l == in.link.loop()) != s.move {
 				s.loop = l
 			}
 		}
@@ -206,7 +207,9 @@ func start(t testing.TB, n *network, move bool) (*server, *evloop.Core, ed25519.
 			c.SetHandler(&http{c, s})
 		})
 	}
-	if n.mem != nil {
+	if n.transport == QUIC {
+		n.addr = s.listenQUIC(t, "127.0.0.1:0", nil).String()
+	} else if n.mem != nil {
 		ln, err := n.mem.Listen("relay.example.com:443")
 		if err != nil {
 			t.Fatal(err)
@@ -229,7 +232,7 @@ func start(t testing.TB, n *network, move bool) (*server, *evloop.Core, ed25519.
 }
 
 func (n *network) config(key ed25519.PrivateKey) DialConfig {
-	cfg := DialConfig{Address: n.addr, RootCAs: certs().roots, Site: "office", Key: key, Software: "culvert test"}
+	cfg := DialConfig{Transport: n.transport, Address: n.addr, RootCAs: certs().roots, Site: "office", Key: key, Software: "culvert test"}
 	if n.mem != nil {
 		cfg.Dial = n.mem.Dial
 	}
@@ -306,6 +309,7 @@ func (p *pump) OnClose(err error) {
 func networks(t *testing.T, f func(t *testing.T, n *network)) {
 	t.Run("loopback", func(t *testing.T) { f(t, &network{}) })
 	t.Run("memory", func(t *testing.T) { f(t, &network{mem: new(memnet.Network)}) })
+	t.Run("quic", func(t *testing.T) { f(t, &network{transport: QUIC}) })
 }
 
 // A session over a link, on the loop that the link comes in on and on another.

@@ -1,0 +1,608 @@
+package link
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tunnel"
+	"culvert.dev/pkg/websocket"
+)
+
+// ALPN is the name of a link in the handshake of QUIC.
+const ALPN = "culvert/1"
+
+const (
+	// maxLanes is how many lanes each side may have open at a time.
+	maxLanes = 256
+
+	// maxQueued is what an outlet keeps while as much is being written: the
+	// largest DATA frame and some small ones.
+	maxQueued = 33 << 10
+
+	// readSize is what an inlet reads at a time, and maxIntake how many lanes do
+	// so at once: a share of a turn of the loop, whatever the peer opens.
+	readSize  = 64 << 10
+	maxIntake = 4
+
+	// Datagrams that wait for QUIC, in bytes with their lengths, and for the
+	// loop, in number: 25 ms of 20,000 in a second.
+	maxOutgoing = 256 << 10
+	maxArrived  = 1024
+
+	// farewell is how long a side that closes a link in good order waits for the
+	// other one to have read everything, and linger how long it answers whoever has
+	// missed the end.
+	farewell = 5 * time.Second
+	linger   = time.Second
+)
+
+// QUICConfig is what a link needs of QUIC, on both sides. The windows at the start
+// bound what a peer may have us keep that has not said who it is.
+func QUICConfig() *quic.Config {
+	return &quic.Config{
+		HandshakeIdleTimeout:           handshakeTimeout / 2,
+		MaxIdleTimeout:                 60 * time.Second, // the session finds out earlier
+		KeepAlivePeriod:                10 * time.Second,
+		InitialStreamReceiveWindow:     256 << 10,
+		InitialConnectionReceiveWindow: 384 << 10,
+		MaxIncomingStreams:             1, // the control channel
+		MaxIncomingUniStreams:          maxLanes,
+		EnableDatagrams:                true,
+	}
+}
+
+// A quicConn is the QUIC connection of a link. quic-go has goroutines of its own, and
+// its calls block: so there is one goroutine for each stream on which the peer
+// sends, one for datagrams, one that waits for the end, and one for each stream that
+// has something to send. They hand what has come to the loop, and wait until it has
+// taken it. All end with the connection.
+type quicConn struct {
+	conn    *quic.Conn
+	link    *Link
+	loop    atomic.Pointer[evloop.Loop] // changed by Incoming.Move alone
+	control outlet
+	ending  chan ending   // takes one
+	heard   chan struct{} // closed when the peer has nothing more to say on the control channel
+	intake  chan struct{} // tokens of lanes that read
+	release func()        // frees what the connection alone uses; may be nil
+
+	// Owned by the loop.
+	reading bool
+	lanes   int       // open ones of ours
+	largest int       // datagram that fits; 0: none
+	asked   time.Time // for largest
+
+	mu       sync.Mutex
+	outgoing *buffer  // datagrams, each behind its length in two bytes; nil: none
+	first    int      // where the oldest of them begins
+	sending  bool     // a goroutine sends them
+	arrived  [][]byte // datagrams for the loop
+	posted   bool     // the loop is about to take them
+	dropped  atomic.Uint64
+}
+
+// An ending is how this side ends a connection. In good order is: everything that
+// was sent has come.
+type ending struct {
+	status  int
+	reason  string
+	orderly bool
+}
+
+// newQUICLink makes a link of a connection and its control channel. On the loop.
+func newQUICLink(loop *evloop.Loop, conn *quic.Conn, control *quic.Stream, release func()) *Link {
+	q := &quicConn{
+		conn:    conn,
+		ending:  make(chan ending, 1),
+		heard:   make(chan struct{}),
+		intake:  make(chan struct{}, maxIntake),
+		release: release,
+	}
+	q.loop.Store(loop)
+	q.link = &Link{quic: q, state: ready}
+	control.SetPriority(0, true) // before the lanes, which have 3
+	q.control.init(q, control, q.drained)
+	loop.Spawn(q.watch)
+	return q.link
+}
+
+// start begins to read. On the loop.
+func (q *quicConn) start() {
+	loop := q.loop.Load()
+	if !q.reading {
+		q.reading = true
+		loop.Spawn(newInlet(q, q.control.stream.(*quic.Stream), true).read)
+	}
+}
+
+// serve begins to take what the peer opens and sends beside the control channel.
+func (q *quicConn) serve() {
+	q.start()
+	loop := q.loop.Load()
+	loop.Spawn(q.acceptLanes)
+	loop.Spawn(q.receiveDatagrams)
+}
+
+// end ends the connection; see ending. On the loop.
+func (q *quicConn) end(e ending) {
+	select {
+	case q.ending <- e:
+	default: // it is ending
+	}
+	if e.orderly {
+		q.control.Close()
+		q.start() // so that the peer's answer is seen
+	}
+}
+
+// watch waits for the end of the connection, or brings it about, and reports it.
+func (q *quicConn) watch(ctx context.Context) {
+	var e ending
+	select {
+	case <-q.conn.Context().Done():
+	case <-ctx.Done():
+		e = ending{status: StatusAway, reason: "the relay has ended"}
+	case e = <-q.ending:
+		if e.orderly {
+			q.wait(ctx, q.heard)
+		}
+	case <-q.heard: // the peer ends it
+		e = ending{status: StatusAway}
+		q.loop.Load().Post(q.control.Close)
+		q.wait(ctx, nil)
+	}
+	q.conn.CloseWithError(quic.ApplicationErrorCode(e.status), e.reason) // if it is not over
+	err := quicError(context.Cause(q.conn.Context()))
+	q.report(err)
+	if q.release == nil {
+		return
+	}
+	if _, ok := errors.AsType[*CloseError](err); !ok {
+		select {
+		case <-time.After(linger):
+		case <-ctx.Done():
+		}
+	}
+	q.release()
+}
+
+// wait waits for c, or the end of the connection or of the core, for as long as a
+// farewell takes.
+func (q *quicConn) wait(ctx context.Context, c <-chan struct{}) {
+	timer := time.NewTimer(farewell)
+	defer timer.Stop()
+	select {
+	case <-c:
+	case <-q.conn.Context().Done():
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// report tells the link on its loop that the connection is over.
+func (q *quicConn) report(err error) {
+	loop := q.loop.Load()
+	loop.Post(func() {
+		if q.loop.Load() != loop { // it has moved meanwhile
+			q.report(err)
+			return
+		}
+		q.link.shut(err)
+	})
+}
+
+// outlet sends what the loop gives it on one stream. A goroutine exists while there
+// is something to send.
+type outlet struct {
+	q       *quicConn
+	stream  io.WriteCloser
+	write   func(context.Context) // run, made once
+	drained func()                // tells the session, on the loop, that there is room
+
+	mu     sync.Mutex
+	queue  *buffer // what comes next; nil: nothing
+	busy   bool    // run runs
+	full   bool    // Room has said so, and somebody waits
+	closed bool
+}
+
+// A buffer is one half of an outlet's queue, or what an inlet reads into.
+type buffer struct{ b []byte }
+
+var (
+	queues = sync.Pool{New: func() any { return &buffer{make([]byte, 0, maxQueued)} }}
+	reads  = sync.Pool{New: func() any { return &buffer{make([]byte, readSize)} }}
+
+	outgoing = sync.Pool{New: func() any { return &buffer{make([]byte, 0, maxOutgoing/8)} }}
+)
+
+func (o *outlet) init(q *quicConn, stream io.WriteCloser, drained func()) {
+	o.q, o.stream, o.write, o.drained = q, stream, o.run, drained
+}
+
+// Send is that of tunnel.Link and tunnel.Lane.
+func (o *outlet) Send(b []byte) { o.put(b[tunnel.Headroom:]) }
+
+// put queues a copy of b.
+func (o *outlet) put(b []byte) {
+	o.mu.Lock()
+	if o.closed {
+		o.mu.Unlock()
+		return
+	}
+	if o.queue == nil {
+		o.queue = queues.Get().(*buffer)
+	}
+	o.queue.b = append(o.queue.b, b...)
+	o.kick()
+}
+
+// kick lets run see to the queue. o.mu is held, and released.
+func (o *outlet) kick() {
+	idle := !o.busy
+	o.busy = true
+	o.mu.Unlock()
+	if idle {
+		o.q.loop.Load().Spawn(o.write)
+	}
+}
+
+// Room is that of tunnel.Link and tunnel.Lane.
+func (o *outlet) Room() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return 0
+	}
+	if o.queue == nil {
+		return maxQueued
+	}
+	room := maxQueued - len(o.queue.b)
+	o.full = room <= 0
+	return room
+}
+
+// Close ends the stream behind what is queued.
+func (o *outlet) Close() {
+	o.mu.Lock()
+	if o.closed {
+		o.mu.Unlock()
+		return
+	}
+	o.closed = true
+	o.kick()
+}
+
+// run writes until there is nothing more to write.
+func (o *outlet) run(context.Context) {
+	for {
+		o.mu.Lock()
+		out, full, closed := o.queue, o.full, o.closed
+		o.queue, o.full = nil, false
+		o.busy = out != nil
+		o.mu.Unlock()
+		if out == nil {
+			if closed {
+				o.stream.Close()
+			}
+			return
+		}
+		if full {
+			o.q.loop.Load().Post(o.drained)
+		}
+		_, err := o.stream.Write(out.b)
+		if cap(out.b) <= maxQueued { // no single large frame
+			out.b = out.b[:0]
+			queues.Put(out)
+		}
+		if err != nil {
+			o.failed(err)
+			return
+		}
+	}
+}
+
+// failed ends the connection, unless that is why a write has failed: what a peer does
+// not want to have is a part of a session that can not go on without it.
+func (o *outlet) failed(err error) {
+	if o.q.conn.Context().Err() == nil {
+		o.q.loop.Load().Post(func() { o.q.link.violated(err) })
+	}
+	o.mu.Lock()
+	o.closed, o.queue = true, nil // busy for ever
+	o.mu.Unlock()
+}
+
+// drained tells the session that the control channel has room. On the loop.
+func (q *quicConn) drained() {
+	if l := q.link; l.state == open {
+		l.session.Drained(l, q.loop.Load().Now())
+	}
+}
+
+// A lane is an outlet of a session's stream.
+type lane struct {
+	outlet
+	over bool // owned by the loop
+}
+
+func (ln *lane) Close() {
+	if !ln.over {
+		ln.over = true
+		ln.q.lanes--
+		ln.outlet.Close()
+	}
+}
+
+func (ln *lane) drained() {
+	if l := ln.q.link; l.state == open && !ln.over {
+		l.session.LaneDrained(ln, ln.q.loop.Load().Now())
+	}
+}
+
+// openLane opens a lane. On the loop.
+func (q *quicConn) openLane() tunnel.Lane {
+	if q.lanes == maxLanes {
+		return nil
+	}
+	s, err := q.conn.OpenUniStream()
+	if err != nil { // as many as the peer allows, or the connection is over
+		return nil
+	}
+	q.lanes++
+	ln := new(lane)
+	ln.init(q, s, ln.drained)
+	return ln
+}
+
+// receiver is a stream that the peer sends on.
+type receiver interface {
+	Peek([]byte) (int, error)
+	Read([]byte) (int, error)
+}
+
+// inlet hands what comes on one stream to the loop. While nothing comes it holds a
+// goroutine and no buffer.
+type inlet struct {
+	q       *quicConn
+	stream  receiver
+	control bool
+	lane    *tunnel.LaneReceiver // owned by the loop; nil at first, and of the control channel
+	b       []byte               // for the loop to take
+	take    func()               // onLoop, made once
+	taken   chan struct{}
+}
+
+func newInlet(q *quicConn, s receiver, control bool) *inlet {
+	in := &inlet{q: q, stream: s, control: control, taken: make(chan struct{}, 1)}
+	in.take = in.onLoop
+	return in
+}
+
+// read reads until the end of the stream.
+func (in *inlet) read(context.Context) {
+	q := in.q
+	var err error
+	for err == nil {
+		var one [1]byte
+		in.stream.Peek(one[:]) // Read will tell the error
+		if !in.control {
+			q.intake <- struct{}{}
+		}
+		err = in.pass()
+		if !in.control {
+			<-q.intake
+		}
+	}
+	switch {
+	case q.conn.Context().Err() != nil: // watch reports it
+	case !errors.Is(err, io.EOF): // reset: what is missing will not come
+		q.loop.Load().Post(func() { q.link.violated(err) })
+	case in.control:
+		close(q.heard)
+	}
+}
+
+// pass passes on what has come.
+func (in *inlet) pass() error {
+	buf := reads.Get().(*buffer)
+	defer reads.Put(buf)
+	n, err := in.stream.Read(buf.b)
+	if n > 0 {
+		in.b = buf.b[:n]
+		if !in.q.loop.Load().Post(in.take) {
+			return evloop.ErrClosed
+		}
+		<-in.taken
+	}
+	return err
+}
+
+// onLoop gives the session what has come.
+func (in *inlet) onLoop() {
+	q := in.q
+	if l := q.link; l.state == open {
+		var err error
+		now := q.loop.Load().Now()
+		if in.control {
+			err = l.session.Receive(l, in.b, now)
+		} else {
+			if in.lane == nil {
+				in.lane = l.session.NewLaneReceiver(l)
+			}
+			err = l.session.ReceiveLane(in.lane, in.b, now)
+		}
+		if err != nil {
+			l.violated(err)
+		}
+	}
+	in.taken <- struct{}{}
+}
+
+// acceptLanes begins to read the lanes that the peer opens: maxLanes at a time, or
+// QUIC ends the connection.
+func (q *quicConn) acceptLanes(context.Context) {
+	for {
+		s, err := q.conn.AcceptUniStream(q.conn.Context())
+		if err != nil {
+			return
+		}
+		q.loop.Load().Spawn(newInlet(q, s, false).read)
+	}
+}
+
+// sendDatagram sends a datagram if it fits. On the loop.
+func (q *quicConn) sendDatagram(id uint32, b []byte) bool {
+	// What fits grows and shrinks with what is known of the path.
+	if now := q.loop.Load().Now(); now.Sub(q.asked) > time.Second {
+		q.asked, q.largest = now, 0
+		if e, ok := errors.AsType[*quic.DatagramTooLargeError](q.conn.SendDatagram(tooLarge[:])); ok {
+			q.largest = int(e.MaxDatagramPayloadSize)
+		}
+	}
+	n := 4 + len(b)
+	if n > q.largest {
+		return false
+	}
+	q.mu.Lock()
+	if q.outgoing == nil {
+		q.outgoing = outgoing.Get().(*buffer)
+	}
+	out := q.outgoing.b
+	for len(out)-q.first+2+n > maxOutgoing {
+		q.first += 2 + int(binary.BigEndian.Uint16(out[q.first:]))
+		q.dropped.Add(1)
+	}
+	if len(out)+2+n > cap(out) && q.first > 0 {
+		out = append(out[:0], out[q.first:]...)
+		q.first = 0
+	}
+	out = binary.BigEndian.AppendUint16(out, uint16(n))
+	out = binary.BigEndian.AppendUint32(out, id)
+	q.outgoing.b = append(out, b...)
+	idle := !q.sending
+	q.sending = true
+	q.mu.Unlock()
+	if idle {
+		q.loop.Load().Spawn(q.sendDatagrams)
+	}
+	return true
+}
+
+// tooLarge does not fit into any packet.
+var tooLarge [4 << 10]byte
+
+// sendDatagrams sends what waits. SendDatagram blocks when QUIC has enough of them.
+func (q *quicConn) sendDatagrams(context.Context) {
+	for {
+		q.mu.Lock()
+		out, rest := q.outgoing, []byte(nil)
+		if out != nil {
+			rest = out.b[q.first:]
+		}
+		q.outgoing, q.first, q.sending = nil, 0, out != nil
+		q.mu.Unlock()
+		if out == nil {
+			return
+		}
+		for len(rest) > 0 {
+			n := 2 + int(binary.BigEndian.Uint16(rest))
+			if q.conn.SendDatagram(rest[2:n]) != nil { // it does not fit any more, or the link is over
+				q.dropped.Add(1)
+			}
+			rest = rest[n:]
+		}
+		out.b = out.b[:0]
+		outgoing.Put(out)
+	}
+}
+
+// receiveDatagrams gathers what comes until the loop takes it.
+func (q *quicConn) receiveDatagrams(context.Context) {
+	for {
+		b, err := q.conn.ReceiveDatagram(q.conn.Context())
+		if err != nil {
+			return
+		}
+		q.mu.Lock()
+		if len(q.arrived) == maxArrived {
+			q.dropped.Add(1)
+		} else {
+			q.arrived = append(q.arrived, b)
+		}
+		post := !q.posted
+		q.posted = true
+		q.mu.Unlock()
+		if post {
+			q.loop.Load().Post(q.deliver)
+		}
+	}
+}
+
+// deliver gives the session the datagrams that have come. On the loop.
+func (q *quicConn) deliver() {
+	q.mu.Lock()
+	list := q.arrived
+	q.arrived, q.posted = nil, false
+	q.mu.Unlock()
+	now := q.loop.Load().Now()
+	for _, b := range list {
+		if q.link.state != open {
+			return
+		}
+		if len(b) < 4 {
+			q.link.violated(errShort)
+			return
+		}
+		q.link.session.ReceiveDatagram(q.link, binary.BigEndian.Uint32(b), b[4:], now)
+	}
+}
+
+var (
+	errShort   = errors.New("datagram without a stream id")
+	errUnknown = errors.New("the relay does not know the link any more: it has been restarted")
+)
+
+// quicError is what has ended a connection, in the words of a link.
+func quicError(err error) error {
+	var (
+		app   *quic.ApplicationError
+		reset *quic.StatelessResetError
+	)
+	switch {
+	case errors.As(err, &app) && app.Remote:
+		return &CloseError{int(min(app.ErrorCode, 1<<16)), app.ErrorMessage[:min(len(app.ErrorMessage), websocket.MaxControl)]}
+	case errors.As(err, &reset):
+		return errUnknown
+	}
+	return err
+}
+
+// readMessage reads a message of the handshake: two bytes of length, and JSON.
+func readMessage(s io.Reader) ([]byte, error) {
+	var head [2]byte
+	if _, err := io.ReadFull(s, head[:]); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint16(head[:])
+	if n > relay.MaxMessage {
+		return nil, &websocket.Error{Status: websocket.StatusTooBig, Reason: "message too long"}
+	}
+	b := make([]byte, n)
+	_, err := io.ReadFull(s, b)
+	return b, err
+}
+
+// appendMessage appends what readMessage reads.
+func appendMessage(b, message []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(b, uint16(len(message))), message...)
+}
