@@ -67,6 +67,7 @@ type Link struct {
 // flow is what a link knows of a Flow. Guarded by Link.mu.
 type flow struct {
 	last  time.Time // a packet was let in
+	over  bool      // a TCP connection that one side has ended or reset
 	fault Fault
 	at    [2]time.Duration // when the last packet of each direction is due
 }
@@ -170,13 +171,14 @@ func (l *Link) flow(id Flow) *flow {
 	return f
 }
 
-// Flows lists the flows that had a packet in the last d.
+// Flows lists the flows that had a packet in the last d, without TCP connections that are
+// over.
 func (l *Link) Flows(d time.Duration) []Flow {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var flows []Flow
 	for id, f := range l.flows {
-		if time.Since(f.last) < d {
+		if time.Since(f.last) < d && !f.over {
 			flows = append(flows, id)
 		}
 	}

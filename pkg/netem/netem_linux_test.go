@@ -341,3 +341,37 @@ func TestProcess(t *testing.T) {
 		t.Errorf("inside:\n%s\noutside:\n%s\nhere:\n%s", inside, outside, here)
 	}
 }
+
+func TestFlows(t *testing.T) {
+	l := newLink(t, Config{Delay: time.Millisecond})
+	var ln net.Listener
+	if err := l.Outside.Do(func() (err error) {
+		ln, err = net.Listen("tcp4", ":0")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	var c net.Conn
+	if err := l.Inside.Do(func() (err error) {
+		c, err = net.Dial("tcp4", at(l.Outside, listenerAddr{ln}).String())
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	server, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	want := Flow{unix.IPPROTO_TCP, netip.MustParseAddrPort(c.LocalAddr().String()).Port(), at(l.Outside, listenerAddr{ln}).Port()}
+	if got := l.Flows(time.Minute); !slices.Equal(got, []Flow{want}) {
+		t.Errorf("flows %v, want %v", got, want)
+	}
+	c.(*net.TCPConn).SetLinger(0)
+	c.Close()
+	server.Read(make([]byte, 1)) // the reset
+	if got := l.Flows(time.Minute); len(got) != 0 {
+		t.Errorf("flows %v after the end of the only one", got)
+	}
+}

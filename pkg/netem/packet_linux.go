@@ -124,8 +124,10 @@ func (d *direction) admit(p *packet, now time.Duration) bool {
 	l := d.link
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f := l.flow(d.flowOf(p.b[:p.n]))
+	id, flags := d.parse(p.b[:p.n])
+	f := l.flow(id)
 	f.last = time.Now()
+	f.over = flags&(tcpFIN|tcpRST) != 0 || f.over && flags&tcpSYN == 0
 	if d.inside && (l.all.FromInside || f.fault.FromInside) || !d.inside && (l.all.FromOutside || f.fault.FromOutside) {
 		d.count.Silenced++
 		return false
@@ -152,22 +154,31 @@ func (d *direction) admit(p *packet, now time.Duration) bool {
 	return true
 }
 
-// flowOf reads the ports of an IPv4 packet.
-func (d *direction) flowOf(b []byte) Flow {
+const (
+	tcpFIN = 0x01
+	tcpSYN = 0x02
+	tcpRST = 0x04
+)
+
+// parse reads the ports of an IPv4 packet, and the flags of a TCP segment.
+func (d *direction) parse(b []byte) (f Flow, flags byte) {
 	if len(b) < 20 || b[0]>>4 != 4 {
-		return Flow{}
+		return Flow{}, 0
 	}
-	f := Flow{Protocol: b[9]}
+	f.Protocol = b[9]
 	header := int(b[0]&15) * 4
 	fragment := binary.BigEndian.Uint16(b[6:]) & 0x1fff
 	if f.Protocol != unix.IPPROTO_TCP && f.Protocol != unix.IPPROTO_UDP || fragment != 0 || len(b) < header+4 {
-		return f
+		return f, 0
 	}
 	f.Inside, f.Outside = binary.BigEndian.Uint16(b[header:]), binary.BigEndian.Uint16(b[header+2:])
 	if !d.inside {
 		f.Inside, f.Outside = f.Outside, f.Inside
 	}
-	return f
+	if f.Protocol == unix.IPPROTO_TCP && len(b) >= header+20 {
+		flags = b[header+13]
+	}
+	return f, flags
 }
 
 // deliver hands over what is due.
