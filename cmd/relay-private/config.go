@@ -2,7 +2,9 @@ package main
 
 import (
 	"crypto/ed25519"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"fmt"
 	"net"
 	"os"
@@ -37,9 +39,17 @@ type config struct {
 	// visitors' data would go to whoever answers.
 	CA string `toml:"ca"`
 
-	// Transport is how the site dials out: "wss" (WebSocket over TLS), "quic", or "auto" for the best that
-	// works; the default. This version has WebSocket alone.
+	// Transport is how the site dials out. "wss" is WebSocket over TLS, which passes wherever HTTPS does and
+	// costs least. "quic" is one QUIC link and nothing else: without UDP on the way there is no link. The
+	// default, "auto", has the WebSocket links and tries QUIC beside them, for ever: for datagrams, and for
+	// small streams while loss holds them up on the WebSocket. What is used and why is logged, and shown by
+	// `tunnelctl status`.
 	Transport string `toml:"transport"`
+
+	// Links is how many WebSocket links the session with each relay has, 1 to 8. The first is for what people
+	// wait for, the others are for streams that move much; each does it all when the others are lost. The
+	// default is 1. More than two help a single site on a lossy path, if its kernel has no BBR.
+	Links int `toml:"links"`
 
 	// Proxy is the way out to the public relays: "http://HOST:PORT" or "https://HOST:PORT" of a proxy that
 	// allows CONNECT, "socks5://HOST:PORT", each with USER:PASSWORD@ in front of HOST if need be (then this
@@ -87,25 +97,31 @@ type settings struct {
 	key          ed25519.PrivateKey
 	roots        *x509.CertPool // nil: the system's
 	outbound     *outbound
+	transport    string
+	links        int
+	machine      string // see machineID
 	drainTimeout time.Duration
 	services     []private.Service
 }
 
 // defaults is the config before anything is read into it.
 func defaults() config {
-	return config{Transport: "auto", DrainTimeout: daemon.Duration(30 * time.Second)}
+	return config{Transport: private.TransportAuto, Links: 1, DrainTimeout: daemon.Duration(30 * time.Second)}
 }
 
 // load reads a configuration file. Its error holds every mistake in it.
 func load(name string) (s *settings, err error) {
 	c := defaults()
 	err = daemon.ReadFile(name, &c, func(f *daemon.File) { s = c.settings(f, filepath.Dir(name)) })
+	if err == nil {
+		s.machine = machineID(name)
+	}
 	return s, err
 }
 
 // settings checks the config and reads the files that it names. Mistakes go to f.
 func (c *config) settings(f *daemon.File, dir string) *settings {
-	s := &settings{site: c.Site, drainTimeout: time.Duration(c.DrainTimeout)}
+	s := &settings{site: c.Site, transport: c.Transport, links: c.Links, drainTimeout: time.Duration(c.DrainTimeout)}
 	if len(c.Relay) == 0 {
 		f.Addf("relay", "relay is missing: the public relay's address, such as \"relay.example.com\"")
 	}
@@ -144,11 +160,16 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		s.roots = readCA(f, "ca", inDir(dir, c.CA))
 	}
 	switch c.Transport {
-	case "auto", "wss":
-	case "quic":
-		f.Addf("transport", "transport \"quic\" is not supported by this version")
+	case private.TransportAuto, private.TransportWSS:
+	case private.TransportQUIC:
+		if f.Has("links") {
+			f.Addf("links", "links are WebSocket links: transport \"quic\" has one link for everything")
+		}
 	default:
 		f.Addf("transport", "transport %q is none of auto, wss, quic", c.Transport)
+	}
+	if c.Links < 1 || c.Links > private.MaxLinks {
+		f.Addf("links", "links %d: want 1 to %d", c.Links, private.MaxLinks)
 	}
 	find, err := newProxyFinder(c.Proxy, environmentProxy)
 	if err == nil {
@@ -156,6 +177,8 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 	}
 	if err != nil {
 		f.Addf("proxy", "proxy: %v", err)
+	} else if c.Transport == private.TransportQUIC && slices.ContainsFunc(s.relays, s.outbound.proxied) {
+		f.Addf("transport", "transport \"quic\": the way out is a proxy, which carries no QUIC; use \"auto\" or \"wss\"")
 	} else if strings.Contains(c.Proxy, "@") && runtime.GOOS != "windows" {
 		if info, err := os.Stat(f.Name); err == nil && info.Mode().Perm()&0o004 != 0 {
 			f.Addf("proxy", "proxy has a password and everybody may read this file: run chmod 600 %s", f.Name)
@@ -209,6 +232,18 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		s.services = append(s.services, svc)
 	}
 	return s
+}
+
+// machineID is 16 bytes in hex that stay the same for this installation: another machine has others, and so has another
+// configuration on this one.
+func machineID(file string) string {
+	if abs, err := filepath.Abs(file); err == nil {
+		file = abs
+	}
+	host, _ := os.Hostname()
+	machine, _ := os.ReadFile("/etc/machine-id")
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%s", host, machine, file))
+	return hex.EncodeToString(sum[:16])
 }
 
 func readCA(f *daemon.File, at, name string) *x509.CertPool {

@@ -77,7 +77,7 @@ site  = "the office"
 key   = "none.key"
 ca    = "office.key"
 transport = "carrier pigeon"
-drain_timeout = "5s"
+links = 9
 
 [[service]]
 nmae    = "one"
@@ -113,6 +113,7 @@ private.toml:2:9: site name "the office": want letters, digits, '.', '-' and '_'
 private.toml:3:9: key file: open none.key: no such file or directory
 private.toml:4:9: ca: office.key holds no PEM certificate
 private.toml:5:13: transport "carrier pigeon" is none of auto, wss, quic
+private.toml:6:9: links 9: want 1 to 8
 private.toml:8:3: service without a name
 private.toml:9:1: unknown key "nmae" (did you mean "name"?)
 private.toml:10:11: publish "rtsp://cams.example.com/gate": rtsp is not supported by this version
@@ -131,7 +132,20 @@ private.toml:31:11: service "web": proxy_protocol is for tcp:// and udp:// publi
 			name:   "quic",
 			args:   "--config private.toml --check",
 			files:  map[string]string{"private.toml": "relay = \"r\"\nsite = \"s\"\nkey = \"office.key\"\ntransport = \"quic\"\n"},
-			stderr: `private.toml:4:13: transport "quic" is not supported by this version`,
+			stdout: "ok",
+		},
+		{
+			name:   "quic has one link",
+			args:   "--config private.toml --check",
+			files:  map[string]string{"private.toml": "relay = \"r\"\nsite = \"s\"\nkey = \"office.key\"\ntransport = \"quic\"\nlinks = 2\n"},
+			stderr: `private.toml:5:9: links are WebSocket links: transport "quic" has one link for everything`,
+			code:   2,
+		},
+		{
+			name:   "quic through a proxy",
+			args:   "--config private.toml --check",
+			files:  map[string]string{"private.toml": "relay = \"r\"\nsite = \"s\"\nkey = \"office.key\"\ntransport = \"quic\"\nproxy = \"http://proxy:3128\"\n"},
+			stderr: `private.toml:4:13: transport "quic": the way out is a proxy, which carries no QUIC; use "auto" or "wss"`,
 			code:   2,
 		},
 		{

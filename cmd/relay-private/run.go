@@ -58,6 +58,7 @@ func (o options) settings() (*settings, error) {
 	if err := f.Problems(); err != nil {
 		return nil, err
 	}
+	s.machine = machineID(o.key)
 	return s, nil
 }
 
@@ -110,13 +111,22 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		Site:         s.site,
 		Key:          s.key,
 		RootCAs:      s.roots,
+		Transport:    s.transport,
+		Links:        s.links,
+		Machine:      s.machine,
 		Services:     s.services,
 		DrainTimeout: s.drainTimeout,
 		Software:     "culvert " + version,
 		Log:          log,
 		Dial:         s.outbound.dialer(),
 		Proxied:      s.outbound.proxied,
-		OnReady:      func() { daemon.Ready(log, "site", s.site, "relay", s.relays, "services", len(s.services)) },
+	}
+	r.OnReady = func() {
+		attrs := []any{"site", s.site, "relay", s.relays, "services", len(s.services)}
+		if slices.ContainsFunc(r.Status().Relays, func(p private.PeerStatus) bool { return p.Standby }) {
+			attrs = append(attrs, "standby", true)
+		}
+		daemon.Ready(log, attrs...)
 	}
 	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, log) })
 	defer stop()
@@ -138,7 +148,11 @@ func summary(r *private.Relay) string {
 	for _, p := range st.Relays {
 		switch {
 		case p.Linked:
-			fmt.Fprintf(&b, "linked to %s; ", p.Address)
+			fmt.Fprintf(&b, "linked to %s", p.Address)
+			if p.Standby {
+				b.WriteString(", standing by")
+			}
+			b.WriteString("; ")
 		case p.Problem != "":
 			fmt.Fprintf(&b, "no link to %s: %s; ", p.Address, p.Problem)
 		default:
@@ -165,8 +179,9 @@ func reload(r *private.Relay, o options, old *settings, log *slog.Logger) {
 		log.Error("reload: the old configuration stays", "err", err)
 		return
 	}
-	if !slices.Equal(s.relays, old.relays) || s.site != old.site || !s.key.Equal(old.key) || !s.roots.Equal(old.roots) || s.drainTimeout != old.drainTimeout || !s.outbound.equal(old.outbound) {
-		log.Warn("reload: a change of relay, site, key, ca, proxy or drain_timeout needs a restart")
+	if !slices.Equal(s.relays, old.relays) || s.site != old.site || !s.key.Equal(old.key) || !s.roots.Equal(old.roots) || s.drainTimeout != old.drainTimeout || !s.outbound.equal(old.outbound) ||
+		s.transport != old.transport || s.links != old.links {
+		log.Warn("reload: a change of relay, site, key, ca, transport, links, proxy or drain_timeout needs a restart")
 	}
 	log.Info("reloaded", "services", len(s.services))
 }
