@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,15 +38,20 @@ type hub struct {
 	loop *evloop.Loop
 	tls  *tls.Config
 
-	refusal *relay.Refusal // for the next links, or nil
-	refused map[string]string
+	refusal  *relay.Refusal // for the next links, or nil
+	refusals string         // the role of the links that it is for, or "" for all
+	standby  bool           // what the next links are told
+	strange  string         // the role of links that reach a relay which does not know the session
+	refused  map[string]string
 
 	hellos    []relay.Hello
 	dialled   []time.Time // when each of them came
 	announced [][]relay.Announcement
 	session   *tunnel.Session
 	id        string
-	link      *link.Link
+	links     map[*link.Link]string // those that live, with their roles
+	ends      []error               // of the others
+	remotes   map[string]string     // address of the newest connection by role
 	tick      evloop.Timer
 }
 
@@ -61,6 +67,9 @@ type world struct {
 	cancel context.CancelFunc
 	done   chan error // gets the value of Run
 	core   *evloop.Core
+
+	mu    sync.Mutex
+	conns map[string]net.Conn // of the private relay, by local address
 }
 
 // logBuffer collects the lines of a logger, without their time.
@@ -84,8 +93,9 @@ func (l *logBuffer) count(s string) int {
 
 const hubAddress = "relay.example.com:443"
 
-// inWorld runs f in a world whose clock is the test's, with a private relay that has the services.
-func inWorld(t *testing.T, services []Service, f func(t *testing.T, w *world)) {
+// inWorld runs f in a world whose clock is the test's, with a private relay that has the services. The options
+// change the world before the relay runs.
+func inWorld(t *testing.T, services []Service, f func(t *testing.T, w *world), options ...func(*world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t, net: &memnet.Network{}, log: &logBuffer{}, done: make(chan error, 1)}
 		dir := t.TempDir()
@@ -104,8 +114,7 @@ func inWorld(t *testing.T, services []Service, f func(t *testing.T, w *world)) {
 		roots := x509.NewCertPool()
 		roots.AppendCertsFromPEM(pem)
 
-		w.hub = &hub{t: t, core: newCore(t), refused: make(map[string]string), tls: &tls.Config{Certificates: []tls.Certificate{pair}}}
-		w.hub.loop = w.hub.core.Loop(0)
+		w.hub = newHub(t, &tls.Config{Certificates: []tls.Certificate{pair}})
 		ln, err := w.net.Listen(hubAddress)
 		if err != nil {
 			t.Fatal(err)
@@ -122,7 +131,11 @@ func inWorld(t *testing.T, services []Service, f func(t *testing.T, w *world)) {
 			DrainTimeout: 30 * time.Second, Software: "test",
 			Log:     slog.New(slog.NewTextHandler(io.MultiWriter(w.log, t.Output()), nil)),
 			OnReady: func() { w.ready.Add(1) },
-			Dial:    w.net.Dial,
+			Dial:    w.dial,
+		}
+		w.conns = make(map[string]net.Conn)
+		for _, o := range options {
+			o(w)
 		}
 		var ctx context.Context
 		ctx, w.cancel = context.WithCancel(t.Context())
@@ -138,6 +151,35 @@ func inWorld(t *testing.T, services []Service, f func(t *testing.T, w *world)) {
 		w.core.Close()
 		w.hub.core.Close()
 	})
+}
+
+func newHub(t *testing.T, tls *tls.Config) *hub {
+	h := &hub{t: t, core: newCore(t), tls: tls, refused: make(map[string]string)}
+	h.links, h.remotes = make(map[*link.Link]string), make(map[string]string)
+	h.loop = h.core.Loop(0)
+	return h
+}
+
+// twoLinks is an option: what relay-private does if it is not told otherwise.
+func twoLinks(w *world) { w.relay.Links = 2 }
+
+func (w *world) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := w.net.Dial(ctx, network, address)
+	if err == nil {
+		w.mu.Lock()
+		w.conns[c.LocalAddr().String()] = c
+		w.mu.Unlock()
+	}
+	return c, err
+}
+
+// conn is the private relay's end of the newest link with a role.
+func (w *world) conn(role string) net.Conn {
+	var address string
+	w.on(func() { address = w.hub.remotes[role] })
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.conns[address]
 }
 
 func (w *world) run(ctx context.Context) {
@@ -181,7 +223,9 @@ func (r *request) OnData(b []byte) int {
 	}
 	for line := range strings.Lines(string(head)) {
 		if name, value, _ := strings.Cut(line, ": "); strings.EqualFold(name, "Sec-WebSocket-Key") {
-			link.Accept(r.conn, strings.TrimSpace(value), r.hub.hello)
+			link.Accept(r.conn, strings.TrimSpace(value), func(in *link.Incoming, err error) {
+				r.hub.hello(in, r.conn.RemoteAddr().String(), err)
+			})
 		}
 	}
 	return len(head) + 4
@@ -190,25 +234,41 @@ func (r *request) OnEOF()        { r.conn.Close() }
 func (r *request) OnDrain()      {}
 func (r *request) OnClose(error) {}
 
-func (h *hub) hello(in *link.Incoming, err error) {
+func (h *hub) hello(in *link.Incoming, remote string, err error) {
 	if err != nil {
-		h.t.Error(err)
+		h.t.Log(err) // it was cut
 		return
 	}
+	role := in.Hello.Role
 	h.hellos = append(h.hellos, in.Hello)
 	h.dialled = append(h.dialled, time.Now())
-	if h.refusal != nil {
+	if h.refusal != nil && (h.refusals == "" || h.refusals == role) {
 		in.Refuse(*h.refusal)
 		return
 	}
-	w := relay.Welcome{Resume: strings.Repeat("ab", 32), Software: "hub"}
+	w := relay.Welcome{Resume: strings.Repeat("ab", 32), Software: "hub", Active: !h.standby}
+	if role == h.strange {
+		w.Session = strings.Repeat("99", 16)
+		l := in.Welcome(w)
+		s := tunnel.New(tunnel.Config{}, h.loop.Now())
+		l.Serve(s, in.Role(), func(*link.Link, error) { s.Close(nil) })
+		return
+	}
 	if w.Resumed = h.session != nil && in.Hello.Session == h.id; !w.Resumed {
 		h.id = fmt.Sprintf("%032x", len(h.hellos))
 		h.session = h.newSession()
+	} else if in.Hello.Links == 0 {
+		for l := range h.links {
+			l.Close(errors.New("the private relay has lost it"))
+		}
 	}
 	w.Session = h.id
-	h.link = in.Welcome(w)
-	h.link.Serve(h.session, tunnel.RoleInteractive, func(*link.Link, error) {})
+	l := in.Welcome(w)
+	h.links[l], h.remotes[role] = role, remote
+	l.Serve(h.session, in.Role(), func(l *link.Link, err error) {
+		delete(h.links, l)
+		h.ends = append(h.ends, err)
+	})
 }
 
 func (h *hub) newSession() *tunnel.Session {
