@@ -82,6 +82,11 @@ type Relay struct {
 	// 0: 262144 and 16384.
 	MaxVisitors, MaxPerAddress int
 
+	// MaxFlows bounds the flows of one udp service, MaxFlowsPerAddress those of one
+	// address of them, or of one /64 with IPv6. The one that has been silent for
+	// longest makes room. 0: 16384 and 256.
+	MaxFlows, MaxFlowsPerAddress int
+
 	// MaxStreams, Budget and ResumeTimeout are those of tunnel.Config, for each
 	// session. 0: that package's defaults.
 	MaxStreams    int
@@ -109,6 +114,8 @@ type Relay struct {
 	routes   atomic.Pointer[table]
 	draining atomic.Bool
 	prepared sync.Once
+
+	smallBuffers sync.Once // it has been logged that the system buffers few datagrams
 
 	log       *slog.Logger
 	admission admission
@@ -153,6 +160,12 @@ func (r *Relay) prepare() {
 		}
 		if r.admission.perAddr == 0 {
 			r.admission.perAddr = 16 << 10
+		}
+		if r.MaxFlows == 0 {
+			r.MaxFlows = 16 << 10
+		}
+		if r.MaxFlowsPerAddress == 0 {
+			r.MaxFlowsPerAddress = 256
 		}
 		r.joins = rate[netip.Addr]{most: maxJoins, size: 64 << 10}
 		r.refusals = rate[refusal]{most: 1, size: maxRefused}
@@ -434,8 +447,8 @@ func (r *Relay) addresses(s *service, ports map[relay.Publish]*port) []string {
 	switch p.Scheme {
 	case "":
 		return nil
-	case "tcp":
-		return []string{"tcp://" + ports[p].Addr().String()}
+	case "tcp", "udp":
+		return []string{p.Scheme + "://" + ports[p].Addr().String()}
 	}
 	name, usual := "http", "80"
 	if s.secure {

@@ -43,6 +43,9 @@ type service struct {
 	total    uint64
 	received uint64 // bytes from visitors, but see bytes
 	sent     uint64 // and to them
+
+	flows     *flows // of a udp service
+	datagrams Datagrams
 }
 
 // newService makes the service of an announcement whose publish URL has been
@@ -70,7 +73,11 @@ func (s *service) same(b *service) bool {
 
 // header is the header of a stream for a visitor.
 func (s *service) header(dst []byte, addr netip.AddrPort, scheme, host string) ([]byte, error) {
-	return relay.Header{Kind: relay.KindConnect, Service: s.name, Scheme: scheme, Host: host, Visitor: addr}.Append(dst)
+	kind := relay.KindConnect
+	if s.publish.Scheme == "udp" {
+		kind = relay.KindFlow
+	}
+	return relay.Header{Kind: kind, Service: s.name, Scheme: scheme, Host: host, Visitor: addr}.Append(dst)
 }
 
 // openStream opens a stream to s for a visitor. The caller sets its handler.
@@ -210,6 +217,18 @@ func (s *service) sweep() {
 func (s *service) remove() {
 	s.removed = true
 	s.empty()
+	if s.flows != nil {
+		s.flows.table.End()
+	}
+}
+
+// finish ends what nobody uses, and flows as soon as nobody does: the session has
+// not long to live.
+func (s *service) finish() {
+	s.empty()
+	if s.flows != nil {
+		s.flows.hurry()
+	}
 }
 
 // empty dismisses the idle streams.

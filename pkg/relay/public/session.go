@@ -6,7 +6,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"strconv"
 	"time"
 
 	"culvert.dev/pkg/evloop"
@@ -51,13 +50,6 @@ type session struct {
 
 	// Guarded by relay.mu.
 	linked bool // or about to be
-}
-
-// port is the listener of a tcp service, which outlives a reload that only
-// changes the rest of the service.
-type port struct {
-	*evloop.Listener
-	service *service
 }
 
 // newSession makes a session of a site on a loop. It is started there.
@@ -198,7 +190,7 @@ func (s *session) drain() {
 		return
 	}
 	for _, svc := range s.services {
-		svc.empty()
+		svc.finish()
 	}
 	s.tun.GoAway()
 }
@@ -208,7 +200,7 @@ func (s *session) drain() {
 func (s *session) onGoAway() {
 	s.leaving = true
 	for _, svc := range s.services {
-		svc.empty()
+		svc.finish()
 	}
 }
 
@@ -378,24 +370,19 @@ func (s *session) claim(svc *service, routes map[route]*service, ports map[relay
 	switch {
 	case p.IsZero():
 		return nil
-	case p.Scheme == "tcp":
+	case p.IsPort():
 		if ports[p] != nil {
 			return errors.New("publish \"" + p.String() + "\": service \"" + ports[p].service.name + "\" has this port")
 		}
 		if old := s.ports[p]; old != nil {
-			old.service = svc
+			old.hand(svc)
 			ports[p] = old
 			return nil
 		}
-		t := &port{service: svc}
-		ln, err := s.loop.Listen("tcp", net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port))), func(c *evloop.Conn) {
-			s.relay.meet(c, s.loop, func(visitor netip.AddrPort) { t.service.accept(c, visitor) })
-		})
+		t, err := s.listen(svc)
 		if err != nil {
 			return errors.New("publish \"" + p.String() + "\": " + reasonOf(err))
 		}
-		ln.OnError = s.relay.listenerError(p.String())
-		t.Listener = ln
 		ports[p] = t
 		return nil
 	}

@@ -51,15 +51,24 @@ type SessionStatus struct {
 	Services []ServiceStatus
 }
 
+// Datagrams counts those of a udp service.
+type Datagrams struct {
+	Received uint64 // from visitors
+	Sent     uint64 // to them
+	Dropped  uint64 // of either direction, here: there was a limit, no link, or a full buffer
+}
+
 // ServiceStatus is a service that is published.
 type ServiceStatus struct {
 	Name     string
 	Publish  string // URL; "": for operators only
 	Target   string // scheme
-	Visitors int    // now: connections, or requests under way
+	Visitors int    // now: connections, requests under way, or flows
 	Total    uint64
 	Received uint64 // bytes from visitors, but for the heads of requests
 	Sent     uint64 // and to them
+
+	Datagrams Datagrams
 }
 
 // Status asks the loops for their part. It must not be called on one. If the
@@ -114,9 +123,14 @@ func (s *session) status() SessionStatus {
 	}
 	for _, svc := range s.services {
 		received, sent := svc.bytes()
+		datagrams := svc.datagrams
+		if svc.flows != nil {
+			datagrams.Dropped += svc.flows.conn.Dropped()
+		}
 		st.Services = append(st.Services, ServiceStatus{
 			Name: svc.name, Publish: svc.publish.String(), Target: svc.target,
 			Visitors: svc.visitors, Total: svc.total, Received: received, Sent: sent,
+			Datagrams: datagrams,
 		})
 	}
 	return st

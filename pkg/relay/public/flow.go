@@ -1,0 +1,193 @@
+package public
+
+import (
+	"errors"
+	"time"
+
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/forward"
+	"culvert.dev/pkg/tunnel"
+)
+
+const (
+	// restTime is how long a flow that the private relay has refused waits before
+	// it asks again.
+	restTime = time.Second
+
+	// lastSilence is how long a flow may be silent when its session is about to end.
+	lastSilence = time.Second
+
+	// flowCheck is the least time between two looks at which flows are over.
+	flowCheck = time.Second
+)
+
+// flows are those of one udp service. They are owned by the session's loop.
+type flows struct {
+	port  *port
+	loop  *loop
+	conn  *evloop.PacketConn
+	of    map[evloop.PacketAddr]*flow
+	table forward.Flows
+	timer evloop.Timer
+	armed bool
+}
+
+// flow is the datagrams between one address of a visitor and one of ours, and the
+// stream that carries them. It is the stream's handler.
+type flow struct {
+	forward.Flow
+	flows   *flows
+	service *service
+	addr    evloop.PacketAddr
+	stream  *tunnel.Stream // nil: the private relay has refused it
+	again   time.Time      // stream is nil: when to ask again
+}
+
+func newFlows(t *port, s *session, address string) (*flows, error) {
+	r := s.relay
+	fs := &flows{
+		port: t, loop: s.loop, of: make(map[evloop.PacketAddr]*flow),
+		table: forward.Flows{Limit: r.MaxFlows, PerSource: r.MaxFlowsPerAddress},
+	}
+	conn, err := s.loop.ListenPacket("udp", address, fs.receive)
+	if err != nil {
+		return nil, err
+	}
+	conn.OnError = r.listenerError(t.service.publish.String())
+	fs.conn = conn
+	if n, _ := conn.Buffers(); n > 0 && n < evloop.PacketBuffer {
+		r.smallBuffers.Do(func() {
+			r.log.Warn("the system buffers few datagrams, so bursts will be lost: raise net.core.rmem_max and net.core.wmem_max",
+				"bytes", n, "wanted", evloop.PacketBuffer)
+		})
+	}
+	return fs, nil
+}
+
+// receive takes a datagram of a visitor.
+func (fs *flows) receive(b []byte, from evloop.PacketAddr) {
+	now := fs.loop.Now()
+	f := fs.of[from]
+	if f != nil {
+		fs.table.Touch(&f.Flow, false, now)
+		f.reopen(now)
+	} else {
+		f = fs.open(from, now)
+	}
+	if f == nil || f.stream == nil {
+		fs.port.service.datagrams.Dropped++
+		return
+	}
+	f.service.datagrams.Received++
+	f.service.received += uint64(len(b))
+	f.stream.SendDatagram(b)
+}
+
+// open begins a flow, unless there may be no more visitors.
+func (fs *flows) open(from evloop.PacketAddr, now time.Time) *flow {
+	svc, addr := fs.port.service, from.Remote.Addr()
+	admission := &svc.session.relay.admission
+	v := admission.enter(addr)
+	if v != admitted {
+		if v == sayFull { // there is nothing to say it with
+			admission.leave(addr, v)
+		}
+		fs.loop.counters.TurnedAway++
+		return nil
+	}
+	f := &flow{flows: fs, service: svc, addr: from}
+	if f.reopen(now); f.stream == nil {
+		admission.leave(addr, v)
+		return nil
+	}
+	f.Owner = f
+	fs.of[from] = f
+	fs.table.Add(&f.Flow, source(addr), now)
+	svc.visitors++
+	svc.total++
+	if !fs.armed {
+		fs.arm(forward.FlowUnanswered)
+	}
+	return f
+}
+
+// reopen opens the flow's stream if it has none and its rest is over.
+func (f *flow) reopen(now time.Time) {
+	if f.stream != nil || now.Before(f.again) {
+		return
+	}
+	st, err := f.service.openStream(f.addr.Remote, "udp", "")
+	if err != nil {
+		f.again = now.Add(restTime)
+		return
+	}
+	f.stream = st
+	st.SetHandler(f)
+}
+
+func (fs *flows) arm(d time.Duration) {
+	fs.armed = true
+	fs.loop.Arm(&fs.timer, max(d, flowCheck), fs.expire)
+}
+
+// expire ends the flows that have been silent for too long.
+func (fs *flows) expire() {
+	fs.armed = false
+	now := fs.loop.Now()
+	if next := fs.table.Expire(now); !next.IsZero() {
+		fs.arm(next.Sub(now))
+	}
+}
+
+// hurry ends the flows as soon as they fall silent: the session has not long to live.
+func (fs *flows) hurry() {
+	fs.table.Hurry(lastSilence)
+	fs.expire()
+}
+
+func (fs *flows) close() {
+	fs.table.End()
+	fs.timer.Stop()
+	fs.conn.Close()
+}
+
+// Expire ends the flow, which has left the table. Another datagram of the visitor
+// begins a new one.
+func (f *flow) Expire() {
+	delete(f.flows.of, f.addr)
+	f.service.visitors--
+	addr := f.addr.Remote.Addr()
+	f.service.session.relay.admission.leave(addr, admitted)
+	if st := f.stream; st != nil {
+		f.stream = nil
+		st.Reset(tunnel.CodeCancelled)
+	}
+}
+
+// OnDatagram takes an answer.
+func (f *flow) OnDatagram(b []byte) {
+	f.flows.table.Touch(&f.Flow, true, f.flows.loop.Now())
+	f.service.datagrams.Sent++
+	f.service.sent += uint64(len(b))
+	f.flows.conn.WriteTo(b, f.addr)
+}
+
+// OnData drops what does not belong into a flow.
+func (f *flow) OnData(b []byte) int { return len(b) }
+func (f *flow) OnEOF()              { f.stream.Reset(tunnel.CodeCancelled) }
+func (f *flow) OnDrain()            {}
+
+// OnClose is the private relay's end of the flow: it was silent for too long, or it
+// cannot be had now.
+func (f *flow) OnClose(err error) {
+	if f.stream == nil { // it is over here
+		return
+	}
+	f.stream = nil
+	if e, ok := errors.AsType[*tunnel.StreamError](err); !ok || e.Code == tunnel.CodeCancelled {
+		f.flows.table.Remove(&f.Flow)
+		f.Expire()
+		return
+	}
+	f.again = f.flows.loop.Now().Add(restTime)
+}
