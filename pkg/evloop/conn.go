@@ -96,6 +96,14 @@ func (c *Conn) HighMark() int { return c.loop.core.cfg.HighMark }
 // Pending returns the number of queued bytes.
 func (c *Conn) Pending() int { return len(c.out) - c.outOff }
 
+// NotifyDrain has OnDrain called when Pending is at the low mark, as after it was above the high mark: for a writer that
+// stops earlier. It has no effect when Pending is 0.
+func (c *Conn) NotifyDrain() {
+	if c.Pending() > 0 {
+		c.flags |= wantDrain
+	}
+}
+
 // SetHandler makes h the handler from now on; input that is kept is presented to it.
 func (c *Conn) SetHandler(h Handler) {
 	c.handler = h
