@@ -79,8 +79,15 @@ func (t Transport) String() string {
 
 // Link carries a session. It belongs to one loop.
 type Link struct {
+	// OnTuned is told, at most once and in a sentence for people, that the path loses
+	// segments and what was done about it: another congestion control was taken, or,
+	// with err, could not be, which says what to do. If nil, nobody is. It is set
+	// before Serve.
+	OnTuned func(what string, err error)
+
 	quic *quicConn    // nil: it is a WebSocket, and
 	conn *evloop.Conn // its connection
+	tune tuner        // of it
 
 	client  bool
 	state   state
@@ -148,19 +155,18 @@ func (l *Link) Send(b []byte) {
 		websocket.Mask(*key, payload)
 	}
 	l.conn.Write(b[start:])
+	l.tune.sent(l)
 }
 
-// Room is a full batch while the queue is short.
+// Room is a batch while the queue is short, both as the path is fast.
 func (l *Link) Room() int {
 	switch {
 	case l.state != open:
 		return 0
 	case l.quic != nil:
 		return l.quic.control.Room()
-	case l.conn.Pending() > l.conn.HighMark():
-		return 0
 	}
-	return maxBatch
+	return l.tune.room(l.conn)
 }
 
 // OpenLane opens a lane, as tunnel.LaneLink says. A WebSocket has none.
@@ -234,6 +240,7 @@ func (l *Link) shut(err error) {
 	was := l.state
 	l.state, l.err = closed, err
 	l.timer.Stop()
+	l.tune.timer.Stop()
 	l.message = nil
 	switch {
 	case was == open:
