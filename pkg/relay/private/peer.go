@@ -45,6 +45,7 @@ type peer struct {
 	stale      bool // the services have changed since
 	standby    bool // another session gets the site's visitors
 	choice     choice
+	flows      flows
 
 	ending   bool         // the relay has said that the session is over
 	endTimer evloop.Timer // ending

@@ -28,13 +28,21 @@ func (p *peer) accept(s *tunnel.Stream, header []byte) {
 		p.setStandby(h.Service == relay.NoticeStandby)
 		s.SetHandler(notice{s})
 		return
-	case err != nil || h.Kind != relay.KindConnect:
+	case err != nil || h.Kind != relay.KindConnect && h.Kind != relay.KindFlow:
 		s.Reset(tunnel.CodeInternal)
 		return
 	}
 	svc := p.relay.services.Load().byName[h.Service]
 	if svc == nil {
 		s.Reset(tunnel.CodeNotFound)
+		return
+	}
+	if flow := h.Kind == relay.KindFlow; flow || svc.network == "udp" {
+		if !flow || svc.network != "udp" {
+			s.Reset(tunnel.CodeForbidden)
+			return
+		}
+		p.acceptFlow(s, svc, h.Visitor)
 		return
 	}
 	svc.total.Add(1)
@@ -106,25 +114,34 @@ func (d *dial) connected(c *evloop.Conn, err error) {
 }
 
 func (d *dial) splice(c *evloop.Conn) {
-	if d.service.down.Swap(false) {
-		d.peer.relay.log.Info("target is back", "service", d.service.Name)
-	}
+	d.peer.targetBack(d.service)
 	if version := d.service.ProxyProtocol; version != 0 {
 		c.Write(appendPreface(nil, version, false, d.visitor, c.RemoteAddr()))
 	}
 	forward.Splice(c, d.stream, d.service.ended)
 }
 
-// fail tells the visitor's side why there is no target. The log hears of the first failure in a row.
+// fail tells the visitor's side why there is no target.
 func (d *dial) fail(err error) {
 	if d.gone {
 		return // the visitor went away, which ended the dial
 	}
-	d.service.failed.Add(1)
-	if !d.service.down.Swap(true) {
-		d.peer.relay.log.Warn("target cannot be reached", "service", d.service.Name, "target", d.service.Target, "err", err)
-	}
+	d.peer.targetDown(d.service, err)
 	d.stream.Reset(code(err))
+}
+
+// targetDown counts that a target cannot be reached. The log hears of the first time in a row.
+func (p *peer) targetDown(s *service, err error) {
+	s.failed.Add(1)
+	if !s.down.Swap(true) {
+		p.relay.log.Warn("target cannot be reached", "service", s.Name, "target", s.Target, "err", err)
+	}
+}
+
+func (p *peer) targetBack(s *service) {
+	if s.down.Swap(false) {
+		p.relay.log.Info("target is back", "service", s.Name)
+	}
 }
 
 // code is the stream code for a failed dial or handshake.
