@@ -64,9 +64,10 @@ func newTestRelay(t testing.TB, portable bool, change func(*Relay)) *testRelay {
 	}
 	tr := &testRelay{Relay: r, t: t}
 	for _, l := range r.Listeners() {
-		if l.Name == "https" {
+		switch l.Name {
+		case "https":
 			tr.https = l.Addr.String()
-		} else {
+		case "http":
 			tr.http = l.Addr.String()
 		}
 	}
@@ -89,7 +90,7 @@ var testTLS = sync.OnceValue(func() *tls.Config {
 	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour),
-		DNSNames: []string{"relay.test", "*.test"},
+		DNSNames: []string{"relay.test", "*.test"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {

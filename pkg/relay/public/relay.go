@@ -32,6 +32,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -69,6 +70,15 @@ type Relay struct {
 	// HTTPS and HTTP are the addresses to listen on, as net.Listen takes them.
 	// "": none.
 	HTTPS, HTTP string
+
+	// QUIC is the address to listen on for links over QUIC, on UDP. It needs TLS.
+	// "": none. If its port is 0, it is that of HTTPS if possible.
+	QUIC string
+
+	// QUICSecret has 32 bytes. A relay that starts again with the same ones makes
+	// links over QUIC that it does not know any more end at once, instead of by a
+	// timeout. If nil, it has others each time.
+	QUICSecret []byte
 
 	// Inherited returns the sockets that the process was started with for a
 	// listener: its name ("https", "http", "quic", or the publish URL of a
@@ -143,9 +153,9 @@ type Site struct {
 
 // Listener is an address that the relay accepts visitors on.
 type Listener struct {
-	Name string // "https" or "http"
+	Name string // "https", "http" or "quic"
 	Addr net.Addr
-	ln   *evloop.Listener
+	ln   io.Closer
 }
 
 // prepare makes what the other methods need.
@@ -200,6 +210,12 @@ func (r *Relay) Listen() error {
 		if err := r.listen(l.name, l.addr, l.secure); err != nil {
 			r.stopListening()
 			return fmt.Errorf("listener %s %q: %w", l.name, l.addr, err)
+		}
+	}
+	if r.QUIC != "" {
+		if err := r.listenQUIC(); err != nil {
+			r.stopListening()
+			return fmt.Errorf("listener quic %q: %w", r.QUIC, err)
 		}
 	}
 	return nil

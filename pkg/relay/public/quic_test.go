@@ -1,0 +1,161 @@
+package public
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"culvert.dev/pkg/auth"
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/link"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tunnel"
+)
+
+// listener returns the address of a listener.
+func (r *testRelay) listener(name string) net.Addr {
+	for _, l := range r.Listeners() {
+		if l.Name == name {
+			return l.Addr
+		}
+	}
+	r.t.Fatalf("no listener %s", name)
+	return nil
+}
+
+// dialledLink is what became of a dial.
+type dialledLink struct {
+	*link.Link
+	welcome relay.Welcome
+	err     error
+}
+
+// dialQUIC makes a link to a relay on 127.0.0.1.
+func dialQUIC(loop *evloop.Loop, cfg link.DialConfig) dialledLink {
+	roots := x509.NewCertPool()
+	cert, _ := x509.ParseCertificate(testTLS().Certificates[0].Certificate[0])
+	roots.AddCert(cert)
+	cfg.Transport, cfg.RootCAs = link.QUIC, roots
+	c := make(chan dialledLink, 1)
+	loop.Post(func() {
+		link.Dial(context.Background(), loop, cfg, func(l *link.Link, w relay.Welcome, err error) { c <- dialledLink{l, w, err} })
+	})
+	return <-c
+}
+
+// A private relay comes in over QUIC, on the port of HTTPS, is refused as over a
+// WebSocket, and hears at once that the relay was killed and is there again.
+func TestQUIC(t *testing.T) {
+	pub, key, _ := ed25519.GenerateKey(nil)
+	_, otherKey, _ := ed25519.GenerateKey(nil)
+	sites := []Site{{Name: "office", Key: auth.FormatPublicKey(pub), Publish: patterns("https://*.test")}}
+	secret := make([]byte, 32)
+	secret[0] = 1
+	r := newTestRelay(t, false, func(r *Relay) { r.QUIC, r.QUICSecret = "127.0.0.1:0", secret })
+	r.Reload(sites)
+	addr := r.listener("quic")
+	if _, port, _ := net.SplitHostPort(r.https); addr.String() != "127.0.0.1:"+port {
+		t.Errorf("quic on %v, https on %v", addr, r.https)
+	}
+
+	core, err := evloop.New(evloop.Config{Loops: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer core.Close()
+	loop := core.Loop(0)
+	cfg := link.DialConfig{Address: addr.String(), Site: "office", Key: otherKey}
+	d := dialQUIC(loop, cfg)
+	if refusal, ok := errors.AsType[*relay.Refusal](d.err); !ok || refusal.Code != relay.RefuseBadKey {
+		t.Fatalf("another key: %v", d.err)
+	}
+	cfg.Key = key
+	if d = dialQUIC(loop, cfg); d.err != nil {
+		t.Fatal(d.err)
+	}
+	waitFor(t, func() bool {
+		st := r.Status(t.Context())
+		return len(st.Sessions) == 1 && st.Sessions[0].Site == "office"
+	})
+	lost := make(chan error, 1)
+	serve := func() {
+		var session *tunnel.Session
+		session = tunnel.New(tunnel.Config{Client: true, Wake: func() {
+			loop.AfterTurn(func() { session.Flush(loop.Now()) })
+		}}, loop.Now())
+		d.Serve(session, tunnel.RoleInteractive, func(_ *link.Link, err error) { lost <- err })
+	}
+	onLoop(loop, serve)
+
+	// It is killed: it says nothing any more. Another one has its secret.
+	r.mu.Lock()
+	for _, l := range r.listeners {
+		if q, ok := l.ln.(*quicListener); ok {
+			q.transport.Conn.Close()
+		}
+	}
+	r.mu.Unlock()
+	again := newTestRelay(t, false, func(r *Relay) { r.QUIC, r.QUICSecret = addr.String(), secret })
+	again.Reload(sites)
+	began := time.Now()
+	onLoop(loop, func() { d.SendDatagram(1, []byte("is anybody there?")) })
+	if err := <-lost; err == nil || time.Since(began) > 3*time.Second {
+		t.Errorf("lost after %v: %v", time.Since(began), err)
+	}
+	cfg.Session, cfg.Resume = d.welcome.Session, d.welcome.Resume
+	if d = dialQUIC(loop, cfg); d.err != nil || d.welcome.Resumed {
+		t.Fatalf("%+v", d)
+	}
+
+	// A drain ends the links in good order.
+	drained := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	onLoop(loop, serve)
+	go func() { drained <- again.Drain(ctx) }()
+	if err := <-lost; err != nil { // nil: this side has closed it first
+		if e, ok := errors.AsType[*link.CloseError](err); !ok || e.Status != link.StatusOver {
+			t.Errorf("lost: %v", err)
+		}
+	}
+	if err := <-drained; err != nil {
+		t.Error(err)
+	}
+}
+
+// Whoever does not say who they are finds only so many of them beside them.
+func TestQUICStrangers(t *testing.T) {
+	r := newTestRelay(t, false, func(r *Relay) { r.QUIC = "127.0.0.1:0" })
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr := &quic.Transport{Conn: pc}
+	defer func() { tr.Close(); pc.Close() }()
+	dial := func() (*quic.Conn, error) {
+		return tr.Dial(t.Context(), r.listener("quic"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{link.ALPN}}, nil)
+	}
+	var conns []*quic.Conn
+	for i := range maxStrangersFrom {
+		c, err := dial()
+		if err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		conns = append(conns, c)
+	}
+	if _, err := dial(); err == nil {
+		t.Error("one more than allowed")
+	}
+	conns[0].CloseWithError(0, "")
+	waitFor(t, func() bool { _, err := dial(); return err == nil })
+	for _, c := range conns {
+		c.CloseWithError(0, "")
+	}
+}
