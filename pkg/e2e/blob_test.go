@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"culvert.dev/pkg/netem"
 )
 
 // blobSize is the size of the large file: 1 GiB, 256 MiB with -short.
@@ -77,7 +79,18 @@ func largeFile(t testing.TB) blob {
 // anything else with the number of the connection that the request came on.
 func startSink(t testing.TB) string {
 	t.Helper()
-	srv := httptest.NewServer(http.HandlerFunc(serveSink))
+	return startSinkIn(t, nil)
+}
+
+func startSinkIn(t testing.TB, n *netem.Namespace) string {
+	t.Helper()
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(serveSink))
+	srv.Listener.Close()
+	var err error
+	if srv.Listener, err = listenIn(n, "127.0.0.1:0"); err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
 	t.Cleanup(srv.Close)
 	return srv.Listener.Addr().String()
 }

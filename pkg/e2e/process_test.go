@@ -322,7 +322,16 @@ func listenIn(n *netem.Namespace, addr string) (ln net.Listener, err error) {
 // run executes a program to its end and returns what it printed on both outputs.
 func run(t testing.TB, cmd *exec.Cmd) string {
 	t.Helper()
-	out, err := cmd.CombinedOutput()
+	return runIn(t, nil, cmd)
+}
+
+func runIn(t testing.TB, n *netem.Namespace, cmd *exec.Cmd) string {
+	t.Helper()
+	var out []byte
+	err := n.Do(func() (err error) {
+		out, err = cmd.CombinedOutput()
+		return err
+	})
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, out)
 	}

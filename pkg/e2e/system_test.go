@@ -112,7 +112,6 @@ func (s *system) writePublic() {
 	writeFile(s.t, s.file("public.toml"), fmt.Sprintf(`
 domain = "localhost"
 state  = "state"
-drain_timeout = "5s"
 [listen]
 https = %q
 http  = %q
@@ -134,7 +133,8 @@ func (s *system) startPublic() {
 	if err := json.Unmarshal([]byte(line), &ready); err != nil {
 		s.t.Fatalf("%s: %v", line, err)
 	}
-	s.https, s.http, s.admin = ready.HTTPS, ready.HTTP, ready.Admin
+	// What listens on every address says so for both families.
+	s.https, s.http, s.admin = strings.Replace(ready.HTTPS, "[::]", "0.0.0.0", 1), ready.HTTP, ready.Admin
 }
 
 // writePrivate writes private.toml.
@@ -158,7 +158,7 @@ func (s *system) relay() string {
 func (s *system) privateTOML(site, relay, key string) string {
 	relay = strings.ReplaceAll(relay, "127.0.0.1:", "localhost:")
 	var b strings.Builder
-	fmt.Fprintf(&b, "relay = %q\nsite = %q\nkey = %q\nca = %q\ndrain_timeout = \"5s\"\n%s\n", relay, site, key, certFile("ca.pem"), s.options)
+	fmt.Fprintf(&b, "relay = %q\nsite = %q\nkey = %q\nca = %q\n%s\n", relay, site, key, certFile("ca.pem"), s.options)
 	for _, v := range s.services {
 		fmt.Fprintf(&b, "[[service]]\nname = %q\ntarget = %q\n", v.name, v.target)
 		if v.publish != "" {
