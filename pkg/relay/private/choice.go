@@ -14,6 +14,9 @@ const (
 	lossy = 0.003
 	clean = 0.0005
 
+	// enoughToTell is how many bytes the WebSocket links must have sent between two looks.
+	enoughToTell = 64 << 10
+
 	// minDwell is how long a choice lasts at least, and lossyLooks and cleanLooks are how many looks in a row
 	// have to agree before it is another one.
 	minDwell   = 30 * time.Second
@@ -23,11 +26,11 @@ const (
 
 // reading is what is known of the links at one look.
 type reading struct {
-	quic     bool          // there is a QUIC link
-	wssRTT   time.Duration // under use; 0: not known
-	quicRTT  time.Duration
-	loss     float64 // share of what the WebSocket links have sent since the last look that was lost
-	lossKnow bool    // they have sent enough to tell
+	quic      bool          // there is a QUIC link
+	wssRTT    time.Duration // under use; 0: not known
+	quicRTT   time.Duration
+	loss      float64 // share of what the WebSocket links have sent since the last look that was lost
+	lossKnown bool    // they have sent enough to tell
 }
 
 // choice decides which transport carries what, where the configuration leaves it open. Streams that move much
@@ -64,10 +67,10 @@ func (c *choice) step(now time.Time, r reading) bool {
 	need := lossyLooks
 	faster := r.quicRTT > 0 && r.wssRTT > r.quicRTT+max(r.quicRTT/5, 5*time.Millisecond)
 	if c.quic {
-		agree = r.lossKnow && r.loss < clean && !faster || r.wssRTT > 0 && r.quicRTT > r.wssRTT+max(r.wssRTT/5, 5*time.Millisecond)
+		agree = r.lossKnown && r.loss < clean && !faster || r.wssRTT > 0 && r.quicRTT > r.wssRTT+max(r.wssRTT/5, 5*time.Millisecond)
 		need = cleanLooks
 	} else {
-		agree = r.lossKnow && r.loss >= lossy && faster
+		agree = r.lossKnown && r.loss >= lossy && faster
 	}
 	if !agree {
 		c.votes = 0

@@ -12,12 +12,12 @@ import (
 // moment, and not to and fro.
 func TestChoice(t *testing.T) {
 	const ms = time.Millisecond
-	calm := reading{quic: true, wssRTT: 50 * ms, quicRTT: 50 * ms, lossKnow: true}
-	bad := reading{quic: true, wssRTT: 180 * ms, quicRTT: 52 * ms, loss: 0.012, lossKnow: true}
-	gone := reading{wssRTT: 180 * ms, loss: 0.012, lossKnow: true}
+	calm := reading{quic: true, wssRTT: 50 * ms, quicRTT: 50 * ms, lossKnown: true}
+	bad := reading{quic: true, wssRTT: 180 * ms, quicRTT: 52 * ms, loss: 0.012, lossKnown: true}
+	gone := reading{wssRTT: 180 * ms, loss: 0.012, lossKnown: true}
 	quiet := reading{quic: true, wssRTT: 50 * ms, quicRTT: 50 * ms}
-	lossyOnly := reading{quic: true, wssRTT: 52 * ms, quicRTT: 51 * ms, loss: 0.012, lossKnow: true}
-	slowQUIC := reading{quic: true, wssRTT: 50 * ms, quicRTT: 90 * ms, loss: 0.012, lossKnow: true}
+	lossyOnly := reading{quic: true, wssRTT: 52 * ms, quicRTT: 51 * ms, loss: 0.012, lossKnown: true}
+	slowQUIC := reading{quic: true, wssRTT: 50 * ms, quicRTT: 90 * ms, loss: 0.012, lossKnown: true}
 
 	var c choice
 	now := time.Now()

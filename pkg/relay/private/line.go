@@ -60,6 +60,7 @@ type line struct {
 	attempt *attempt     // dialling
 	link    *link.Link   // linked, or suspect; nil: there is none
 	since   time.Time    // of link, or when there was one last
+	sent    uint64       // bytes, by link at the last look
 	retry   evloop.Timer // waiting
 	tries   int          // that failed in a row
 	problem string       // why there is no link, as last logged
@@ -95,6 +96,7 @@ func (ln *line) start() {
 		Address: p.address, RootCAs: r.RootCAs, Dial: r.Dial, Transport: ln.transport,
 		Site: r.Site, Key: r.Key, Software: r.Software, Machine: r.Machine, Process: r.process,
 		Session: p.id, Resume: p.secret, Role: ln.role, Links: others, Choice: p.choice.text,
+		OnHint: p.hint,
 	}, func(l *link.Link, w relay.Welcome, err error) {
 		cancel()
 		if ln.attempt == a {
@@ -140,7 +142,8 @@ func (ln *line) dialled(a *attempt, l *link.Link, w relay.Welcome, err error) {
 		return
 	}
 	old := ln.link
-	ln.state, ln.link, ln.since, ln.problem = linked, l, p.now(), ""
+	ln.state, ln.link, ln.since, ln.sent, ln.problem = linked, l, p.now(), 0, ""
+	l.OnTuned = ln.tuned
 	p.relay.log.Info("link up", "relay", p.address, "transport", ln.transport.String(), "role", ln.role.String(), "resumed", w.Resumed, "software", w.Software)
 	l.Serve(p.session, a.role, ln.lost)
 	if ln.role != a.role { // it was changed meanwhile
@@ -150,6 +153,16 @@ func (ln *line) dialled(a *attempt, l *link.Link, w relay.Welcome, err error) {
 		old.Close(tunnel.ErrSuperseded)
 	}
 	p.linkUp(ln, w)
+}
+
+// tuned is told what was done about a path that loses.
+func (ln *line) tuned(what string, err error) {
+	log := ln.peer.relay.log.With("relay", ln.peer.address, "role", ln.role.String(), "what", what)
+	if err != nil {
+		log.Warn("path", "err", err)
+	} else {
+		log.Info("path")
+	}
 }
 
 // errStranger is what a line finds that reaches another relay than the others do.
@@ -253,13 +266,16 @@ func advice(code relay.RefusalCode) string {
 func (ln *line) report(event string, err error) {
 	p := ln.peer
 	problem := reason(err)
+	if d, ok := errors.AsType[*link.DialError](err); ok && d.Hint != "" && ln.wish() {
+		problem = d.Hint // what to do, as it is to fit into a sentence
+	}
 	if ln.problem != problem {
 		ln.problem = problem
 		switch log := p.relay.log.With("relay", p.address, "transport", ln.transport.String(), "role", ln.role.String(), "err", err); {
 		case p.links() == 0:
 			log.Warn(event + ", trying again")
 		case ln.wish():
-			p.choose() // says it
+			p.choose(false) // says it
 		default:
 			log.Info(event + ", trying again; the other links go on")
 		}

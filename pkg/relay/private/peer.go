@@ -20,6 +20,9 @@ const (
 	// the end of them has restarted.
 	doubtTimeout = time.Second
 
+	// drainIdle is how long a flow must be silent to be over in a drain.
+	drainIdle = time.Second
+
 	// lookInterval is how often the links are looked at: for Status, and for the choice of transports.
 	lookInterval = 5 * time.Second
 )
@@ -44,6 +47,7 @@ type peer struct {
 	announcing bool // an announcement is not answered yet
 	stale      bool // the services have changed since
 	standby    bool // another session gets the site's visitors
+	hinted     bool // about the sockets of QUIC
 	choice     choice
 	flows      flows
 
@@ -158,7 +162,7 @@ func (p *peer) linkUp(ln *line, w relay.Welcome) {
 			other.start()
 		}
 	}
-	p.choose()
+	p.choose(false)
 	p.setStatus()
 }
 
@@ -190,14 +194,18 @@ func (p *peer) newSession() *tunnel.Session {
 	return s
 }
 
-// choose decides anew what the transports are used for, if there is a choice.
-func (p *peer) choose() {
+// choose decides anew what the transports are used for, if there is a choice: at a look by measurement,
+// otherwise only if the QUIC link has gone.
+func (p *peer) choose(look bool) {
 	quic := p.lines[len(p.lines)-1]
 	if !quic.wish() || p.session == nil {
 		return
 	}
-	r := p.read(quic)
-	if p.choice.step(p.now(), r) {
+	r := reading{quic: quic.link != nil}
+	if look && r.quic {
+		r = p.read(quic)
+	}
+	if (look || !r.quic) && p.choice.step(p.now(), r) {
 		if p.choice.quic {
 			quic.setRole(tunnel.RoleInteractive)
 			p.lines[0].setRole(tunnel.RoleBulk)
@@ -214,15 +222,38 @@ func (p *peer) choose() {
 // read looks at the links.
 func (p *peer) read(quic *line) reading {
 	r := reading{quic: quic.link != nil}
+	var moved, lost float64 // bytes, by the WebSocket links since the last look
 	for _, l := range p.session.Links() {
-		switch l.Link {
-		case tunnel.Link(quic.link):
-			r.quicRTT = l.RTT
-		case tunnel.Link(p.lines[0].link):
-			r.wssRTT = l.RTT
+		for _, ln := range p.lines {
+			if tunnel.Link(ln.link) != l.Link {
+				continue
+			}
+			sent := l.Sent - ln.sent
+			ln.sent = l.Sent
+			if path, ok := ln.link.Path(); ok && ln != quic {
+				moved += float64(sent)
+				lost += float64(sent) * path.Loss
+			}
+			switch ln {
+			case quic:
+				r.quicRTT = l.RTT
+			case p.lines[0]:
+				r.wssRTT = l.RTT
+			}
 		}
 	}
+	if moved >= enoughToTell {
+		r.loss, r.lossKnown = lost/moved, true
+	}
 	return r
+}
+
+// hint is told what could be better for QUIC.
+func (p *peer) hint(what string) {
+	if !p.hinted {
+		p.hinted = true
+		p.relay.log.Warn("quic", "relay", p.address, "hint", what)
+	}
 }
 
 // suspect is told that a link is silent although something is owed: it may be dead, which its ping will
@@ -370,7 +401,7 @@ func (p *peer) arm() {
 // looked is called every lookInterval while there is a session.
 func (p *peer) looked() {
 	p.loop.Arm(&p.look, lookInterval, p.looked)
-	p.choose()
+	p.choose(true)
 	p.setStatus()
 }
 
@@ -400,6 +431,10 @@ func (p *peer) drain() {
 	}
 	p.loop.Arm(&p.deadline, p.relay.DrainTimeout, p.cut)
 	p.session.GoAway()
+	if p.flows.table.Len() > 0 { // they have no end of their own
+		p.flows.table.Hurry(drainIdle)
+		p.flows.expire()
+	}
 }
 
 // busy reports whether streams are open.

@@ -114,7 +114,7 @@ func inWorld(t *testing.T, services []Service, f func(t *testing.T, w *world), o
 		roots := x509.NewCertPool()
 		roots.AppendCertsFromPEM(pem)
 
-		w.hub = newHub(t, &tls.Config{Certificates: []tls.Certificate{pair}})
+		w.hub = newHub(t, &tls.Config{Certificates: []tls.Certificate{pair}}, newCore(t))
 		ln, err := w.net.Listen(hubAddress)
 		if err != nil {
 			t.Fatal(err)
@@ -153,8 +153,8 @@ func inWorld(t *testing.T, services []Service, f func(t *testing.T, w *world), o
 	})
 }
 
-func newHub(t *testing.T, tls *tls.Config) *hub {
-	h := &hub{t: t, core: newCore(t), tls: tls, refused: make(map[string]string)}
+func newHub(t *testing.T, tls *tls.Config, core *evloop.Core) *hub {
+	h := &hub{t: t, core: core, tls: tls, refused: make(map[string]string)}
 	h.links, h.remotes = make(map[*link.Link]string), make(map[string]string)
 	h.loop = h.core.Loop(0)
 	return h
