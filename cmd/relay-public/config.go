@@ -54,8 +54,8 @@ type listenConfig struct {
 	// HTTPS is for visitors and for private relays, told apart by name and path. The default is ":443".
 	HTTPS string `toml:"https"`
 
-	// QUIC is for QUIC links and HTTP/3, on UDP. The default is ":443", which this version does not serve;
-	// any other value is an error.
+	// QUIC is for private relays that link over QUIC, on UDP. They try the port that they know, so the default is
+	// the address of HTTPS.
 	QUIC string `toml:"quic"`
 
 	// HTTP is for services published as http:// and ws://. The default is ":80".
@@ -106,6 +106,15 @@ type limitsConfig struct {
 	// StreamsPerSite is how many streams one session may have. The default is 131072.
 	StreamsPerSite int `toml:"streams_per_site"`
 
+	// Flows is how many flows one udp:// service may have: visitors that have sent something in the last two
+	// minutes. The one that has been silent for longest makes room for the next, first one that was never
+	// answered. The default is 16384. Each is a file descriptor of the private relay.
+	Flows int `toml:"flows"`
+
+	// FlowsPerAddress is the same for one address (for IPv6, one /64). The default is 256. A resolver asks each
+	// question from another port, which is another flow.
+	FlowsPerAddress int `toml:"flows_per_address"`
+
 	// SessionMemory is how many bytes the streams of one session may keep here: received and not taken by
 	// the visitor, or sent and not confirmed by the site. The default is 268435456 (256 MiB).
 	SessionMemory int `toml:"session_memory"`
@@ -136,8 +145,11 @@ type settings struct {
 // defaults is the config before anything is read into it.
 func defaults() config {
 	return config{
-		Listen:       listenConfig{HTTPS: ":443", QUIC: ":443", HTTP: ":80", Admin: "127.0.0.1:7070"},
-		Limits:       limitsConfig{Visitors: 262_144, VisitorsPerAddress: 16_384, StreamsPerSite: 131_072, SessionMemory: 256 << 20},
+		Listen: listenConfig{HTTPS: ":443", QUIC: ":443", HTTP: ":80", Admin: "127.0.0.1:7070"},
+		Limits: limitsConfig{
+			Visitors: 262_144, VisitorsPerAddress: 16_384, StreamsPerSite: 131_072,
+			Flows: 16_384, FlowsPerAddress: 256, SessionMemory: 256 << 20,
+		},
 		DrainTimeout: daemon.Duration(30 * time.Second),
 	}
 }
@@ -186,6 +198,8 @@ func (s *settings) check(f *daemon.File, dir string) {
 		{"limits.visitors", &s.Limits.Visitors, defaults().Limits.Visitors},
 		{"limits.visitors_per_address", &s.Limits.VisitorsPerAddress, defaults().Limits.VisitorsPerAddress},
 		{"limits.streams_per_site", &s.Limits.StreamsPerSite, defaults().Limits.StreamsPerSite},
+		{"limits.flows", &s.Limits.Flows, defaults().Limits.Flows},
+		{"limits.flows_per_address", &s.Limits.FlowsPerAddress, defaults().Limits.FlowsPerAddress},
 		{"limits.session_memory", &s.Limits.SessionMemory, defaults().Limits.SessionMemory},
 	} {
 		if *l.limit < 0 {
@@ -229,7 +243,7 @@ func (s *settings) check(f *daemon.File, dir string) {
 // checkListen checks the addresses.
 func (s *settings) checkListen(f *daemon.File) {
 	for _, l := range []struct{ at, address string }{
-		{"listen.https", s.Listen.HTTPS}, {"listen.http", s.Listen.HTTP}, {"listen.admin", s.Listen.Admin},
+		{"listen.https", s.Listen.HTTPS}, {"listen.quic", s.Listen.QUIC}, {"listen.http", s.Listen.HTTP}, {"listen.admin", s.Listen.Admin},
 	} {
 		if l.address == "" {
 			continue
@@ -252,8 +266,8 @@ func (s *settings) checkListen(f *daemon.File) {
 	if s.Listen.HTTPS == "" && s.Domain != "" {
 		f.Addf("listen.https", "listen.https is empty: private relays would have no way in")
 	}
-	if q := s.Listen.QUIC; q != "" && q != defaults().Listen.QUIC {
-		f.Addf("listen.quic", "listen.quic %q: quic is not supported by this version", q)
+	if !f.Has("listen.quic") {
+		s.Listen.QUIC = s.Listen.HTTPS
 	}
 	for _, l := range []struct{ name, address string }{
 		{"rtsp", s.Listen.RTSP}, {"rtsps", s.Listen.RTSPS}, {"tftp", s.Listen.TFTP},

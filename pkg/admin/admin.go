@@ -87,6 +87,12 @@ type Service struct {
 	Total    uint64 `json:"visitors_total"`
 	Received uint64 `json:"received"` // bytes from visitors
 	Sent     uint64 `json:"sent"`     // bytes to visitors
+
+	// Of a udp service, whose visitors are flows. Dropped are those that the public relay could not pass on:
+	// there was a limit, or a buffer was full.
+	DatagramsReceived uint64 `json:"datagrams_received,omitempty"`
+	DatagramsSent     uint64 `json:"datagrams_sent,omitempty"`
+	DatagramsDropped  uint64 `json:"datagrams_dropped,omitempty"`
 }
 
 // Invite asks for a join token: a site of that name may join once, and may then publish what the

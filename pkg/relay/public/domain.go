@@ -28,6 +28,7 @@ var (
 	troubleRate  = &trouble{429, "Too many attempts. Please wait a minute."}
 	troubleLarge = &trouble{413, "The request is too large."}
 	troubleBusy  = &trouble{503, "This cannot be done right now. Please try again."}
+	troubleFlow  = &trouble{400, "This service carries datagrams, which a forward does not: use its UDP port."}
 	troubleSwap  = &trouble{426, "This needs an upgrade of the connection."}
 )
 
@@ -96,6 +97,10 @@ func (v *visitor) forward(name string, head, close bool) bool {
 		v.answer(troubleService, head, close)
 		return true
 	}
+	if svc.flows != nil {
+		v.answer(troubleFlow, head, close)
+		return true
+	}
 	st, err := svc.openStream(v.addr, "forward", "")
 	if err != nil {
 		v.answer(openTrouble(err), head, close)
@@ -150,12 +155,21 @@ func (r *Relay) ServeForward(w http.ResponseWriter, req *http.Request) {
 		fail(t)
 		return
 	}
-	found := make(chan bool, 1)
-	s.loop.Post(func() { found <- s.service(service) != nil })
+	found := make(chan *trouble, 1)
+	s.loop.Post(func() {
+		switch svc := s.service(service); {
+		case svc == nil:
+			found <- troubleService
+		case svc.flows != nil:
+			found <- troubleFlow
+		default:
+			found <- nil
+		}
+	})
 	select {
-	case ok := <-found:
-		if !ok {
-			fail(troubleService)
+	case t := <-found:
+		if t != nil {
+			fail(t)
 			return
 		}
 	case <-req.Context().Done():
@@ -181,7 +195,7 @@ func (s *session) forward(service string, nc net.Conn, unread *bufio.Reader) {
 		return
 	}
 	svc := s.service(service)
-	if svc == nil {
+	if svc == nil || svc.flows != nil {
 		c.Abort(errRevoked)
 		return
 	}
