@@ -78,7 +78,7 @@ public.toml: state is missing: a folder for what the relay makes itself, such as
 [listen]
 htps = ":443"
 https = "443"
-quic  = ":8443"
+quic  = "8443"
 http  = ""
 rtsp  = ":554"
 rtsps = ":322"
@@ -110,7 +110,7 @@ public.toml: state is missing: a folder for what the relay makes itself, such as
 public.toml:1:10: domain "https://relay.example.com": want a name in lower case, without scheme, port or wildcard
 public.toml:4:1: unknown key "htps" (did you mean "https"?)
 public.toml:5:9: listen.https "443": want HOST:PORT or :PORT
-public.toml:6:9: listen.quic ":8443": quic is not supported by this version
+public.toml:6:9: listen.quic "8443": want HOST:PORT or :PORT
 public.toml:8:9: listen.rtsp ":554": rtsp is not supported by this version
 public.toml:9:9: listen.rtsps ":322": rtsps is not supported by this version
 public.toml:10:9: listen.tftp ":69": tftp is not supported by this version

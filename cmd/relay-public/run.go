@@ -70,6 +70,8 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		},
 		HTTPS:              s.Listen.HTTPS,
 		HTTP:               s.Listen.HTTP,
+		QUIC:               s.Listen.QUIC,
+		QUICSecret:         st.quic,
 		MaxVisitors:        s.Limits.Visitors,
 		MaxPerAddress:      s.Limits.VisitorsPerAddress,
 		MaxFlows:           s.Limits.Flows,

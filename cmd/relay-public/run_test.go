@@ -124,7 +124,7 @@ func TestFirstStart(t *testing.T) {
 	if want := fmt.Sprintf("tunnelctl --state %s/state --admin %s site add NAME --publish 'https://*.localhost'", dir, in.ready["admin"]); next != want {
 		t.Errorf("next: %s\nwant %s", next, want)
 	}
-	for name, mode := range map[string]os.FileMode{"": 0o700, "admin.token": 0o600, "ca.key": 0o600, "ca.pem": 0o644} {
+	for name, mode := range map[string]os.FileMode{"": 0o700, "admin.token": 0o600, "quic.secret": 0o600, "ca.key": 0o600, "ca.pem": 0o644} {
 		if info, err := os.Stat(filepath.Join(dir, "state", name)); err != nil || info.Mode().Perm() != mode {
 			t.Errorf("state/%s: %v, %v, want mode %v", name, info.Mode(), err, mode)
 		}

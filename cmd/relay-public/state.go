@@ -30,6 +30,7 @@ type state struct {
 	admin   *auth.AdminToken
 	changed func()   // the sites have changed; set before anybody can change them
 	address net.Addr // of the https listener, or nil; set with changed
+	quic    []byte   // see public.Relay.QUICSecret
 
 	certificate atomic.Pointer[tls.Certificate]
 
@@ -46,6 +47,9 @@ func openState(s *settings, log *slog.Logger) (*state, error) {
 		return nil, err
 	}
 	if st.store, err = auth.OpenStore(s.state); err != nil {
+		return nil, err
+	}
+	if st.quic, err = auth.OpenSecret(s.state, "quic.secret"); err != nil {
 		return nil, err
 	}
 	if s.certificate == nil {

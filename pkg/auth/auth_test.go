@@ -400,3 +400,23 @@ func must[T any](v T, err error) T {
 	}
 	return v
 }
+
+// A secret is made once, for its owner's eyes, and a broken one is not taken for one.
+func TestSecret(t *testing.T) {
+	dir := t.TempDir()
+	a, err := OpenSecret(dir, "x.secret")
+	if err != nil || len(a) != 32 {
+		t.Fatal(a, err)
+	}
+	if b, err := OpenSecret(dir, "x.secret"); err != nil || !bytes.Equal(a, b) {
+		t.Errorf("%x, then %x, %v", a, b, err)
+	}
+	file := filepath.Join(dir, "x.secret")
+	if info, err := os.Stat(file); err != nil || runtime.GOOS != "windows" && info.Mode().Perm() != 0o600 {
+		t.Error(info, err)
+	}
+	os.WriteFile(file, a[:31], 0o600)
+	if _, err := OpenSecret(dir, "x.secret"); err == nil {
+		t.Error("31 bytes taken for a secret")
+	}
+}

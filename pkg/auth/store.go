@@ -211,6 +211,25 @@ func (s *Store) change(f func(*state) error) error {
 	return nil
 }
 
+// OpenSecret reads 32 random bytes from a file of a state folder, and makes them if
+// there are none.
+func OpenSecret(dir, name string) ([]byte, error) {
+	file := filepath.Join(dir, name)
+	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		b = make([]byte, secretLen)
+		rand.Read(b)
+		err = writeFile(file, b, 0o600)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("secret: %w", err)
+	}
+	if len(b) != secretLen {
+		return nil, fmt.Errorf("secret: %s has %d bytes, not %d; remove it, and a new one is made", file, len(b), secretLen)
+	}
+	return b, nil
+}
+
 // AdminToken is the operators' token, as far as a relay has to know it.
 type AdminToken struct{ digest [sha256.Size]byte }
 
