@@ -98,7 +98,9 @@ func status(st *state, r *public.Relay, started time.Time, here net.Addr) *admin
 	}
 	sessions := make(map[string]public.SessionStatus)
 	for _, session := range now.Sessions {
-		sessions[session.Site] = session
+		if session.Active {
+			sessions[session.Site] = session
+		}
 		for _, svc := range session.Services {
 			s.Services = append(s.Services, admin.Service{
 				Site: session.Site, Name: svc.Name, Publish: svc.Publish, Target: svc.Target,

@@ -220,7 +220,7 @@ func (s *settings) check(f *daemon.File, dir string) {
 			f.Addf(at+".name", "site %q is defined twice", one.Name)
 		}
 		names[one.Name] = true
-		made := public.Site{Name: one.Name, Key: one.Key}
+		made := public.Site{Name: one.Name, Keys: []string{one.Key}}
 		if one.Key == "" {
 			f.Addf(at, "site %q without a key: `relay-private keygen FILE` makes one and prints its public half", one.Name)
 		} else if _, err := auth.ParsePublicKey(one.Key); err != nil {

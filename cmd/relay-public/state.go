@@ -111,7 +111,10 @@ func (st *state) sitesLocked() []public.Site {
 		if joined.Key == "" || st.isConfiguredLocked(joined.Name) {
 			continue
 		}
-		site := public.Site{Name: joined.Name, Key: joined.Key, Revoked: joined.Revoked}
+		site := public.Site{Name: joined.Name, Keys: []string{joined.Key}}
+		if joined.Revoked {
+			site.Keys, site.Revoked = nil, site.Keys
+		}
 		for _, text := range joined.Publish {
 			p, err := relay.ParsePattern(text)
 			if err != nil {

@@ -50,7 +50,7 @@ func inFakeTime(t *testing.T, serve func(st *tunnel.Stream, b []byte), f func(r 
 		}
 		defer core.Close()
 		r := &testRelay{Relay: &Relay{Core: core}, t: t}
-		r.Reload([]Site{{Name: "office", Key: "k", Publish: patterns("http://*.test")}})
+		r.Reload([]Site{{Name: "office", Keys: []string{"k"}, Publish: patterns("http://*.test")}})
 		ln := &pipeListener{make(chan net.Conn), make(chan struct{})}
 		r.Serve(ln, false)
 		s := r.connect("office", nil, "app", "http://app.test")

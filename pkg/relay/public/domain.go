@@ -112,14 +112,14 @@ func (v *visitor) forward(name string, head, close bool) bool {
 	return true
 }
 
-// sessionOf returns the session of a site, or what to answer.
+// sessionOf returns the active session of a site, or what to answer.
 func (r *Relay) sessionOf(site string) (*session, *trouble) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if s := r.sessions[site]; s != nil {
-		return s, nil
+	if g := r.groups[site]; g != nil && g.active != nil {
+		return g.active, nil
 	}
-	if s, ok := r.sites[site]; ok && !s.Revoked {
+	if s, ok := r.sites[site]; ok && len(s.Keys) > 0 {
 		return nil, troubleAway
 	}
 	return nil, troubleService

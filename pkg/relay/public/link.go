@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -99,26 +100,25 @@ func (r *Relay) refusalLevel(addr netip.Addr, code relay.RefusalCode) slog.Level
 // greet lets a private relay in that is who it says, if there is room for it. It
 // runs on the loop of the link.
 func (r *Relay) greet(in *link.Incoming, from netip.AddrPort, l *loop) {
-	s, old, resumed, refusal := r.admit(in.Hello, l)
+	a, refusal := r.admit(in.Hello, l)
 	if refusal != nil {
 		r.refused(in, from, refusal)
 		return
 	}
+	s := a.session
 	in.Move(s.loop.Loop, func(err error) {
-		if old != nil {
-			old.close(errReplaced)
+		for o, why := range a.instead {
+			o.close(why)
 		}
 		switch {
-		case err != nil && resumed:
-			if s.link == nil {
-				s.lost(err)
-			}
+		case err != nil && a.resumed:
+			r.unlink(s)
 		case err != nil:
 			s.close(err)
 		case s.ended:
 			r.refused(in, from, &relay.Refusal{Code: relay.RefuseBusy, Message: "the session ended just now", Retry: true})
 		default:
-			s.serve(in, from, resumed)
+			s.serve(in, from, a.resumed)
 		}
 	})
 }
@@ -136,13 +136,13 @@ func (r *Relay) authenticate(in *link.Incoming) error {
 	if !ok {
 		return refuse(relay.RefuseUnknownSite, "the public relay has no site %q: is the name right, or was the site removed?")
 	}
-	if site.Revoked {
+	switch {
+	case slices.Contains(site.Keys, h.Key):
+	case slices.Contains(site.Revoked, h.Key):
 		return refuse(relay.RefuseRevoked, "the key of site %q was revoked: ask for a new join token")
-	}
-	if site.Key == "" {
+	case len(site.Keys) == 0 && len(site.Revoked) == 0:
 		return refuse(relay.RefuseBadKey, "site %q has not joined yet: use its join token")
-	}
-	if h.Key != site.Key {
+	default:
 		return refuse(relay.RefuseBadKey, "site %q has another key: was it made anew, or did another machine join?")
 	}
 	pub, err := auth.ParsePublicKey(h.Key)
@@ -154,30 +154,60 @@ func (r *Relay) authenticate(in *link.Incoming) error {
 
 // serve begins to use a link, which is on the session's loop.
 func (s *session) serve(in *link.Incoming, from netip.AddrPort, resumed bool) {
-	if s.tun == nil {
-		s.start()
-	}
-	l := in.Welcome(relay.Welcome{Session: s.id, Resume: s.secret, Resumed: resumed, Software: s.relay.Software})
-	s.link = l
-	l.Serve(s.tun, tunnel.RoleInteractive, s.linkLost)
-	s.attached(from, in.Hello.Software, resumed)
+	c := s.take(in.Hello, from)
+	l := in.Welcome(relay.Welcome{
+		Session: s.id, Resume: s.secret, Resumed: resumed, Active: s.group.active == s, Software: s.relay.Software,
+	})
+	c.Link, c.transport = l, l.Transport()
+	l.Serve(s.tun, in.Role(), func(l *link.Link, err error) { s.linkLost(l, err) })
 	if s.relay.draining.Load() {
 		s.drain()
 	}
 }
 
-// linkLost is told of the end of each link.
-func (s *session) linkLost(l *link.Link, err error) {
-	if l == s.link { // and no newer one has taken over
-		s.link = nil
-		if e, ok := errors.AsType[*link.CloseError](err); ok && e.Status == statusNormal {
-			s.close(nil)
-			return
+// take makes room for a link that is about to be attached.
+func (s *session) take(h relay.Hello, from netip.AddrPort) *carrier {
+	if s.tun == nil {
+		s.start()
+	}
+	if h.Links == 0 { // the private relay has given up what it had
+		for _, c := range s.links {
+			s.tun.Lost(c.Link, errSuperseded, s.loop.Now())
+			c.Close(errSuperseded)
+			s.relay.unlink(s)
 		}
+		s.links = nil
+	}
+	c := &carrier{remote: from}
+	s.links = append(s.links, c)
+	s.attached(h, from)
+	return c
+}
+
+var errSuperseded = errors.New("the private relay has given the link up")
+
+// partTime is how long the other links of a session may carry what is on its way
+// after one was closed because the session is over.
+const partTime = time.Second
+
+// linkLost is told of the end of each link, after the tunnel.
+func (s *session) linkLost(l tunnel.Link, err error) {
+	i := slices.IndexFunc(s.links, func(c *carrier) bool { return c.Link == l })
+	if i < 0 { // it was given up
+		return
+	}
+	s.links = slices.Delete(s.links, i, i+1)
+	s.relay.unlink(s)
+	if e, ok := errors.AsType[*link.CloseError](err); ok && e.Status == link.StatusOver && !s.parted {
+		s.parted = true
+		s.loop.Arm(&s.parting, partTime, func() { s.close(nil) })
+		s.onGoAway()
+	}
+	switch {
+	case s.ended || len(s.links) > 0:
+	case s.parted:
+		s.close(nil)
+	default:
 		s.lost(err)
 	}
 }
-
-// statusNormal closes a link whose session is over: nobody will come back to it
-// (rfc6455#section-7.4.1).
-const statusNormal = 1000

@@ -23,8 +23,8 @@ func TestLinks(t *testing.T) {
 		_, otherKey, _ := ed25519.GenerateKey(nil)
 		known := auth.FormatPublicKey(pub)
 		r.Reload([]Site{
-			{Name: "office", Key: known, Publish: patterns("https://*.test")},
-			{Name: "old", Key: known, Revoked: true},
+			{Name: "office", Keys: []string{known}, Publish: patterns("https://*.test")},
+			{Name: "old", Revoked: []string{known}},
 			{Name: "new"},
 		})
 		roots := x509.NewCertPool()
@@ -80,9 +80,30 @@ func TestLinks(t *testing.T) {
 			}}, loop.Now())
 			serve(first.link)
 		})
-		// A second one is not, while the first is there.
-		refused(link.DialConfig{Site: "office", Key: key}, relay.RefuseBusy, true)
-		refused(link.DialConfig{Site: "office", Key: key, Session: first.welcome.Session, Resume: first.welcome.Session + first.welcome.Session}, relay.RefuseBusy, true)
+		if !first.welcome.Active {
+			t.Error("the first one stands by")
+		}
+		// A second one stands by, and so does whoever cannot prove that he is the first.
+		count := func(n int) func() bool {
+			return func() bool { return len(r.Status(context.Background()).Sessions) == n }
+		}
+		for _, cfg := range []link.DialConfig{
+			{Site: "office", Key: key},
+			{Site: "office", Key: key, Session: first.welcome.Session, Resume: first.welcome.Session + first.welcome.Session},
+		} {
+			other := dial(cfg)
+			if other.err != nil || other.welcome.Resumed || other.welcome.Active || other.welcome.Session == first.welcome.Session {
+				t.Fatal(other.err, other.welcome)
+			}
+			waitFor(t, count(2))
+			// Its session ends with the link, as it says so.
+			onLoop(loop, func() {
+				over := tunnel.New(tunnel.Config{Client: true}, loop.Now())
+				other.link.Serve(over, tunnel.RoleInteractive, func(*link.Link, error) {})
+				over.Close(nil)
+			})
+			waitFor(t, count(1))
+		}
 
 		// The first one comes back, before its loss was noticed here or after.
 		resume := link.DialConfig{Site: "office", Key: key, Session: first.welcome.Session, Resume: first.welcome.Resume}
@@ -105,7 +126,7 @@ func TestLinks(t *testing.T) {
 		onLoop(loop, func() { serve(third.link) })
 		waitFor(t, func() bool {
 			st := r.Status(context.Background())
-			return len(st.Sessions) == 1 && st.Sessions[0].Lost.IsZero() && st.Sessions[0].Links == 3
+			return len(st.Sessions) == 1 && st.Sessions[0].Lost.IsZero() && st.Sessions[0].Carried == 3
 		})
 
 		// Revoking cuts it.

@@ -6,14 +6,24 @@ import (
 	"strconv"
 
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/relay"
 )
 
-// port is where the visitors of a tcp or udp service come in. It outlives a reload
-// that only changes the rest of the service. It is owned by the session's loop.
+// port is where the visitors of a tcp or udp service come in. It belongs to the site,
+// and so outlives a takeover, and a reload that only changes the rest of the service.
 type port struct {
 	service  *service
 	listener *evloop.Listener // tcp
 	flows    *flows           // udp
+}
+
+// open opens the port of svc, or hands it what is open there already.
+func (s *session) open(svc *service) (*port, error) {
+	if t := s.group.ports[svc.publish]; t != nil {
+		t.hand(svc)
+		return t, nil
+	}
+	return s.listen(svc)
 }
 
 // listen opens the port that svc publishes.
@@ -27,7 +37,7 @@ func (s *session) listen(svc *service) (*port, error) {
 		return t, err
 	}
 	ln, err := s.loop.Listen("tcp", address, func(c *evloop.Conn) {
-		s.relay.meet(c, s.loop, func(visitor netip.AddrPort) { t.service.accept(c, visitor) })
+		s.relay.meet(c, s.loop, func(visitor netip.AddrPort) { s.group.accept(t, c, visitor) })
 	})
 	if err != nil {
 		return nil, err
@@ -43,6 +53,30 @@ func (t *port) hand(svc *service) {
 	t.service = svc
 	svc.flows = t.flows
 }
+
+// accept takes a visitor of a port.
+func (g *group) accept(t *port, c *evloop.Conn, visitor netip.AddrPort) {
+	w := new(waiter)
+	if !g.hold(func() {
+		if !w.gone {
+			c.Resume()
+			t.service.accept(c, visitor)
+		}
+	}) {
+		t.service.accept(c, visitor)
+		return
+	}
+	c.SetHandler(w)
+	c.Pause()
+}
+
+// waiter is the handler of a connection that waits for a takeover.
+type waiter struct{ gone bool }
+
+func (w *waiter) OnData([]byte) int { return 0 }
+func (w *waiter) OnEOF()            {}
+func (w *waiter) OnDrain()          {}
+func (w *waiter) OnClose(error)     { w.gone = true }
 
 // Addr is the address that visitors come in by.
 func (t *port) Addr() net.Addr {
@@ -60,4 +94,14 @@ func (t *port) Close() {
 		return
 	}
 	t.listener.Close()
+}
+
+// closePorts closes the ports that are not among those to be kept.
+func (g *group) closePorts(keep map[relay.Publish]*port) {
+	for p, t := range g.ports {
+		if keep[p] == nil {
+			t.Close()
+		}
+	}
+	g.ports = keep
 }

@@ -385,7 +385,7 @@ func TestTCP(t *testing.T) {
 		s := r.connect("office", map[string]string{"db": echo}, "db", "tcp://127.0.0.1:0")
 		var addr string
 		onLoop(s.session.loop.Loop, func() {
-			for _, p := range s.session.ports {
+			for _, p := range s.session.group.ports {
 				addr = p.Addr().String()
 			}
 		})

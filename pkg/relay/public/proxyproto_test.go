@@ -134,7 +134,7 @@ func TestProxies(t *testing.T) {
 			"web", "https://app.test", "plain", "http://plain.test", "echo", "tcp://127.0.0.1:0")
 		var port string
 		onLoop(s.session.loop.Loop, func() {
-			for _, p := range s.session.ports {
+			for _, p := range s.session.group.ports {
 				port = p.Addr().String()
 			}
 		})

@@ -23,6 +23,7 @@ import (
 
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/forward"
+	"culvert.dev/pkg/link"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
 	"go.uber.org/goleak"
@@ -57,8 +58,8 @@ func newTestRelay(t testing.TB, portable bool, change func(*Relay)) *testRelay {
 	if change != nil {
 		change(r)
 	}
-	r.Reload([]Site{{Name: "office", Key: "k", Publish: patterns("https://*.test", "http://*.test", "tcp://127.0.0.1:*")},
-		{Name: "home", Key: "k", Publish: patterns("https://*.test", "https://*.home.test")}})
+	r.Reload([]Site{{Name: "office", Keys: []string{"k"}, Publish: patterns("https://*.test", "http://*.test", "tcp://127.0.0.1:*")},
+		{Name: "home", Keys: []string{"k"}, Publish: patterns("https://*.test", "https://*.home.test")}})
 	if err := r.Listen(); err != nil {
 		t.Fatal(err)
 	}
@@ -111,22 +112,26 @@ type testSite struct {
 	timer    evloop.Timer
 	targets  map[string]string                            // address by service
 	onStream func(st *tunnel.Stream, h relay.Header) bool // if it returns true, the stream is its own
-	link     *memLink                                     // the public side's; nil: cut
+	link     *memLink                                     // the public side's
+	hello    relay.Hello
 }
 
 // memLink carries batches to the other side, in later turns of the same loop.
 type memLink struct {
-	loop  *evloop.Loop
-	dst   *tunnel.Session
-	peer  *memLink
-	dead  bool
-	after func() // flushes dst
+	loop   *evloop.Loop
+	src    *tunnel.Session // its own
+	dst    *tunnel.Session
+	peer   *memLink
+	dead   bool
+	silent bool                     // swallows what is sent
+	after  func()                   // flushes dst
+	lost   func(tunnel.Link, error) // is told of the end
 }
 
 func (l *memLink) Send(b []byte) {
 	m := bytes.Clone(b[tunnel.Headroom:])
 	l.loop.Post(func() {
-		if !l.dead {
+		if !l.dead && !l.silent {
 			if err := l.dst.Receive(l.peer, m, l.loop.Now()); err != nil {
 				panic(err)
 			}
@@ -134,8 +139,35 @@ func (l *memLink) Send(b []byte) {
 		}
 	})
 }
-func (l *memLink) Room() int   { return 64 << 10 }
-func (l *memLink) Close(error) { l.dead, l.peer.dead = true, true }
+
+func (l *memLink) Room() int { return 64 << 10 }
+
+func (l *memLink) Close(err error) {
+	if l.dead {
+		return
+	}
+	l.dead, l.peer.dead = true, true
+	told := error(&link.CloseError{Status: link.StatusAway})
+	if l.src.Closed() {
+		told = &link.CloseError{Status: link.StatusOver}
+	}
+	if err != nil {
+		told = errors.New("connection reset")
+	}
+	silent := l.silent
+	l.loop.Post(func() {
+		l.end(err)
+		if !silent {
+			l.peer.end(told)
+		}
+	})
+}
+
+// end tells session and owner.
+func (l *memLink) end(err error) {
+	l.src.Lost(l, err, l.loop.Now())
+	l.lost(l, err)
+}
 
 // onLoop runs f on a loop and waits for it.
 func onLoop(l *evloop.Loop, f func()) {
@@ -148,17 +180,23 @@ func onLoop(l *evloop.Loop, f func()) {
 // connect starts a session for a site and announces services, name → publish.
 func (r *testRelay) connect(site string, targets map[string]string, publish ...string) *testSite {
 	r.t.Helper()
-	s, old, _, refusal := r.admit(relay.Hello{Site: site}, r.loops[0])
+	return r.connectAs(relay.Hello{Site: site, Key: "k"}, targets, publish...)
+}
+
+// connectAs is connect with a Hello.
+func (r *testRelay) connectAs(h relay.Hello, targets map[string]string, publish ...string) *testSite {
+	r.t.Helper()
+	a, refusal := r.admit(h, r.loops[0])
 	if refusal != nil {
 		r.t.Fatal(refusal)
 	}
-	ts := &testSite{t: r.t, session: s, targets: targets}
+	s := a.session
+	ts := &testSite{t: r.t, session: s, hello: h, targets: targets}
 	replies := make(chan []relay.AnnounceReply, 1)
 	onLoop(s.loop.Loop, func() {
-		if old != nil {
-			old.close(errReplaced)
+		for o, why := range a.instead {
+			o.close(why)
 		}
-		s.start()
 		loop := s.loop
 		ts.peer = tunnel.New(tunnel.Config{
 			Client: true,
@@ -166,16 +204,7 @@ func (r *testRelay) connect(site string, targets map[string]string, publish ...s
 			Accept: ts.accept,
 		}, loop.Now())
 		ts.attach()
-		s.attached(netip.AddrPort{}, "test", false)
-		var list []relay.Announcement
-		for i := 0; i < len(publish); i += 2 {
-			scheme := "http"
-			if strings.HasPrefix(publish[i+1], "tcp:") {
-				scheme = "tcp"
-			}
-			list = append(list, relay.Announcement{Name: publish[i], Publish: publish[i+1], TargetScheme: scheme})
-		}
-		ts.announce(list, replies)
+		ts.announce(announcements(publish...), replies)
 	})
 	for _, reply := range <-replies {
 		if reply.Error != "" {
@@ -185,17 +214,47 @@ func (r *testRelay) connect(site string, targets map[string]string, publish ...s
 	return ts
 }
 
+// announcements makes a list of name, publish, and so on.
+func announcements(publish ...string) (list []relay.Announcement) {
+	for i := 0; i < len(publish); i += 2 {
+		scheme := "http"
+		if strings.HasPrefix(publish[i+1], "tcp:") {
+			scheme = "tcp"
+		}
+		list = append(list, relay.Announcement{Name: publish[i], Publish: publish[i+1], TargetScheme: scheme})
+	}
+	return list
+}
+
+// resume attaches a new link to the session, as a private relay does that has others.
+func (ts *testSite) resume(others int) *relay.Refusal {
+	h := ts.hello
+	h.Session, h.Resume, h.Links = ts.session.id, ts.session.secret, others
+	a, refusal := ts.session.relay.admit(h, ts.session.relay.loops[0])
+	if refusal == nil {
+		if a.session != ts.session || !a.resumed {
+			ts.t.Error("the session does not go on")
+		}
+		onLoop(ts.session.loop.Loop, func() { ts.attachTo(h) })
+	}
+	return refusal
+}
+
 // handle sets who gets the streams.
 func (ts *testSite) handle(f func(st *tunnel.Stream, h relay.Header) bool) {
 	onLoop(ts.session.loop.Loop, func() { ts.onStream = f })
 }
 
 // attach joins both sessions by a new link. On the loop.
-func (ts *testSite) attach() {
+func (ts *testSite) attach() { ts.attachTo(ts.hello) }
+
+func (ts *testSite) attachTo(h relay.Hello) {
 	loop := ts.session.loop
-	a := &memLink{loop: loop.Loop, dst: ts.peer, after: ts.flush}
-	b := &memLink{loop: loop.Loop, dst: ts.session.tun, peer: a, after: ts.session.wake}
+	c := ts.session.take(h, netip.AddrPort{})
+	a := &memLink{loop: loop.Loop, src: ts.session.tun, dst: ts.peer, after: ts.flush, lost: ts.session.linkLost}
+	b := &memLink{loop: loop.Loop, src: ts.peer, dst: ts.session.tun, peer: a, after: ts.session.wake, lost: func(tunnel.Link, error) {}}
 	a.peer = b
+	c.Link = a
 	ts.link = a
 	ts.session.tun.Attach(a, tunnel.RoleInteractive, loop.Now())
 	ts.peer.Attach(b, tunnel.RoleInteractive, loop.Now())
@@ -216,11 +275,9 @@ func (ts *testSite) flush() {
 // cut loses the link. On the loop.
 func (ts *testSite) cut() {
 	a := ts.link
-	a.Close(nil)
-	now := ts.session.loop.Now()
-	ts.session.tun.Lost(a, errors.New("cut"), now)
-	ts.session.lost(errors.New("cut"))
-	ts.peer.Lost(a.peer, errors.New("cut"), now)
+	a.dead, a.peer.dead = true, true
+	a.end(errors.New("cut"))
+	a.peer.end(errors.New("cut"))
 }
 
 // announce sends a list of services. On the loop.

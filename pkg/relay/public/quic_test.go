@@ -55,7 +55,7 @@ func dialQUIC(loop *evloop.Loop, cfg link.DialConfig) dialledLink {
 func TestQUIC(t *testing.T) {
 	pub, key, _ := ed25519.GenerateKey(nil)
 	_, otherKey, _ := ed25519.GenerateKey(nil)
-	sites := []Site{{Name: "office", Key: auth.FormatPublicKey(pub), Publish: patterns("https://*.test")}}
+	sites := []Site{{Name: "office", Keys: []string{auth.FormatPublicKey(pub)}, Publish: patterns("https://*.test")}}
 	secret := make([]byte, 32)
 	secret[0] = 1
 	r := newTestRelay(t, false, func(r *Relay) { r.QUIC, r.QUICSecret = "127.0.0.1:0", secret })

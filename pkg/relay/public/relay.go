@@ -31,6 +31,7 @@ package public
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -136,7 +137,7 @@ type Relay struct {
 
 	mu        sync.Mutex
 	sites     map[string]Site
-	sessions  map[string]*session // by site
+	groups    map[string]*group // by site; some are empty
 	claims    map[route]*service
 	listeners []*Listener
 	drained   chan struct{} // closed when the last session has ended; nil unless draining
@@ -146,8 +147,8 @@ type Relay struct {
 // Site is a site that may link.
 type Site struct {
 	Name    string
-	Key     string // "ed25519:…"; "" when none is known yet
-	Revoked bool   // the key is not to be accepted any more
+	Keys    []string // "ed25519:…", of each private relay; none: it is not known yet, or revoked
+	Revoked []string // keys that are not to be accepted any more
 	Publish []relay.Pattern
 }
 
@@ -190,7 +191,7 @@ func (r *Relay) prepare() {
 			r.byLoop[l.Loop] = l
 		}
 		r.sites = make(map[string]Site)
-		r.sessions = make(map[string]*session)
+		r.groups = make(map[string]*group)
 		r.claims = make(map[route]*service)
 		r.routes.Store(newTable(nil, nil))
 	})
@@ -293,25 +294,31 @@ func (r *Relay) Listeners() []Listener {
 	return list
 }
 
-// Reload replaces the sites that may link. The session of a site that is not
-// among them any more, or has another key, ends. One that may publish something
-// else has what it announced last considered again.
+// Reload replaces the sites that may link. The sessions of a site that is not among
+// them any more end, and those of a key that is none of its keys any more. A site that
+// may publish something else has what it announced last considered again.
 func (r *Relay) Reload(sites []Site) {
 	r.prepare()
 	r.mu.Lock()
 	old := r.sites
 	r.sites = make(map[string]Site, len(sites))
 	for _, s := range sites {
-		s.Publish = slices.Clone(s.Publish)
+		s.Keys, s.Publish = slices.Clone(s.Keys), slices.Clone(s.Publish)
 		r.sites[s.Name] = s
 	}
 	var ended, changed []*session
-	for name, s := range r.sessions {
-		switch now, ok := r.sites[name]; {
-		case !ok || now.Revoked || now.Key != old[name].Key:
-			ended = append(ended, s)
-		case !slices.Equal(now.Publish, old[name].Publish):
-			changed = append(changed, s)
+	for name, g := range r.groups {
+		now, ok := r.sites[name]
+		if !ok && len(g.sessions) == 0 {
+			delete(r.groups, name)
+		}
+		for _, s := range g.sessions {
+			switch {
+			case !ok || !slices.Contains(now.Keys, s.key):
+				ended = append(ended, s)
+			case !slices.Equal(now.Publish, old[name].Publish):
+				changed = append(changed, s)
+			}
 		}
 	}
 	r.storeRoutes()
@@ -337,8 +344,10 @@ func (r *Relay) Drain(ctx context.Context) error {
 		r.checkDrained()
 	}
 	drained := r.drained
-	for _, s := range r.sessions {
-		s.loop.Post(s.drain)
+	for _, g := range r.groups {
+		for _, s := range g.sessions {
+			s.loop.Post(s.drain)
+		}
 	}
 	r.mu.Unlock()
 	for _, l := range r.loops {
@@ -364,51 +373,91 @@ func (r *Relay) Drain(ctx context.Context) error {
 
 // checkDrained notes the end of the last session. r.mu is held.
 func (r *Relay) checkDrained() {
-	if r.drained != nil && !r.over && len(r.sessions) == 0 {
-		r.over = true
-		close(r.drained)
+	if r.drained == nil || r.over {
+		return
 	}
+	for _, g := range r.groups {
+		if len(g.sessions) > 0 {
+			return
+		}
+	}
+	r.over = true
+	close(r.drained)
 }
 
 func (r *Relay) loopOf(l *evloop.Loop) *loop { return r.byLoop[l] }
 
 func (r *Relay) responseTime() time.Duration { return r.ResponseTimeout }
 
-// admit decides about a Hello that has been authenticated: it returns the
-// session that the link is for, and whether the session exists already; old, if
-// not nil, has to be closed first.
-func (r *Relay) admit(h relay.Hello, l *loop) (s, old *session, resumed bool, refusal *relay.Refusal) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	cur := r.sessions[h.Site]
-	switch {
-	case cur != nil && h.Session != "" && equal(h.Session, cur.id) && equal(h.Resume, cur.secret):
-		cur.linked = true
-		return cur, nil, true, nil
-	case r.draining.Load():
-		return nil, nil, false, &relay.Refusal{Code: relay.RefuseDraining, Message: "the public relay is shutting down", Retry: true}
-	case cur != nil && cur.linked:
-		return nil, nil, false, &relay.Refusal{
-			Code:    relay.RefuseBusy,
-			Message: fmt.Sprintf("site %q is connected already, by another private relay with the same key", h.Site),
-			Retry:   true,
-		}
-	case cur != nil:
-		l = cur.loop // its ports are free as soon as it is closed there
-	default:
-		l = r.leastLoaded(l)
-	}
-	s = newSession(r, l, h.Site)
-	s.linked = true
-	r.sessions[h.Site] = s
-	return s, cur, false, nil
+// entry is what admit has decided: the session that a link is for.
+type entry struct {
+	session *session
+	resumed bool               // it exists already
+	instead map[*session]error // to be closed first, and why
 }
 
-// leastLoaded returns the loop with the fewest sessions, l among equals.
+// admit decides about a Hello that has been authenticated. The session's loop gets
+// the link.
+func (r *Relay) admit(h relay.Hello, l *loop) (entry, *relay.Refusal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	g := r.groups[h.Site]
+	if g == nil {
+		g = &group{relay: r, site: h.Site, loop: r.leastLoaded(l)}
+	}
+	busy := func(format string, args ...any) *relay.Refusal {
+		return &relay.Refusal{Code: relay.RefuseBusy, Message: fmt.Sprintf(format, args...), Retry: true}
+	}
+	linked := 0
+	var back *session
+	for _, s := range g.sessions {
+		if s.linked > 0 {
+			linked++
+		}
+		if h.Session != "" && equal(h.Session, s.id) && equal(h.Resume, s.secret) && h.Key == s.key && !s.replaced {
+			back = s
+		}
+	}
+	switch {
+	case back != nil && h.Links > 0 && back.linked >= relay.MaxLinks:
+		return entry{}, busy("the session has %d links already", back.linked)
+	case linked >= maxLinked && (back == nil || back.linked == 0):
+		return entry{}, busy("site %q has %d private relays connected already", h.Site, linked)
+	case back != nil:
+		back.linked++
+		return entry{session: back, resumed: true}, nil
+	case r.draining.Load():
+		return entry{}, &relay.Refusal{Code: relay.RefuseDraining, Message: "the public relay is shutting down", Retry: true}
+	}
+	a := entry{session: newSession(g, h), instead: make(map[*session]error)}
+	var oldest *session // of those that can be spared
+	n := 0
+	for _, s := range g.sessions {
+		switch {
+		case s.replaced:
+		case s.linked == 0 && s.machine == h.Machine && (h.Machine == "" && s.key == h.Key || h.Machine != "" && s.process != h.Process):
+			a.instead[s], s.replaced = errReplaced, true
+		default:
+			n++
+			if oldest == nil && s.linked == 0 && s != g.active {
+				oldest = s
+			}
+		}
+	}
+	if n >= maxSessions && oldest != nil {
+		a.instead[oldest], oldest.replaced = errEvicted, true
+	}
+	a.session.linked = 1
+	g.sessions = append(g.sessions, a.session)
+	r.groups[h.Site] = g
+	return a, nil
+}
+
+// leastLoaded returns the loop with the fewest sites, l among equals.
 func (r *Relay) leastLoaded(l *loop) *loop {
 	n := make(map[*loop]int)
-	for _, s := range r.sessions {
-		n[s.loop]++
+	for _, g := range r.groups {
+		n[g.loop]++
 	}
 	for _, o := range r.loops {
 		if n[o] < n[l] {
@@ -418,21 +467,36 @@ func (r *Relay) leastLoaded(l *loop) *loop {
 	return l
 }
 
+// unlink notes that a link of s has gone.
+func (r *Relay) unlink(s *session) {
+	r.mu.Lock()
+	s.linked--
+	r.mu.Unlock()
+}
+
 // removeSession forgets a session that has ended.
 func (r *Relay) removeSession(s *session) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.sessions[s.site] == s {
-		delete(r.sessions, s.site)
+	g := s.group
+	if i := slices.Index(g.sessions, s); i >= 0 {
+		g.sessions = slices.Delete(g.sessions, i, i+1)
 	}
-	r.replaceRoutes(s, nil)
 	r.checkDrained()
 }
 
-// replaceRoutes replaces the routes of a session. r.mu is held.
-func (r *Relay) replaceRoutes(s *session, routes map[route]*service) {
+// conflict tells whether another site than that of g has what svc wants. r.mu is held.
+func (r *Relay) conflict(g *group, svc *service) error {
+	if o := r.claims[svc.route()]; o != nil && o.session.group != g {
+		return errors.New("publish \"" + svc.publish.String() + "\": another site has this address")
+	}
+	return nil
+}
+
+// replaceRoutes replaces the routes of a site. r.mu is held.
+func (r *Relay) replaceRoutes(g *group, routes map[route]*service) {
 	for k, svc := range r.claims {
-		if svc.session == s {
+		if svc.session.group == g {
 			delete(r.claims, k)
 		}
 	}
@@ -450,21 +514,26 @@ func (r *Relay) storeRoutes() {
 	}
 	var patterns []relay.Pattern
 	for name, s := range r.sites {
-		if r.sessions[name] == nil && !s.Revoked { // one that is there has said what it publishes
+		g := r.groups[name]
+		if away := g == nil || g.active == nil || !g.heard; away && len(s.Keys) > 0 { // one that is there has said what it publishes
 			patterns = append(patterns, s.Publish...)
 		}
 	}
 	r.routes.Store(newTable(services, patterns))
 }
 
-// addresses returns where visitors find a service. r.mu is held.
+// addresses returns where visitors find a service, with the port if that is open
+// already. r.mu is held.
 func (r *Relay) addresses(s *service, ports map[relay.Publish]*port) []string {
 	p := s.publish
 	switch p.Scheme {
 	case "":
 		return nil
 	case "tcp", "udp":
-		return []string{p.Scheme + "://" + ports[p].Addr().String()}
+		if t := ports[p]; t != nil {
+			return []string{p.Scheme + "://" + t.Addr().String()}
+		}
+		return []string{p.String()}
 	}
 	name, usual := "http", "80"
 	if s.secure {

@@ -1,9 +1,11 @@
 package public
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"time"
@@ -17,51 +19,82 @@ import (
 var (
 	errReplaced = errors.New("the private relay has begun a new session")
 	errRevoked  = errors.New("the site's key was revoked")
+	errEvicted  = errors.New("the site has too many sessions")
 )
 
-// session is a site that is connected: a tunnel.Session, and the services that
-// it publishes. All of it, its links, its streams and their visitors included,
-// belongs to one loop.
+// session is a private relay that is connected: a tunnel.Session, and the
+// services that it publishes when it is the active one of its site. All of it, its
+// links, its streams and their visitors included, belongs to one loop.
 type session struct {
 	// Immutable.
-	relay  *Relay
-	loop   *loop
-	site   string
-	id     string // to resume by, with secret
-	secret string
-	since  time.Time
+	relay            *Relay
+	group            *group
+	loop             *loop // the group's
+	site             string
+	key              string // that it has proved to have
+	machine, process string // as in its Hello
+	id               string // to resume by, with secret
+	secret           string
+	since            time.Time
 
 	// Owned by the loop.
 	tun       *tunnel.Session // nil until the first link is there
-	link      *link.Link      // the last one attached; nil when it is lost
+	links     []*carrier
 	timer     evloop.Timer
-	fires     time.Time // when timer does; zero: it is stopped
-	lostAt    time.Time // since when there is no link; zero: there is one
+	fires     time.Time    // when timer does; zero: it is stopped
+	lostAt    time.Time    // since when there is no link; zero: there is one
+	takeAt    time.Time    // with lostAt: when a stand-by may take over
+	parting   evloop.Timer // the end of a session that parted
+	cut       evloop.Timer // resets what is under way on a session that is active no more
 	remote    netip.AddrPort
 	software  string
-	announced []relay.Announcement // the last announcement
+	choice    string
+	announced []relay.Announcement // the last announcement; nil: none has come
 	hearing   bool                 // another one is coming in
-	services  []*service
-	woken     bool   // flush comes at the end of this turn
-	flushFunc func() // s.flush, made once
-	ports     map[relay.Publish]*port
-	leaving   bool // the private relay drains: no new streams
+	services  []*service           // nil unless active
+	refused   []ServiceError       // of announced
+	welcomed  bool                 // there was a Welcome
+	told      bool                 // the private relay knows that the session is active
+	notice    *tunnel.Stream       // by which it is told otherwise; nil: none is open
+	woken     bool                 // flush comes at the end of this turn
+	flushFunc func()               // s.flush, made once
+	leaving   bool                 // the private relay drains: no new streams
+	parted    bool                 // it has closed a link because the session is over
 	ended     bool
 
 	// Guarded by relay.mu.
-	linked bool // or about to be
+	linked   int  // links, those on the way here included
+	replaced bool // about to be closed
 }
 
-// newSession makes a session of a site on a loop. It is started there.
-func newSession(r *Relay, l *loop, site string) *session {
+// carrier is a link of a session.
+type carrier struct {
+	tunnel.Link
+	transport link.Transport
+	remote    netip.AddrPort
+}
+
+// newSession makes a session of a group, to be started on its loop.
+func newSession(g *group, h relay.Hello) *session {
 	var b [16 + 32]byte
 	rand.Read(b[:])
 	return &session{
-		relay: r, loop: l, site: site,
+		relay: g.relay, group: g, loop: g.loop, site: g.site,
+		key: h.Key, machine: h.Machine, process: h.Process,
 		id: hex.EncodeToString(b[:16]), secret: hex.EncodeToString(b[16:]),
 		since: time.Now(),
-		ports: make(map[relay.Publish]*port),
 	}
+}
+
+// shortID is what operators call the session.
+func (s *session) shortID() string { return s.id[:8] }
+
+// standing is what the log calls the session.
+func (s *session) standing() string {
+	if s.group.active == s {
+		return "site"
+	}
+	return "stand-by"
 }
 
 // start makes the tunnel. On the loop.
@@ -114,19 +147,24 @@ func (s *session) onTimer() {
 }
 
 // attached notes that a link carries the session from now on.
-func (s *session) attached(remote netip.AddrPort, software string, resumed bool) {
+func (s *session) attached(h relay.Hello, remote netip.AddrPort) {
 	gap := time.Duration(0)
 	if !s.lostAt.IsZero() {
 		gap = s.loop.Now().Sub(s.lostAt)
 	}
 	s.lostAt = time.Time{}
-	s.remote, s.software = remote, software
-	if resumed {
-		s.relay.log.Info("site resumed", "site", s.site, "remote", remote, "gap", gap.Round(time.Millisecond))
-	} else {
-		s.relay.log.Info("site up", "site", s.site, "remote", remote, "software", software)
+	s.remote, s.software, s.choice = remote, h.Software, h.Choice
+	s.group.settle()
+	switch {
+	case !s.welcomed:
+		s.relay.log.Info(s.standing()+" up", "site", s.site, "session", s.shortID(), "remote", remote, "software", h.Software)
+	case gap > 0:
+		s.relay.log.Info(s.standing()+" resumed", "site", s.site, "session", s.shortID(), "remote", remote, "gap", gap.Round(time.Millisecond))
 	}
-	s.rearm()
+	if !s.welcomed {
+		s.welcomed, s.told = true, s.group.active == s
+	}
+	s.wake()
 }
 
 // lost notes that the session has no link any more. Its streams wait.
@@ -134,14 +172,14 @@ func (s *session) lost(err error) {
 	if s.ended {
 		return
 	}
-	s.relay.mu.Lock()
-	s.linked = false
-	s.relay.mu.Unlock()
-	if s.lostAt.IsZero() {
-		s.lostAt = s.loop.Now()
-		s.relay.log.Warn("site lost its link", "site", s.site, "err", err)
+	s.lostAt = s.loop.Now()
+	s.takeAt = s.lostAt.Add(takeoverTime)
+	if errors.Is(err, tunnel.ErrLinkTimeout) { // nothing has come for longer than that
+		s.takeAt = s.lostAt
 	}
+	s.relay.log.Warn(s.standing()+" lost its link", "site", s.site, "session", s.shortID(), "err", err)
 	s.wake()
+	s.group.settle()
 }
 
 // lostFor is how long the session has been without a link.
@@ -157,20 +195,36 @@ func (s *session) onClose(err error) {
 	if s.ended {
 		return
 	}
+	level := slog.LevelInfo
+	if err != nil {
+		level = slog.LevelWarn
+	}
+	s.relay.log.Log(context.Background(), level, s.standing()+" down", "site", s.site, "session", s.shortID(), "err", err)
 	s.ended = true
 	s.timer.Stop()
+	s.parting.Stop()
+	s.cut.Stop()
 	s.relay.removeSession(s)
+	s.group.settle()
+	s.relay.checkDrained()
+}
+
+// stopPublishing ends the services of a session that is active no more. What is
+// under way goes on.
+func (s *session) stopPublishing() {
 	for _, svc := range s.services {
 		svc.remove()
 	}
-	for _, p := range s.ports {
-		p.Close()
-	}
-	s.services, s.ports = nil, nil
-	if err == nil {
-		s.relay.log.Info("site down", "site", s.site)
-	} else {
-		s.relay.log.Warn("site down", "site", s.site, "err", err)
+	s.services = nil
+}
+
+// resetStreams ends what visitors have under way.
+func (s *session) resetStreams() {
+	noticed := s.notice == nil
+	s.tun.ResetOpened(tunnel.CodeDraining)
+	if !noticed {
+		s.told = !s.told
+		s.notify()
 	}
 }
 
@@ -202,6 +256,7 @@ func (s *session) onGoAway() {
 	for _, svc := range s.services {
 		svc.finish()
 	}
+	s.group.settle()
 }
 
 // accept takes a stream that the private relay opened: an announcement. There is
@@ -246,6 +301,7 @@ func (a *announcement) OnEOF() {
 		return
 	}
 	a.stream.Write(relay.Encode(a.session.publish(list)))
+	a.session.group.settle()
 	a.stream.CloseWrite()
 }
 
@@ -260,17 +316,55 @@ func (a *announcement) over() {
 	}
 }
 
-// publish replaces the services of the session by those of list and tells for
-// each where it is to be found, or why it is not published.
+// publish notes what the private relay offers and tells for each service where it
+// is to be found, or why it is not published. If the session is not active, that is
+// what would be.
 func (s *session) publish(list []relay.Announcement) []relay.AnnounceReply {
-	r := s.relay
-	r.mu.Lock()
-	allowed := r.sites[s.site].Publish // a reload makes a new one
-	r.mu.Unlock()
+	if list == nil {
+		list = []relay.Announcement{}
+	}
+	s.announced = list
+	if s.group.active == s {
+		return s.group.publish(s, list)
+	}
+	allowed := s.allowed()
+	routes := make(map[route]*service)
+	ports := make(map[relay.Publish]*port)
+	replies := make([]relay.AnnounceReply, len(list))
+	errs := make([]error, len(list))
+	s.relay.mu.Lock()
+	for i, a := range list {
+		replies[i].Name = a.Name
+		svc, err := s.newService(a, allowed)
+		if err == nil {
+			err = s.claim(svc, routes, ports, func(svc *service) (*port, error) { return &port{service: svc}, nil })
+		}
+		if err == nil {
+			err = s.relay.conflict(s.group, svc)
+		}
+		if errs[i] = err; err != nil {
+			replies[i].Error = err.Error()
+			continue
+		}
+		replies[i].Addresses = s.relay.addresses(svc, nil)
+	}
+	s.relay.mu.Unlock()
+	refused := s.refuse(list, errs)
+	s.relay.log.Info("services of a stand-by", "site", s.site, "session", s.shortID(), "services", len(list)-refused, "refused", refused)
+	return replies
+}
 
-	old := make(map[string]*service, len(s.services)) // by name; in the end those that go
-	for _, svc := range s.services {
-		old[svc.name] = svc
+// publish replaces the services of the site by those of list, which s offers. Without a
+// session there are none. On the loop.
+func (g *group) publish(s *session, list []relay.Announcement) []relay.AnnounceReply {
+	r := g.relay
+	var allowed []relay.Pattern
+	old := make(map[string]*service) // by name; in the end those that go
+	if s != nil {
+		allowed = s.allowed()
+		for _, svc := range s.services {
+			old[svc.name] = svc
+		}
 	}
 	made := make([]*service, len(list)) // nil: refused
 	errs := make([]error, len(list))
@@ -283,18 +377,17 @@ func (s *session) publish(list []relay.Announcement) []relay.AnnounceReply {
 		if o := old[a.Name]; o != nil && o.same(made[i]) {
 			made[i] = o
 		}
-		errs[i] = s.claim(made[i], routes, ports)
+		errs[i] = s.claim(made[i], routes, ports, s.open)
 	}
 
 	replies := make([]relay.AnnounceReply, len(list))
-	s.services = make([]*service, 0, len(list))
+	services := make([]*service, 0, len(list))
 	r.mu.Lock()
 	for i, svc := range made {
 		replies[i].Name = list[i].Name
 		if errs[i] == nil {
-			if o := r.claims[svc.route()]; o != nil && o.session != s {
+			if errs[i] = r.conflict(g, svc); errs[i] != nil {
 				delete(routes, svc.route())
-				errs[i] = errors.New("publish \"" + svc.publish.String() + "\": another site has this address")
 			}
 		}
 		if errs[i] != nil {
@@ -302,38 +395,55 @@ func (s *session) publish(list []relay.Announcement) []relay.AnnounceReply {
 			continue
 		}
 		replies[i].Addresses = r.addresses(svc, ports)
-		s.services = append(s.services, svc)
+		services = append(services, svc)
 		if old[svc.name] == svc {
 			delete(old, svc.name)
 		}
 	}
-	r.replaceRoutes(s, routes)
+	g.heard = s != nil && s.announced != nil
+	r.replaceRoutes(g, routes)
 	r.mu.Unlock()
 
-	for p, o := range s.ports {
-		if ports[p] == nil {
-			o.Close()
-		}
-	}
-	s.ports, s.announced = ports, list
+	g.closePorts(ports)
 	for _, o := range old {
 		o.remove()
 	}
-	refused := 0
+	if s == nil || s.announced == nil {
+		return nil
+	}
+	s.services = services
+	refused := s.refuse(list, errs)
+	r.log.Info("services published", "site", g.site, "session", s.shortID(), "services", len(services), "refused", refused, "withdrawn", len(old))
+	return replies
+}
+
+// maxRefusals is how many services of an announcement the log names that are
+// refused, and maxShown how many the status does.
+const maxRefusals, maxShown = 5, 20
+
+// refuse notes which services of an announcement are refused, and tells how many.
+func (s *session) refuse(list []relay.Announcement, errs []error) (refused int) {
+	s.refused = nil
 	for i, err := range errs {
 		if err == nil {
 			continue
 		}
 		if refused++; refused <= maxRefusals {
-			r.log.Warn("service refused", "site", s.site, "service", list[i].Name, "publish", list[i].Publish, "err", err)
+			s.relay.log.Warn("service refused", "site", s.site, "session", s.shortID(), "service", list[i].Name, "publish", list[i].Publish, "err", err)
+		}
+		if refused <= maxShown {
+			s.refused = append(s.refused, ServiceError{list[i].Name, err.Error()})
 		}
 	}
-	r.log.Info("services published", "site", s.site, "services", len(s.services), "refused", refused, "withdrawn", len(old))
-	return replies
+	return refused
 }
 
-// maxRefusals is how many services of an announcement the log names that are refused.
-const maxRefusals = 5
+// allowed is what the site may publish; a reload makes a new list.
+func (s *session) allowed() []relay.Pattern {
+	s.relay.mu.Lock()
+	defer s.relay.mu.Unlock()
+	return s.relay.sites[s.site].Publish
+}
 
 // reconsider publishes the last announcement again: the site may publish
 // something else now. What nothing has changed for stays as it is.
@@ -363,9 +473,9 @@ func (s *session) newService(a relay.Announcement, allowed []relay.Pattern) (*se
 	return nil, errors.New("publish \"" + p.String() + "\": site \"" + s.site + "\" may not publish this: the public relay's configuration says what it may")
 }
 
-// claim takes the route or port of svc, unless another service of the session has
-// it, or, with a port, anybody.
-func (s *session) claim(svc *service, routes map[route]*service, ports map[relay.Publish]*port) error {
+// claim takes the route or port of svc, which open opens, unless another service of
+// the session has it.
+func (s *session) claim(svc *service, routes map[route]*service, ports map[relay.Publish]*port, open func(*service) (*port, error)) error {
 	p := svc.publish
 	switch {
 	case p.IsZero():
@@ -374,12 +484,7 @@ func (s *session) claim(svc *service, routes map[route]*service, ports map[relay
 		if ports[p] != nil {
 			return errors.New("publish \"" + p.String() + "\": service \"" + ports[p].service.name + "\" has this port")
 		}
-		if old := s.ports[p]; old != nil {
-			old.hand(svc)
-			ports[p] = old
-			return nil
-		}
-		t, err := s.listen(svc)
+		t, err := open(svc)
 		if err != nil {
 			return errors.New("publish \"" + p.String() + "\": " + reasonOf(err))
 		}

@@ -97,17 +97,17 @@ func TestReloadReconsiders(t *testing.T) {
 	if a, o := status("app.test"), status("other.example"); a != 200 || o != 404 {
 		t.Fatalf("before: %d, %d", a, o)
 	}
-	r.Reload([]Site{{Name: "office", Key: "k", Publish: patterns("https://other.example", "tcp://127.0.0.1:*")}})
+	r.Reload([]Site{{Name: "office", Keys: []string{"k"}, Publish: patterns("https://other.example", "tcp://127.0.0.1:*")}})
 	waitFor(t, func() bool { return status("app.test") == 404 && status("other.example") == 200 })
 	if !listening(port) {
 		t.Error("what has not changed is not there any more")
 	}
-	r.Reload([]Site{{Name: "office", Key: "k"}})
+	r.Reload([]Site{{Name: "office", Keys: []string{"k"}}})
 	waitFor(t, func() bool { return status("other.example") == 404 })
 	waitFor(t, func() bool { return !listening(port) })
 	// The same once more is nothing to talk about.
 	n := log.count("services published")
-	r.Reload([]Site{{Name: "office", Key: "k"}})
+	r.Reload([]Site{{Name: "office", Keys: []string{"k"}}})
 	onLoop(s.session.loop.Loop, func() {})
 	if log.count("services published") != n || n != 4 {
 		t.Errorf("%d lines, then %d, want 4", n, log.count("services published"))

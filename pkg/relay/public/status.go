@@ -35,21 +35,44 @@ type Status struct {
 	Sessions  []SessionStatus
 }
 
-// SessionStatus is a session of a site.
+// SessionStatus is a session of a site: one private relay.
 type SessionStatus struct {
-	Site     string
-	Since    time.Time
-	Remote   string        // address of the link
-	Software string        // of the private relay
-	Lost     time.Time     // since when there is no link; zero: there is one
-	RTT      time.Duration // of the link; 0: not measured yet
-	Links    int           // that have carried the session
-	Streams  int
-	Received uint64 // bytes of streams, from the site
-	Sent     uint64 // and to it
-	Buffered int    // bytes
-	Services []ServiceStatus
+	Site      string
+	ID        string // short, for people and Promote
+	Active    bool   // it gets the visitors; otherwise it stands by
+	Leaving   bool   // the private relay is shutting down
+	Key       string
+	Machine   string // of the private relay; "" if it does not tell
+	Process   string
+	Since     time.Time
+	Remote    string        // address of the link that came last
+	Software  string        // of the private relay
+	Choice    string        // why it uses the transports that it does
+	Lost      time.Time     // since when there is no link; zero: there is one
+	RTT       time.Duration // of the best link; 0: not measured yet
+	Links     []LinkStatus
+	Carried   int // links that have carried the session so far
+	Streams   int
+	Received  uint64          // bytes of streams, from the site
+	Sent      uint64          // and to it
+	Buffered  int             // bytes
+	Announced int             // services that the private relay offers
+	Refused   []ServiceError  // of them; the first maxShown
+	Services  []ServiceStatus // that are published: none of a stand-by
 }
+
+// LinkStatus is a link of a session.
+type LinkStatus struct {
+	Transport string        // "wss" or "quic"
+	Role      string        // "interactive", "bulk", "datagram"; "none": it is being drained
+	RTT       time.Duration // 0: not measured yet
+	Remote    string
+	Suspect   bool // something is owed, and nothing comes
+	Since     time.Time
+}
+
+// ServiceError is why a service is not published, or would not be by a stand-by.
+type ServiceError struct{ Name, Error string }
 
 // Datagrams counts those of a udp service.
 type Datagrams struct {
@@ -77,9 +100,9 @@ func (r *Relay) Status(ctx context.Context) Status {
 	r.prepare()
 	st := Status{Draining: r.draining.Load(), Visitors: r.admission.connected(), Listeners: r.Listeners()}
 	r.mu.Lock()
-	sessions := make([]*session, 0, len(r.sessions))
-	for _, s := range r.sessions {
-		sessions = append(sessions, s)
+	var sessions []*session
+	for _, g := range r.groups {
+		sessions = append(sessions, g.sessions...)
 	}
 	r.mu.Unlock()
 
@@ -118,8 +141,21 @@ func (r *Relay) Status(ctx context.Context) Status {
 func (s *session) status() SessionStatus {
 	t := s.tun.Stats()
 	st := SessionStatus{
-		Site: s.site, Since: s.since, Remote: s.remote.String(), Software: s.software, Lost: s.lostAt,
-		RTT: t.RTT, Links: t.Links, Streams: t.Streams, Received: t.Received, Sent: t.Sent, Buffered: t.Buffered,
+		Site: s.site, ID: s.shortID(), Active: s.group.active == s, Leaving: s.leaving,
+		Key: s.key, Machine: s.machine, Process: s.process,
+		Since: s.since, Remote: s.remote.String(), Software: s.software, Choice: s.choice, Lost: s.lostAt,
+		RTT: t.RTT, Carried: t.Links, Streams: t.Streams, Received: t.Received, Sent: t.Sent, Buffered: t.Buffered,
+		Announced: len(s.announced), Refused: s.refused,
+	}
+	for _, l := range s.tun.Links() {
+		for _, c := range s.links {
+			if l.Link == c.Link {
+				st.Links = append(st.Links, LinkStatus{
+					Transport: c.transport.String(), Role: l.Role.String(), RTT: l.RTT,
+					Remote: c.remote.String(), Suspect: l.Suspect, Since: l.Since,
+				})
+			}
+		}
 	}
 	for _, svc := range s.services {
 		received, sent := svc.bytes()
