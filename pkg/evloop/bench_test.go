@@ -131,6 +131,73 @@ func BenchmarkEcho(b *testing.B) {
 	}
 }
 
+// BenchmarkPacketEcho echoes datagrams of 512 bytes, from many sockets with a few under way each, or from one with many.
+func BenchmarkPacketEcho(b *testing.B) {
+	for _, test := range []struct {
+		name           string
+		clients, ahead int
+	}{{"1 at a time", 1, 1}, {"64 clients", 64, 2}, {"1 client", 1, 64}} {
+		b.Run(test.name, func(b *testing.B) {
+			b.Run("loop", func(b *testing.B) {
+				p := listenPacket(b, newCore(b, Config{Loops: 1}), "udp", "127.0.0.1:0", echoPacket)
+				packetPingPong(b, p.LocalAddr().String(), test.clients, test.ahead)
+			})
+			b.Run("goroutine", func(b *testing.B) {
+				nc, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+				if err != nil {
+					b.Fatal(err)
+				}
+				nc.SetReadBuffer(PacketBuffer)
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					buf := make([]byte, packetSize)
+					for {
+						n, from, err := nc.ReadFromUDPAddrPort(buf)
+						if err != nil {
+							return
+						}
+						nc.WriteToUDPAddrPort(buf[:n], from)
+					}
+				})
+				packetPingPong(b, nc.LocalAddr().String(), test.clients, test.ahead)
+				nc.Close()
+				wg.Wait()
+			})
+		})
+	}
+}
+
+// packetPingPong does b.N exchanges, ahead of them at a time for each client.
+func packetPingPong(b *testing.B, addr string, clients, ahead int) {
+	var conns []*net.UDPConn
+	for range clients {
+		conns = append(conns, dialUDP(b, addr))
+	}
+	var wg sync.WaitGroup
+	b.ResetTimer()
+	for i, nc := range conns {
+		n := b.N / clients
+		if i == 0 {
+			n += b.N % clients
+		}
+		wg.Go(func() {
+			msg, got := make([]byte, 512), make([]byte, 512)
+			for sent, back := 0, 0; back < n; back++ {
+				for ; sent < n && sent-back < ahead; sent++ {
+					nc.Write(msg)
+				}
+				if _, err := nc.Read(got); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "packets/s")
+}
+
 // relayPair splices the loop's connections: what a comes with goes to b, and back.
 type relayEnd struct{ from, to *Conn }
 

@@ -21,6 +21,7 @@ type fdPacket struct {
 	loop      *Loop
 	is6       bool // an IPv6 socket, which knows IPv4 addresses in their mapped form
 	connected bool
+	info      bool // bound to no address: each datagram tells which one it was sent to
 	entered   bool // into the poller
 }
 
@@ -31,10 +32,7 @@ func takePacketFD(nc *net.UDPConn, l *Loop) (*fdPacket, error) {
 		return nil, err
 	}
 	s := &fdPacket{fd: fd, loop: l, connected: nc.RemoteAddr() != nil}
-	if sa, err := unix.Getsockname(fd); err == nil {
-		_, s.is6 = sa.(*unix.SockaddrInet6)
-	}
-	setPacketOptions(fd, s.is6, !s.connected)
+	s.is6, s.info = setPacketOptions(fd, s.connected)
 	return s, nil
 }
 
@@ -48,7 +46,7 @@ func dialPacketFD(addr netip.AddrPort, l *Loop) (*fdPacket, netip.AddrPort, erro
 	if err != nil {
 		return nil, netip.AddrPort{}, os.NewSyscallError("socket", err)
 	}
-	setPacketOptions(fd, domain == unix.AF_INET6, false)
+	setPacketOptions(fd, true)
 	if err := unix.Connect(fd, sa); err != nil {
 		unix.Close(fd)
 		return nil, netip.AddrPort{}, os.NewSyscallError("connect", err)
@@ -58,7 +56,7 @@ func dialPacketFD(addr netip.AddrPort, l *Loop) (*fdPacket, netip.AddrPort, erro
 		unix.Close(fd)
 		return nil, netip.AddrPort{}, os.NewSyscallError("getsockname", err)
 	}
-	return &fdPacket{fd: fd, loop: l, is6: domain == unix.AF_INET6, connected: true}, addrPort(local), nil
+	return &fdPacket{fd: fd, loop: l, connected: true}, addrPort(local), nil
 }
 
 func (s *fdPacket) register(token uint64) error {
@@ -75,28 +73,30 @@ func (s *fdPacket) close() {
 
 func (s *fdPacket) buffers() (receive, send int) { return packetBuffers(s.fd) }
 
-// setPacketOptions asks for large buffers and, with info, for the address that each datagram was sent to.
-func setPacketOptions(fd int, is6, info bool) {
+// setPacketOptions asks for large buffers and, if the socket is bound to no address, for the one that each datagram was
+// sent to.
+func setPacketOptions(fd int, connected bool) (is6, info bool) {
 	setPacketBuffer(fd, unix.SO_RCVBUF)
 	setPacketBuffer(fd, unix.SO_SNDBUF)
-	switch {
-	case !info:
-	case is6:
-		unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
-	case ipPktinfo != 0:
-		unix.SetsockoptInt(fd, unix.IPPROTO_IP, ipPktinfo, 1)
+	sa, err := unix.Getsockname(fd)
+	if err != nil || connected {
+		return false, false
 	}
+	_, is6 = sa.(*unix.SockaddrInet6)
+	switch {
+	case !addrPort(sa).Addr().IsUnspecified():
+	case is6:
+		info = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1) == nil
+	case ipPktinfo != 0:
+		info = unix.SetsockoptInt(fd, unix.IPPROTO_IP, ipPktinfo, 1) == nil
+	}
+	return is6, info
 }
 
 // controlPacket does the same for a net.PacketConn with a descriptor.
-func controlPacket(c syscall.RawConn, info bool) (is6 bool) {
-	c.Control(func(fd uintptr) {
-		if sa, err := unix.Getsockname(int(fd)); err == nil {
-			_, is6 = sa.(*unix.SockaddrInet6)
-		}
-		setPacketOptions(int(fd), is6, info)
-	})
-	return is6
+func controlPacket(c syscall.RawConn, connected bool) (is6, info bool) {
+	c.Control(func(fd uintptr) { is6, info = setPacketOptions(int(fd), connected) })
+	return is6, info
 }
 
 func controlBuffers(c syscall.RawConn) (receive, send int) {
@@ -116,7 +116,7 @@ const packetControl = 64
 
 // appendPktinfo appends the control message that makes a datagram leave from local.
 func appendPktinfo(oob []byte, is6 bool, local netip.Addr) []byte {
-	if !local.IsValid() || !is6 && (ipPktinfo == 0 || !local.Unmap().Is4()) {
+	if !local.IsValid() || !is6 && !local.Unmap().Is4() {
 		return oob
 	}
 	n, level, typ := pktinfo4, unix.IPPROTO_IP, ipPktinfo

@@ -23,9 +23,7 @@ func dialPacketFD(netip.AddrPort, *Loop) (*fdPacket, netip.AddrPort, error) {
 
 const packetControl = 0
 
-func controlPacket(c syscall.RawConn, _ bool) (is6 bool) {
-	return false
-}
+func controlPacket(syscall.RawConn, bool) (is6, info bool) { return false, false }
 
 func controlBuffers(syscall.RawConn) (receive, send int) { return 0, 0 }
 

@@ -44,9 +44,9 @@ func (s *fdPacket) receive(p *PacketConn) (n int, more bool) {
 			if sa6, ok := sa.(*unix.SockaddrInet6); ok && sa6.ZoneId != 0 {
 				from.Remote = netip.AddrPortFrom(from.Remote.Addr().WithZone(zoneName(sa6.ZoneId)), from.Remote.Port())
 			}
-			if local := parsePktinfo(oob[:c]); local.IsValid() || from.Local.IsUnspecified() {
-				from.Local = local
-			}
+		}
+		if s.info {
+			from.Local = parsePktinfo(oob[:c])
 		}
 		p.deliver(buf[:k:k], from)
 	}
@@ -81,7 +81,9 @@ func (s *fdPacket) sendOne(o *outPacket) error {
 		if sa4, ok := sa.(*unix.SockaddrInet4); ok && s.is6 {
 			sa = &unix.SockaddrInet6{Port: sa4.Port, Addr: to.Addr().As16()}
 		}
-		oob = appendPktinfo(s.loop.control().out[:0], s.is6, o.to.Local)
+		if s.info {
+			oob = appendPktinfo(s.loop.control().out[:0], s.is6, o.to.Local)
+		}
 	}
 	for {
 		_, err := unix.SendmsgN(s.fd, o.b, oob, sa, 0)

@@ -1,6 +1,7 @@
 package evloop
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"os"
 	"syscall"
@@ -11,50 +12,59 @@ import (
 
 const ipPktinfo = unix.IP_PKTINFO
 
+// sendBatch is how many datagrams go in one system call. More gains nothing, and a call is not preempted.
+const sendBatch = 16
+
 // packetIO is what recvmmsg and sendmmsg want of a loop. A callback of what was received may send.
 type packetIO struct{ in, out mmsg }
 
 type mmsg struct {
-	headers [maxPackets]unix.Mmsghdr
-	iovecs  [maxPackets]unix.Iovec
-	names   [maxPackets]unix.RawSockaddrInet6 // or a RawSockaddrInet4
-	control [maxPackets][packetControl]byte
+	headers []unix.Mmsghdr
+	iovecs  []unix.Iovec
+	names   []unix.RawSockaddrInet6 // or a RawSockaddrInet4
+	control [][packetControl]byte
 }
 
+func newMmsg(n int) mmsg {
+	m := mmsg{make([]unix.Mmsghdr, n), make([]unix.Iovec, n), make([]unix.RawSockaddrInet6, n), make([][packetControl]byte, n)}
+	for i := range m.headers {
+		h := &m.headers[i].Hdr
+		h.Name = (*byte)(unsafe.Pointer(&m.names[i]))
+		h.Iov = &m.iovecs[i]
+		h.SetIovlen(1)
+		h.Control = &m.control[i][0]
+	}
+	return m
+}
+
+// mmsg returns the loop's messages. Those that receive share its read buffer: as many whole datagrams at once as it has
+// room for, which costs nothing while sockets are silent.
 func (l *Loop) mmsg() *packetIO {
 	if l.packetIO == nil {
-		l.packetIO = new(packetIO)
-		for _, m := range []*mmsg{&l.packetIO.in, &l.packetIO.out} {
-			for i := range m.headers {
-				h := &m.headers[i].Hdr
-				h.Name = (*byte)(unsafe.Pointer(&m.names[i]))
-				h.Iov = &m.iovecs[i]
-				h.SetIovlen(1)
-				h.Control = &m.control[i][0]
-			}
+		l.packetIO = &packetIO{newMmsg(len(l.rbuf) / packetSize), newMmsg(sendBatch)}
+		in := &l.packetIO.in
+		for i := range in.iovecs {
+			in.iovecs[i].Base = &l.rbuf[i*packetSize]
+			in.iovecs[i].SetLen(packetSize)
 		}
 	}
 	return l.packetIO
 }
 
-// receive reads whole datagrams into the loop's read buffer, as many at once as it has room for.
 func (s *fdPacket) receive(p *PacketConn) (n int, more bool) {
 	m, buf := &s.loop.mmsg().in, s.loop.rbuf
-	slots := min(len(buf)/packetSize, maxPackets)
-	control := packetControl
-	if s.connected {
-		control = 0
+	control := 0
+	if s.info {
+		control = packetControl
 	}
 	failed := false
 	for n < maxPackets {
-		for i := range slots {
+		for i := range m.headers {
 			h := &m.headers[i].Hdr
 			h.Namelen = unix.SizeofSockaddrInet6
 			h.SetControllen(control)
-			m.iovecs[i].Base = &buf[i*packetSize]
-			m.iovecs[i].SetLen(packetSize)
 		}
-		k, errno := mmsgCall(unix.SYS_RECVMMSG, s.fd, m.headers[:slots])
+		k, errno := mmsgCall(unix.SYS_RECVMMSG, s.fd, m.headers)
 		switch {
 		case errno == unix.EAGAIN:
 			return n, false
@@ -69,16 +79,15 @@ func (s *fdPacket) receive(p *PacketConn) (n int, more bool) {
 		for i := range k {
 			from := PacketAddr{Remote: p.remote, Local: p.local.Addr()}
 			if !s.connected {
-				h := &m.headers[i].Hdr
 				from.Remote = m.name(i)
-				if local := parsePktinfo(m.control[i][:h.Controllen]); local.IsValid() || from.Local.IsUnspecified() {
-					from.Local = local
-				}
+			}
+			if s.info {
+				from.Local = parsePktinfo(m.control[i][:m.headers[i].Hdr.Controllen])
 			}
 			p.deliver(buf[i*packetSize:][:m.headers[i].Len:packetSize], from)
 		}
 		n += k
-		if k < slots || p.closed {
+		if k < len(m.headers) || p.closed {
 			return n, false
 		}
 	}
@@ -89,7 +98,7 @@ func (s *fdPacket) receive(p *PacketConn) (n int, more bool) {
 func (s *fdPacket) send(p *PacketConn, batch []outPacket) {
 	m := &s.loop.mmsg().out
 	for len(batch) > 0 {
-		k := min(len(batch), maxPackets)
+		k := min(len(batch), sendBatch)
 		n := 0
 		for i := range batch[:k] {
 			if m.set(n, s, &batch[i]) {
@@ -138,24 +147,25 @@ func (m *mmsg) set(i int, s *fdPacket, o *outPacket) bool {
 	if h.Namelen = m.setName(i, s.is6, o.to.Remote); h.Namelen == 0 {
 		return false
 	}
-	h.SetControllen(len(appendPktinfo(m.control[i][:0], s.is6, o.to.Local)))
+	if s.info {
+		h.SetControllen(len(appendPktinfo(m.control[i][:0], s.is6, o.to.Local)))
+	}
 	return true
 }
 
 // name returns the address of message i.
 func (m *mmsg) name(i int) netip.AddrPort {
 	n := &m.names[i]
-	port := func(p uint16) uint16 { b := (*[2]byte)(unsafe.Pointer(&p)); return uint16(b[0])<<8 | uint16(b[1]) }
 	switch n.Family {
 	case unix.AF_INET:
 		n4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(n))
-		return netip.AddrPortFrom(netip.AddrFrom4(n4.Addr), port(n4.Port))
+		return netip.AddrPortFrom(netip.AddrFrom4(n4.Addr), netPort(&n4.Port))
 	case unix.AF_INET6:
 		a := netip.AddrFrom16(n.Addr).Unmap()
 		if n.Scope_id != 0 && a.Is6() {
 			a = a.WithZone(zoneName(n.Scope_id))
 		}
-		return netip.AddrPortFrom(a, port(n.Port))
+		return netip.AddrPortFrom(a, netPort(&n.Port))
 	}
 	return netip.AddrPort{}
 }
@@ -164,7 +174,6 @@ func (m *mmsg) name(i int) netip.AddrPort {
 func (m *mmsg) setName(i int, is6 bool, to netip.AddrPort) uint32 {
 	n := &m.names[i]
 	a := to.Addr()
-	port := [2]byte{byte(to.Port() >> 8), byte(to.Port())}
 	switch {
 	case !a.IsValid():
 		return 0
@@ -173,13 +182,22 @@ func (m *mmsg) setName(i int, is6 bool, to netip.AddrPort) uint32 {
 		if err != nil {
 			return 0
 		}
-		*n = unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: *(*uint16)(unsafe.Pointer(&port)), Addr: a.As16(), Scope_id: zone}
+		*n = unix.RawSockaddrInet6{Family: unix.AF_INET6, Addr: a.As16(), Scope_id: zone}
+		setNetPort(&n.Port, to.Port())
 		return unix.SizeofSockaddrInet6
 	case a.Unmap().Is4():
-		*(*unix.RawSockaddrInet4)(unsafe.Pointer(n)) = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: *(*uint16)(unsafe.Pointer(&port)), Addr: a.Unmap().As4()}
+		n4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(n))
+		*n4 = unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: a.Unmap().As4()}
+		setNetPort(&n4.Port, to.Port())
 		return unix.SizeofSockaddrInet4
 	}
 	return 0
+}
+
+func netPort(p *uint16) uint16 { return binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(p))[:]) }
+
+func setNetPort(p *uint16, port uint16) {
+	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(p))[:], port)
 }
 
 // mmsgCall calls recvmmsg or sendmmsg, which do not block here.

@@ -12,7 +12,8 @@ import (
 type netPacket struct {
 	nc        net.PacketConn
 	udp       *net.UDPConn // nc, if it is one
-	is6       bool         // as of fdPacket
+	is6       bool         // these as of fdPacket
+	info      bool
 	connected bool
 	loop      *Loop
 	conn      *PacketConn
@@ -41,8 +42,10 @@ func newNetPacket(nc net.PacketConn, l *Loop, p *PacketConn) *netPacket {
 	if udp, ok := nc.(*net.UDPConn); ok {
 		s.udp = udp
 		s.connected = udp.RemoteAddr() != nil
+		udp.SetReadBuffer(PacketBuffer)
+		udp.SetWriteBuffer(PacketBuffer)
 		if raw, err := udp.SyscallConn(); err == nil {
-			s.is6 = controlPacket(raw, !s.connected)
+			s.is6, s.info = controlPacket(raw, s.connected)
 		}
 	}
 	return s
@@ -96,13 +99,9 @@ func (s *netPacket) readFrom(b, oob []byte) (n int, from PacketAddr, err error) 
 	}
 	var k int
 	n, k, _, from.Remote, err = s.udp.ReadMsgUDPAddrPort(b, oob)
-	if s.connected {
-		from.Remote = s.conn.remote
-		return n, from, err
-	}
 	from.Remote = netip.AddrPortFrom(from.Remote.Addr().Unmap(), from.Remote.Port())
-	if local := parsePktinfo(oob[:k]); local.IsValid() || from.Local.IsUnspecified() {
-		from.Local = local
+	if s.info || from.Local.IsUnspecified() {
+		from.Local = parsePktinfo(oob[:k])
 	}
 	return n, from, err
 }
@@ -210,7 +209,11 @@ func (s *netPacket) writeTo(b []byte, to PacketAddr) error {
 		_, err := s.nc.WriteTo(b, net.UDPAddrFromAddrPort(to.Remote))
 		return err
 	}
-	_, _, err := s.udp.WriteMsgUDPAddrPort(b, appendPktinfo(nil, s.is6, to.Local), to.Remote)
+	var oob []byte
+	if s.info {
+		oob = appendPktinfo(nil, s.is6, to.Local)
+	}
+	_, _, err := s.udp.WriteMsgUDPAddrPort(b, oob, to.Remote)
 	return err
 }
 
