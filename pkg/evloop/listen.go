@@ -73,12 +73,21 @@ func (c *Core) listen(loops []*Loop, network, addr string, accept func(*Conn)) (
 // down, which refuses nobody while its service restarts. One loop accepts, since such a socket has one queue, and deals
 // the connections to all in turn. f remains the caller's, to close; a unix socket's path is left alone.
 func (c *Core) ListenFile(f *os.File, accept func(*Conn)) (*Listener, error) {
+	return c.listenFile(c.loops, f, accept)
+}
+
+// ListenFile accepts connections on f, as Core.ListenFile does, on this loop only. It may be called from anywhere.
+func (l *Loop) ListenFile(f *os.File, accept func(*Conn)) (*Listener, error) {
+	return l.core.listenFile([]*Loop{l}, f, accept)
+}
+
+func (c *Core) listenFile(loops []*Loop, f *os.File, accept func(*Conn)) (*Listener, error) {
 	nl, err := net.FileListener(f)
 	if err != nil {
 		return nil, err
 	}
 	if c.cfg.Portable {
-		return c.serve(c.loops, nl, accept), nil
+		return c.serve(loops, nl, accept), nil
 	}
 	defer nl.Close()
 	fl, err := inheritFD(nl)
@@ -86,7 +95,7 @@ func (c *Core) ListenFile(f *os.File, accept func(*Conn)) (*Listener, error) {
 		return nil, err
 	}
 	ln := &Listener{core: c, addr: nl.Addr(), fds: []*fdListener{fl}}
-	fl.loop, fl.deal, fl.onConn, fl.onError = c.loops[0], c.loops, accept, ln.failed
+	fl.loop, fl.deal, fl.onConn, fl.onError = loops[0], loops, accept, ln.failed
 	return ln, c.start(ln)
 }
 
