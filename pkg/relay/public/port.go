@@ -12,9 +12,9 @@ import (
 // port is where the visitors of a tcp or udp service come in. It belongs to the site,
 // and so outlives a takeover, and a reload that only changes the rest of the service.
 type port struct {
-	service  *service
-	listener *evloop.Listener // tcp
-	flows    *flows           // udp
+	service   *service
+	listeners []*evloop.Listener // tcp; several only on sockets that were there before us
+	flows     *flows             // udp
 }
 
 // open opens the port of svc, or hands it what is open there already.
@@ -36,15 +36,27 @@ func (s *session) listen(svc *service) (*port, error) {
 		svc.flows = t.flows
 		return t, err
 	}
-	ln, err := s.loop.Listen("tcp", address, func(c *evloop.Conn) {
+	accept := func(c *evloop.Conn) {
 		s.relay.meet(c, s.loop, func(visitor netip.AddrPort) { s.group.accept(t, c, visitor) })
-	})
-	if err != nil {
-		return nil, err
 	}
-	ln.OnError = s.relay.listenerError(p.String())
-	t.listener = ln
-	return t, nil
+	add := func(ln *evloop.Listener, err error) error {
+		if err == nil {
+			ln.OnError = s.relay.listenerError(p.String())
+			t.listeners = append(t.listeners, ln)
+		}
+		return err
+	}
+	files := s.relay.inherited(p.String(), "tcp", address)
+	for _, f := range files {
+		if err := add(s.loop.ListenFile(f, accept)); err != nil {
+			t.Close()
+			return nil, err
+		}
+	}
+	if files != nil {
+		return t, nil
+	}
+	return t, add(s.loop.Listen("tcp", address, accept))
 }
 
 // hand gives the port to another service, which has been announced in place of the
@@ -83,7 +95,7 @@ func (t *port) Addr() net.Addr {
 	if t.flows != nil {
 		return net.UDPAddrFromAddrPort(t.flows.conn.LocalAddr())
 	}
-	return t.listener.Addr()
+	return t.listeners[0].Addr()
 }
 
 // Close ends the port. Connections stay; flows, whose datagrams all come through
@@ -93,7 +105,9 @@ func (t *port) Close() {
 		t.flows.close()
 		return
 	}
-	t.listener.Close()
+	for _, ln := range t.listeners {
+		ln.Close()
+	}
 }
 
 // closePorts closes the ports that are not among those to be kept.

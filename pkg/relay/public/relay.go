@@ -108,6 +108,10 @@ type Relay struct {
 	// the head of its response. 0: 60 s.
 	ResponseTimeout time.Duration
 
+	// Grace is how long after its start the relay keeps requests for sites that it
+	// knows and that have not found it yet, instead of answering 503 at once.
+	Grace time.Duration
+
 	// Software is what sites are told, for people to read.
 	Software string
 
@@ -125,6 +129,7 @@ type Relay struct {
 	routes   atomic.Pointer[table]
 	draining atomic.Bool
 	prepared sync.Once
+	began    time.Time // immutable once prepared
 
 	smallBuffers sync.Once // it has been logged that the system buffers few datagrams
 
@@ -185,6 +190,7 @@ func (r *Relay) prepare() {
 		}
 		r.byLoop = make(map[*evloop.Loop]*loop)
 		start := time.Now()
+		r.began = start
 		for i := range r.Core.NumLoops() {
 			l := &loop{Loop: r.Core.Loop(i), relay: r, start: start}
 			r.loops = append(r.loops, l)
@@ -227,11 +233,11 @@ func (r *Relay) listen(name, addr string, secure bool) error {
 	accept := func(c *evloop.Conn) { r.accept(c, secure) }
 	files := r.inherited(name, "tcp", addr)
 	for _, f := range files {
-		nl, err := net.FileListener(f)
+		ln, err := r.Core.ListenFile(f, accept)
 		if err != nil {
 			return err
 		}
-		r.addListener(name, r.Core.Serve(nl, accept))
+		r.addListener(name, ln)
 	}
 	if files != nil {
 		return nil
@@ -331,13 +337,15 @@ func (r *Relay) Reload(sites []Site) {
 	}
 }
 
-// Drain stops listening, closes the visitors that wait for nothing, and asks
-// every session to end with its last stream. It returns when the last visitor
-// has gone, or with the context's error. The Core may then be closed.
+// Drain stops listening, closes the visitors that wait for nothing, serves those
+// that have just come, and asks every session to end with its last stream. It
+// returns when the last visitor has gone, or with the context's error. The Core may
+// then be closed.
 func (r *Relay) Drain(ctx context.Context) error {
 	r.prepare()
 	r.draining.Store(true)
 	r.stopListening()
+	r.settle(ctx)
 	r.mu.Lock()
 	if r.drained == nil {
 		r.drained = make(chan struct{})
@@ -350,9 +358,6 @@ func (r *Relay) Drain(ctx context.Context) error {
 		}
 	}
 	r.mu.Unlock()
-	for _, l := range r.loops {
-		l.Post(l.drain)
-	}
 	select {
 	case <-drained:
 	case <-ctx.Done():

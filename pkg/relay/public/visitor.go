@@ -13,15 +13,16 @@ import (
 // Deadlines of a visitor. They bound what somebody who has not been routed yet,
 // or who does not move, may hold.
 const (
-	tlsTime   = 10 * time.Second // from accept to the end of the handshake
-	headTime  = 10 * time.Second // from the first to the last byte of a request head
-	idleTime  = 75 * time.Second // between requests
-	bodyTime  = 60 * time.Second // without a byte of a request body, or of a last response
-	stuckTime = 5 * time.Minute  // without a byte taken of a response that waits to be read
-	farewell  = 10 * time.Second // for the peer's end of stream after ours
-	halfTime  = 10 * time.Second // for the next byte of a response to somebody who has sent the end of stream
-	waitTime  = 10 * time.Second // in a session that has lost its link
-	busyCheck = 10 * time.Second // how often the above are looked at during a request
+	tlsTime   = 10 * time.Second      // from accept to the end of the handshake
+	headTime  = 10 * time.Second      // from the first to the last byte of a request head
+	idleTime  = 75 * time.Second      // between requests
+	bodyTime  = 60 * time.Second      // without a byte of a request body, or of a last response
+	stuckTime = 5 * time.Minute       // without a byte taken of a response that waits to be read
+	farewell  = 10 * time.Second      // for the peer's end of stream after ours
+	halfTime  = 10 * time.Second      // for the next byte of a response to somebody who has sent the end of stream
+	waitTime  = 10 * time.Second      // in a session that has lost its link
+	busyCheck = 10 * time.Second      // how often the above are looked at during a request
+	holdTime  = 50 * time.Millisecond // between two looks for the service of a request that is held
 )
 
 // retryAfter is what Retry-After says: seconds in which a site comes back after
@@ -39,6 +40,7 @@ const (
 	shaking phase = iota // before the end of the TLS handshake
 	idle                 // no byte of the next request has come
 	reading              // part of a request head has come
+	held                 // a request waits for its site to come back, see Relay.Grace
 	moving               // on the way to the loop of the session that its request belongs to
 	asking               // the relay's own domain answers, or a link is made
 	busy                 // an exchange is under way
@@ -89,16 +91,20 @@ func (l *loop) remove(v *visitor) {
 	v.before, v.after = nil, nil
 }
 
-// drain closes the visitors that are not served.
-func (l *loop) drain() {
+// drain closes the visitors that wait for nothing. Those that have come and wait
+// for their first answer are let be, unless all is set; it returns how many.
+func (l *loop) drain(all bool) (newcomers int) {
 	for v := l.first; v != nil; v = v.after {
-		switch v.phase {
-		case shaking:
+		switch {
+		case v.phase == shaking && all:
 			v.conn.Abort(errDraining)
-		case idle, reading:
+		case v.phase == idle && v.asked, (v.phase == idle || v.phase == reading || v.phase == held) && all:
 			v.close()
+		case v.phase == shaking, v.phase == idle, v.phase == reading, v.phase == held:
+			newcomers++
 		}
 	}
+	return newcomers
 }
 
 // since is the time of the current turn in nanoseconds since the loop's start.
@@ -123,6 +129,7 @@ type visitor struct {
 	verdict verdict
 	secure  bool // https
 	phase   phase
+	asked   bool // a request has come
 	eof     bool // the visitor has sent its end of stream
 	pending int  // of the connection, when it was last looked at
 }
@@ -267,6 +274,10 @@ func (v *visitor) onTimer() {
 	case reading:
 		v.loop.counters.Rejected++
 		v.answer(troubleSlow, false, true)
+	case held:
+		v.phase = reading
+		v.await(headTime)
+		v.conn.Resume()
 	case busy:
 		v.await(busyCheck)
 		v.ex.check()
@@ -364,6 +375,7 @@ func (v *visitor) readHead(b []byte) int {
 		}
 		return 0
 	}
+	v.asked = true
 	// An answer of our own leaves the body of the request unread.
 	head, close := string(req.Method) == "HEAD", req.Close || req.Framing != http1.NoBody && req.ContentLength != 0
 	if v.verdict != admitted {
@@ -398,12 +410,22 @@ func (v *visitor) readHead(b []byte) int {
 	host, path := string(l.host), string(req.Path)
 	switch {
 	case !v.secure && (host == r.Domain || routes.find(l.host, req.Path, true) != nil || routes.allowed(host, path, true)) && v.redirect(head, close):
+	case routes.allowed(host, path, v.secure) && r.hasJustBegun():
+		v.hold()
+		return 0
 	case routes.allowed(host, path, v.secure):
 		v.answer(troubleAway, head, close)
 	default:
 		v.answer(troubleService, head, close)
 	}
 	return n
+}
+
+// hold keeps a request, which is read again soon.
+func (v *visitor) hold() {
+	v.phase = held
+	v.conn.Pause()
+	v.await(holdTime)
 }
 
 // redirect answers a request in the clear for something that is served by https,

@@ -1,0 +1,58 @@
+package public
+
+import (
+	"context"
+	"time"
+)
+
+// Visitors that have come just before a drain have settleTime for their first
+// request, which is served. Whether they have is looked at every settleTick.
+const (
+	settleTime = 2 * time.Second
+	settleTick = 20 * time.Millisecond
+)
+
+// settle closes the visitors that wait for nothing, and waits until those that
+// wait for their first answer have it.
+func (r *Relay) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	for quiet := 0; quiet < 2; { // a visitor between two loops is on none of them
+		if r.newcomers(ctx, false) == 0 {
+			quiet++
+		} else {
+			quiet = 0
+		}
+		select {
+		case <-time.After(settleTick):
+		case <-ctx.Done():
+			quiet = 2
+		}
+	}
+	r.newcomers(ctx, true)
+}
+
+// newcomers is loop.drain on all loops.
+func (r *Relay) newcomers(ctx context.Context, all bool) (n int) {
+	counts := make(chan int, len(r.loops))
+	for _, l := range r.loops {
+		if !l.Post(func() { counts <- l.drain(all) }) {
+			return 0
+		}
+	}
+	for range r.loops {
+		select {
+		case m := <-counts:
+			n += m
+		case <-ctx.Done():
+			return 0
+		}
+	}
+	return n
+}
+
+// hasJustBegun reports whether sites may not have found the relay yet since it
+// began to listen.
+func (r *Relay) hasJustBegun() bool {
+	return r.Grace > 0 && !r.draining.Load() && time.Since(r.began) < r.Grace
+}
