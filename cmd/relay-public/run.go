@@ -24,6 +24,9 @@ type options struct {
 	logLevel, logFormat string
 }
 
+// grace is how long a relay that has just started keeps requests for sites that are on their way back to it.
+const grace = 5 * time.Second
+
 // run runs the relay until ctx ends or it is told to stop.
 func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if o.config == "" {
@@ -38,6 +41,10 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		return nil
 	}
 	log, err := daemon.NewLogger(stderr, o.logFormat, o.logLevel)
+	if err != nil {
+		return err
+	}
+	sockets, err := daemon.InheritedSockets()
 	if err != nil {
 		return err
 	}
@@ -72,6 +79,8 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		HTTP:               s.Listen.HTTP,
 		QUIC:               s.Listen.QUIC,
 		QUICSecret:         st.quic,
+		Inherited:          sockets.Files,
+		Grace:              grace,
 		MaxVisitors:        s.Limits.Visitors,
 		MaxPerAddress:      s.Limits.VisitorsPerAddress,
 		MaxFlows:           s.Limits.Flows,
@@ -97,7 +106,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	}
 	adminAddress := ""
 	if s.Listen.Admin != "" {
-		ln, err := net.Listen("tcp", s.Listen.Admin)
+		ln, err := listenAdmin(sockets, s.Listen.Admin)
 		if err != nil {
 			return fmt.Errorf("listener admin %q: %w", s.Listen.Admin, err)
 		}
@@ -105,6 +114,10 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		defer stop()
 		adminAddress = ln.Addr().String()
 		ready = append(ready, "admin", adminAddress)
+	}
+
+	if unused := sockets.Unused(); unused != nil {
+		log.Info("inherited sockets that are no listener: they wait for services to be published there", "sockets", unused)
 	}
 
 	running, stop := daemon.Signals(ctx, func() { reload(o.config, s, st, log) })
@@ -125,6 +138,14 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		log.Warn("drain timeout: visitors are cut")
 	}
 	return nil
+}
+
+// listenAdmin opens the admin listener, on the socket that was there before us if there is one.
+func listenAdmin(sockets *daemon.Sockets, address string) (net.Listener, error) {
+	for _, f := range sockets.Files("admin", "tcp", address) {
+		return net.FileListener(f)
+	}
+	return net.Listen("tcp", address)
 }
 
 // summary is the service manager's line about the relay.
