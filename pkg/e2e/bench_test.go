@@ -105,7 +105,7 @@ func startPaths(b *testing.B, target *process, a targetAddrs) (paths []path, s *
 				service{"bulk", "tcp://:{port}", "tcp://" + a.Bulk},
 				service{"web", "https://app.example.com", "http://" + a.HTTP},
 				service{"plain", "http://app.example.com", "http://" + a.HTTP})
-			paths = append(paths, path{name: name, echo: s.tcp("echo"), bulk: s.tcp("bulk"), http: s.http, https: s.https, host: "app.example.com",
+			paths = append(paths, path{name: name, echo: s.port("echo"), bulk: s.port("bulk"), http: s.http, https: s.https, host: "app.example.com",
 				pids:      map[string][]int{"public": s.public.pids(), "private": s.private.pids()},
 				processes: map[string]*process{"public": s.public, "private": s.private}})
 		default:
@@ -244,7 +244,7 @@ func (t *bench) recover(b *testing.B, row string) {
 	s := startSystem(b, service{"bulk", "tcp://:{port}", "tcp://" + t.target.Bulk})
 	var m []outcome
 	for range *benchRounds {
-		l := startLoad(b, nil, job{Kind: "down", Addr: s.tcp("bulk"), Conns: 1, Warm: time.Second, Window: *benchWindow})
+		l := startLoad(b, nil, job{Kind: "down", Addr: s.port("bulk"), Conns: 1, Warm: time.Second, Window: *benchWindow})
 		s.link.awaitTotal(s.link.total() + 64<<20)
 		s.link.cut()
 		// Every byte in flight is gone with the connections: what comes now came by a new link.

@@ -120,7 +120,7 @@ func TestPostgreSQL(t *testing.T) {
 		service{"socket", "tcp://:{port}", fmt.Sprintf("unix://%s/.s.PGSQL.%d", dir, port)})
 	query := func(name, sql string) string {
 		t.Helper()
-		_, p, _ := strings.Cut(s.tcp(name), ":")
+		_, p, _ := strings.Cut(s.port(name), ":")
 		return run(t, exec.Command(psql, "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", p, "-U", "culvert", "-d", "postgres", "-c", sql))
 	}
 	query("db", "create table t as select i, repeat(md5(i::text), 8) as s from generate_series(1, 100000) i")
@@ -133,7 +133,7 @@ func TestPostgreSQL(t *testing.T) {
 	}
 	// 26 MB of rows one way, and back the other.
 	rows := query("db", "copy t to stdout")
-	_, p, _ := strings.Cut(s.tcp("db"), ":")
+	_, p, _ := strings.Cut(s.port("db"), ":")
 	load := exec.Command(psql, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", p, "-U", "culvert", "-d", "postgres",
 		"-c", "create table u (like t)", "-c", "copy u from stdin")
 	load.Stdin = strings.NewReader(rows)

@@ -117,7 +117,7 @@ func TestHostileVisitors(t *testing.T) {
 	// Noise on every port.
 	noise := make([]byte, 10<<20)
 	rand.NewChaCha8([32]byte{1}).Read(noise)
-	for _, addr := range []string{s.https, s.http, s.admin, s.tcp("echo")} {
+	for _, addr := range []string{s.https, s.http, s.admin, s.port("echo")} {
 		for i := range 4 {
 			c := dialFrom(t, i, addr)
 			c.SetDeadline(time.Now().Add(waitLimit))

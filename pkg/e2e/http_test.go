@@ -302,7 +302,7 @@ func TestReload(t *testing.T) {
 	s := startSystem(t,
 		service{"app", "https://app.example.com", "http://" + sink},
 		service{"echo", "tcp://:{port}", "tcp://" + a.Echo})
-	c, err := net.Dial("tcp", s.tcp("echo"))
+	c, err := net.Dial("tcp", s.port("echo"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -368,7 +368,7 @@ func TestDrain(t *testing.T) {
 			s := startSystem(t,
 				service{"echo", "tcp://:{port}", "tcp://" + a.Echo},
 				service{"web", "https://app.example.com", "http://" + a.HTTP})
-			c, err := net.Dial("tcp", s.tcp("echo"))
+			c, err := net.Dial("tcp", s.port("echo"))
 			if err != nil {
 				t.Fatal(err)
 			}

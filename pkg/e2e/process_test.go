@@ -261,15 +261,19 @@ func cpuSeconds(pids []int) float64 {
 	return float64(ticks) / 100
 }
 
-// freePort returns a loopback TCP port that nobody listens on. It stays below the
+// freePort returns a port that nobody listens on, by TCP or UDP. It stays below the
 // kernel's range for outgoing connections, so that none of those takes it meanwhile.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
 		port := 20000 + rand.IntN(12000)
 		ln, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
-		if err == nil {
-			ln.Close()
+		if err != nil {
+			continue
+		}
+		ln.Close()
+		if pc, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port)); err == nil {
+			pc.Close()
 			return port
 		}
 	}

@@ -280,11 +280,11 @@ func startWorld(t testing.TB, transport string) *world {
 	port := func(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
 	w.conversations = []*conversation{
 		converse(t, w.outside, "ssh", exec.Command(tool(t, "ssh", "openssh-client"),
-			append(login, "-p", port(w.tcp("ssh")), "127.0.0.1", "cat")...), "%d"),
+			append(login, "-p", port(w.port("ssh")), "127.0.0.1", "cat")...), "%d"),
 		converse(t, w.outside, "chat", exec.Command(python, "-c", pythonChat,
 			"wss://chat.example.com/", port(w.https), certFile("ca.pem")), "%d"),
 		converse(t, w.outside, "psql", exec.Command(tool(t, "psql", "postgresql-client"), "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1",
-			"-h", "127.0.0.1", "-p", port(w.tcp("db")), "-U", "culvert", "-d", "postgres"), "select %d;"),
+			"-h", "127.0.0.1", "-p", port(w.port("db")), "-U", "culvert", "-d", "postgres"), "select %d;"),
 	}
 	go func() {
 		got, err := w.download("--limit-rate", "400k")

@@ -38,7 +38,7 @@ type system struct {
 }
 
 // allowed is what the test site may publish.
-var allowed = []string{"https://*.example.com", "http://*.example.com", "wss://*.example.com", "ws://*.example.com", "tcp://:20000-31999"}
+var allowed = []string{"https://*.example.com", "http://*.example.com", "wss://*.example.com", "ws://*.example.com", "tcp://:20000-31999", "udp://:20000-31999"}
 
 // startSystem starts both relays and waits until the session is up.
 func startSystem(t testing.TB, services ...service) *system {
@@ -92,7 +92,7 @@ func configure(t testing.TB, l *netem.Link, services ...service) *system {
 	s.https, s.http, s.admin = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	if l != nil {
 		s.inside, s.outside = l.Inside, l.Outside
-		s.https = "0.0.0.0:0"
+		s.https = fmt.Sprintf("0.0.0.0:%d", freePort(t)) // QUIC has the same one
 	}
 	s.sites = siteTOML("office", s.key, allowed...)
 	return s
@@ -177,10 +177,15 @@ func (s *system) startPrivate() {
 }
 
 // tcp returns the address that a service of the system is published at over tcp.
-func (s *system) tcp(name string) string {
+func (s *system) tcp(name string) string { return s.published(name, "tcp://") }
+
+// udp returns the one of a udp service.
+func (s *system) udp(name string) string { return s.published(name, "udp://") }
+
+func (s *system) published(name, scheme string) string {
 	for _, v := range s.services {
 		if v.name == name {
-			return "127.0.0.1" + strings.TrimPrefix(v.publish, "tcp://")
+			return "127.0.0.1" + strings.TrimPrefix(v.publish, scheme)
 		}
 	}
 	panic("BUG: no service " + name)
