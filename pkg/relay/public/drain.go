@@ -12,6 +12,24 @@ const (
 	settleTick = 20 * time.Millisecond
 )
 
+// stopPorts has tcp services accept nobody any more, so that whoever comes is kept
+// for the next relay, or refused at once, and not cut.
+func (r *Relay) stopPorts() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, g := range r.groups {
+		g.loop.Post(g.stopPorts)
+	}
+}
+
+func (g *group) stopPorts() {
+	for _, p := range g.ports {
+		for _, ln := range p.listeners {
+			ln.Close()
+		}
+	}
+}
+
 // settle closes the visitors that wait for nothing, and waits until those that
 // wait for their first answer have it.
 func (r *Relay) settle(ctx context.Context) {

@@ -345,6 +345,7 @@ func (r *Relay) Drain(ctx context.Context) error {
 	r.prepare()
 	r.draining.Store(true)
 	r.stopListening()
+	r.stopPorts()
 	r.settle(ctx)
 	r.mu.Lock()
 	if r.drained == nil {
