@@ -2,7 +2,7 @@
 //
 // A [Core] has one [Loop] per processor. A [Conn] belongs to exactly one loop: every method of a Conn, every
 // callback of its [Handler] and every Timer runs on that loop, so a protocol is a plain state machine without
-// locks. Only [Loop.Post] may be called from anywhere.
+// locks. A [PacketConn], which is a UDP socket, likewise. Only [Loop.Post] may be called from anywhere.
 //
 //	core, _ := evloop.New(evloop.Config{})
 //	defer core.Close()
@@ -32,12 +32,15 @@
 //   - OnClose comes exactly once, is the last call, and comes before the descriptor's number is free for reuse.
 //     Events carry a generation, so that a late one never meets a connection that reuses the slot.
 //   - An end of stream in one direction never closes the other.
-//   - A turn serves each connection a bounded number of bytes, then the next one.
+//   - A turn serves each connection a bounded number of bytes, then the next one; datagrams likewise.
+//   - A datagram arrives whole or not at all. What a turn sends leaves at its end, some in one system call; what the
+//     system does not take then is dropped and counted, never queued.
 //
 // # Files
 //
 // loop.go is the turn. conn.go is one connection's reading, writing and closing. socket.go says what the loop needs
 // of a socket; sock_fd.go drives a descriptor without blocking, sock_net.go drives any net.Conn by a pair of
 // goroutines (the portable backend). poll.go is the contract that each poll_*.go keeps. tls.go is the only file that
-// knows how crypto/tls is driven from a loop.
+// knows how crypto/tls is driven from a loop. packet.go is UDP; packet_fd.go with packet_linux.go (recvmmsg, sendmmsg)
+// or packet_kqueue.go drives a descriptor, packet_net.go any net.PacketConn. tune.go asks TCP about its path.
 package evloop

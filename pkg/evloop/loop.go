@@ -44,8 +44,8 @@ type Config struct {
 	// compute at a time, so handshakes that stall cost memory (about 20 KiB each) and delay nobody.
 	Handshakes int
 
-	// OnSlowTurn is told of a callback round that held its loop for over 50 ms: the handler's type, how long.
-	// nil: not measured.
+	// OnSlowTurn is told of a callback round that held its loop for over 50 ms: the type of the handler, or
+	// *PacketConn; how long. nil: not measured.
 	OnSlowTurn func(handler string, d time.Duration)
 }
 
@@ -404,15 +404,17 @@ func (q *queue[T]) remove(c T) {
 
 // serve gives one connection its share of the turn.
 func (l *Loop) serve(c *Conn) {
-	if l.core.cfg.OnSlowTurn == nil {
-		c.serve()
-		return
-	}
-	h := c.handler
-	start := time.Now()
+	h, start := c.handler, time.Now()
 	c.serve()
-	if d := time.Since(start); d > slowTurn {
-		l.core.cfg.OnSlowTurn(fmt.Sprintf("%T", h), d)
+	l.held(h, start)
+}
+
+// held reports who has held the loop for too long.
+func (l *Loop) held(by any, since time.Time) {
+	if f := l.core.cfg.OnSlowTurn; f != nil {
+		if d := time.Since(since); d > slowTurn {
+			f(fmt.Sprintf("%T", by), d)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
 const (
@@ -37,8 +38,8 @@ type PacketAddr struct {
 	Local netip.Addr
 }
 
-// PacketConn is a UDP socket of a loop. All but LocalAddr, Dropped and Buffers is for that loop only. Silent, it holds
-// neither goroutine nor buffer (on the portable backend: one goroutine and 64 KiB).
+// PacketConn is a UDP socket of a loop. All but LocalAddr, RemoteAddr and Dropped is for that loop only. Silent, it
+// holds neither goroutine nor buffer (on the portable backend: one goroutine and 64 KiB).
 type PacketConn struct {
 	// OnError, if not nil, is told of errors that are not the fault of a datagram of this moment: that the peer
 	// of a connected socket is not there (ECONNREFUSED, by ICMP), say. It comes at most once a turn. The socket
@@ -76,7 +77,7 @@ type packetSocket interface {
 	send(p *PacketConn, batch []outPacket)
 	// close frees the socket.
 	close()
-	// buffers returns the bytes that the system buffers; 0: unknown. It may be called from any goroutine.
+	// buffers returns the bytes that the system buffers; 0: unknown.
 	buffers() (receive, send int)
 }
 
@@ -117,6 +118,10 @@ func (l *Loop) ListenPacketFile(f *os.File, onPacket func(b []byte, from PacketA
 	nc, err := net.FilePacketConn(f)
 	if err != nil {
 		return nil, err
+	}
+	if _, ok := nc.(*net.UDPConn); !ok {
+		nc.Close()
+		return nil, net.UnknownNetworkError(nc.LocalAddr().Network())
 	}
 	return l.AttachPacket(nc, onPacket)
 }
@@ -268,7 +273,12 @@ func (p *PacketConn) Dropped() uint64 { return p.dropped.Load() }
 
 // Buffers returns how many bytes the system buffers in each direction; 0 if it does not say. Less than PacketBuffer
 // means that it has a limit (on Linux net.core.rmem_max and wmem_max).
-func (p *PacketConn) Buffers() (receive, send int) { return p.sock.buffers() }
+func (p *PacketConn) Buffers() (receive, send int) {
+	if p.closed {
+		return 0, 0
+	}
+	return p.sock.buffers()
+}
 
 // Write sends b to the peer of a connected socket; see WriteTo.
 func (p *PacketConn) Write(b []byte) { p.WriteTo(b, PacketAddr{Remote: p.remote}) }
@@ -386,7 +396,9 @@ func (l *Loop) servePackets() {
 		if p.onPacket == nil { // closed, or SetHandler comes
 			continue
 		}
+		start := time.Now()
 		m, more := p.sock.receive(p)
+		l.held(p, start)
 		n += m
 		if more {
 			p.wantReceive()

@@ -78,8 +78,11 @@ func (s *fdPacket) buffers() (receive, send int) { return packetBuffers(s.fd) }
 func setPacketOptions(fd int, connected bool) (is6, info bool) {
 	setPacketBuffer(fd, unix.SO_RCVBUF)
 	setPacketBuffer(fd, unix.SO_SNDBUF)
+	if connected {
+		return false, false
+	}
 	sa, err := unix.Getsockname(fd)
-	if err != nil || connected {
+	if err != nil {
 		return false, false
 	}
 	_, is6 = sa.(*unix.SockaddrInet6)
