@@ -176,16 +176,12 @@ func (s *system) startPrivate() {
 	s.private.await(s.t, 0, `"msg":"ready"`)
 }
 
-// tcp returns the address that a service of the system is published at over tcp.
-func (s *system) tcp(name string) string { return s.published(name, "tcp://") }
-
-// udp returns the one of a udp service.
-func (s *system) udp(name string) string { return s.published(name, "udp://") }
-
-func (s *system) published(name, scheme string) string {
+// port returns the address that a service of the system is published at over tcp or udp.
+func (s *system) port(name string) string {
 	for _, v := range s.services {
 		if v.name == name {
-			return "127.0.0.1" + strings.TrimPrefix(v.publish, scheme)
+			_, port, _ := strings.Cut(v.publish, "://")
+			return "127.0.0.1" + port
 		}
 	}
 	panic("BUG: no service " + name)
