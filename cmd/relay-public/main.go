@@ -23,6 +23,7 @@ import (
 var version = "devel"
 
 func main() {
+	os.Setenv("QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING", "1") // the relay's log says it, and what to do
 	os.Exit(command(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }
 
