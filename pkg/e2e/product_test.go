@@ -79,7 +79,7 @@ func inOneProcess(t *testing.T, test func(p *product)) {
 			Domain: "localhost",
 			TLS:    &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"http/1.1"}},
 		}
-		publicRelay.Reload([]public.Site{{Name: "office", Key: auth.FormatPublicKey(pub), Publish: []relay.Pattern{pattern}}})
+		publicRelay.Reload([]public.Site{{Name: "office", Keys: []string{auth.FormatPublicKey(pub)}, Publish: []relay.Pattern{pattern}}})
 		for _, n := range []*memnet.Network{&p.link, &p.visitors} {
 			ln, err := n.Listen("localhost:443")
 			if err != nil {
