@@ -14,14 +14,15 @@ type Kind uint8
 const (
 	KindConnect  Kind = 1 // public to private: a visitor's connection to a service
 	KindAnnounce Kind = 2 // private to public: the list of services, and the answer to it
-	KindNotice   Kind = 3 // public to private: what the session is for now; the header says it all
+	KindNotice   Kind = 3 // what one side tells the other; the header says it all
 	KindFlow     Kind = 4 // public to private: the datagrams of a visitor and a service
 )
 
 // What a notice says in place of a service.
 const (
-	NoticeActive  = "active"  // the site's visitors come through this session
-	NoticeStandby = "standby" // they come through another one
+	NoticeActive  = "active"  // public to private: the site's visitors come through this session
+	NoticeStandby = "standby" // public to private: they come through another one
+	NoticeChoice  = "choice"  // private to public: Hello.Choice is Host now
 )
 
 const headerVersion = 1
@@ -37,9 +38,9 @@ const headerVersion = 1
 //	u16 port        only if n is not 0; big-endian
 type Header struct {
 	Kind    Kind
-	Service string         // name, for connect and flow; for notice NoticeActive or NoticeStandby
+	Service string         // name, for connect and flow; for notice one of the above
 	Scheme  string         // of the listener that took the visitor: "https", "http", "tcp", "udp"; "forward" for an operator
-	Host    string         // that the visitor asked for, without port; may be ""
+	Host    string         // that the visitor asked for, without port; may be ""; for NoticeChoice the text, which may have spaces
 	Visitor netip.AddrPort // may be the zero value
 }
 
@@ -124,7 +125,7 @@ func (h Header) check() error {
 			return errors.New("stream header: announce with a service")
 		}
 	case KindNotice:
-		if h.Service != NoticeActive && h.Service != NoticeStandby {
+		if h.Service != NoticeActive && h.Service != NoticeStandby && h.Service != NoticeChoice {
 			return fmt.Errorf("stream header: unknown notice %q", clip(h.Service))
 		}
 	default:
@@ -142,7 +143,7 @@ func (h Header) check() error {
 		return errors.New("stream header: host is too long")
 	}
 	for i := range len(h.Host) {
-		if c := h.Host[i]; c <= ' ' || c > '~' {
+		if c := h.Host[i]; c < ' ' || c == ' ' && h.Kind != KindNotice || c > '~' {
 			return errors.New("stream header: malformed host")
 		}
 	}

@@ -344,8 +344,9 @@ func TestHeaderGolden(t *testing.T) {
 		"\x01\x01\x03web\x05https\x0da.example.com\x04\xc0\x00\x02\x01\x1f\x90": {
 			Kind: KindConnect, Service: "web", Scheme: "https", Host: "a.example.com", Visitor: netip.MustParseAddrPort("192.0.2.1:8080"),
 		},
-		"\x01\x02\x00\x00\x00\x00":        {Kind: KindAnnounce},
-		"\x01\x03\x07standby\x00\x00\x00": {Kind: KindNotice, Service: NoticeStandby},
+		"\x01\x02\x00\x00\x00\x00":                {Kind: KindAnnounce},
+		"\x01\x03\x07standby\x00\x00\x00":         {Kind: KindNotice, Service: NoticeStandby},
+		"\x01\x03\x06choice\x00\x09wss alone\x00": {Kind: KindNotice, Service: NoticeChoice, Host: "wss alone"},
 		"\x01\x04\x06syslog\x03udp\x00\x04\xc0\x00\x02\x01\x1f\x90": {
 			Kind: KindFlow, Service: "syslog", Scheme: "udp", Visitor: netip.MustParseAddrPort("192.0.2.1:8080"),
 		},

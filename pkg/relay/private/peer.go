@@ -216,6 +216,19 @@ func (p *peer) choose(look bool) {
 	}
 	if p.choice.explain(r, quic.problem) {
 		p.relay.log.Info("transport", "relay", p.address, "choice", p.choice.text)
+		p.notify()
+	}
+}
+
+// notify tells the relay of the choice, for its operators to see. Should it not come, the next Hello tells it.
+func (p *peer) notify() {
+	header, err := relay.Header{Kind: relay.KindNotice, Service: relay.NoticeChoice, Host: p.choice.text}.Append(nil)
+	if err != nil {
+		panic("BUG: " + err.Error())
+	}
+	if s, err := p.session.Open(header); err == nil {
+		s.SetHandler(notice{s})
+		s.CloseWrite()
 	}
 }
 

@@ -47,6 +47,7 @@ type hub struct {
 	hellos    []relay.Hello
 	dialled   []time.Time // when each of them came
 	announced [][]relay.Announcement
+	choice    string // that the last notice told
 	session   *tunnel.Session
 	id        string
 	links     map[*link.Link]string // those that live, with their roles
@@ -287,9 +288,15 @@ func (h *hub) arm(s *tunnel.Session) {
 	}
 }
 
-// stream takes an announcement.
+// stream takes an announcement or a notice.
 func (h *hub) stream(s *tunnel.Stream, header []byte) {
-	if head, err := relay.DecodeHeader(header); err != nil || head.Kind != relay.KindAnnounce {
+	head, err := relay.DecodeHeader(header)
+	switch {
+	case err == nil && head.Kind == relay.KindNotice && head.Service == relay.NoticeChoice:
+		h.choice = head.Host
+		s.SetHandler(&download{stream: s, closed: make(chan error, 1)})
+		return
+	case err != nil || head.Kind != relay.KindAnnounce:
 		h.t.Errorf("header %+v, %v", head, err)
 	}
 	s.SetHandler(&announceStream{hub: h, stream: s})

@@ -24,7 +24,7 @@ const connectTimeout = 10 * time.Second
 func (p *peer) accept(s *tunnel.Stream, header []byte) {
 	h, err := relay.DecodeHeader(header)
 	switch {
-	case err == nil && h.Kind == relay.KindNotice:
+	case err == nil && h.Kind == relay.KindNotice && h.Service != relay.NoticeChoice:
 		p.setStandby(h.Service == relay.NoticeStandby)
 		s.SetHandler(notice{s})
 		return

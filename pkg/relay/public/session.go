@@ -263,6 +263,12 @@ func (s *session) onGoAway() {
 // one at a time, as each may take up relay.MaxAnnounce of memory.
 func (s *session) accept(st *tunnel.Stream, header []byte) {
 	h, err := relay.DecodeHeader(header)
+	if err == nil && h.Kind == relay.KindNotice && h.Service == relay.NoticeChoice {
+		s.choice = h.Host
+		st.SetHandler(&notice{s, st})
+		st.CloseWrite()
+		return
+	}
 	if err != nil || h.Kind != relay.KindAnnounce {
 		st.Reset(tunnel.CodeForbidden)
 		return

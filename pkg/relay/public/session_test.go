@@ -263,3 +263,29 @@ func TestRefusalLevel(t *testing.T) {
 		t.Errorf("%d warnings of 2000 addresses", warnings)
 	}
 }
+
+// A private relay that uses its transports in another way tells so, and the status has it.
+func TestChoiceNotice(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	s := r.connect("office", nil)
+	ended := make(chan error, 1)
+	onLoop(s.session.loop.Loop, func() {
+		header, err := relay.Header{Kind: relay.KindNotice, Service: relay.NoticeChoice, Host: "wss; quic does not get through"}.Append(nil)
+		if err != nil {
+			t.Error(err)
+		}
+		st, err := s.peer.Open(header)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		st.SetHandler(&funcHandler{close: func(err error) { ended <- err }})
+		st.CloseWrite()
+	})
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if got := r.Status(t.Context()).Sessions[0].Choice; got != "wss; quic does not get through" {
+		t.Errorf("choice %q", got)
+	}
+}
