@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -17,8 +18,9 @@ import (
 	"culvert.dev/pkg/relay/public"
 )
 
-// serveAdmin serves operators on ln until stop is called, which waits for the requests.
-func serveAdmin(ln net.Listener, st *state, r *public.Relay, log *slog.Logger) (stop func()) {
+// serveAdmin serves operators on ln until stop is called, which waits for the requests. drain is how long
+// what is under way may go on when a stand-by is promoted with Cut.
+func serveAdmin(ln net.Listener, st *state, r *public.Relay, drain time.Duration, log *slog.Logger) (stop func()) {
 	started := time.Now()
 	mux := http.NewServeMux()
 	mux.Handle("/", &admin.Handler{
@@ -26,8 +28,11 @@ func serveAdmin(ln net.Listener, st *state, r *public.Relay, log *slog.Logger) (
 		Status:     func() (*admin.Status, error) { return status(st, r, started, ln.Addr()), nil },
 		AddSite:    st.invite,
 		RevokeSite: st.revoke,
-		Forward:    http.HandlerFunc(r.ServeForward),
-		Log:        log,
+		PromoteSite: func(name string, p admin.Promote) (*admin.Promoted, error) {
+			return promote(r, name, p, drain)
+		},
+		Forward: http.HandlerFunc(r.ServeForward),
+		Log:     log,
 	})
 	mux.HandleFunc("/debug/pprof/", localOnly(pprof.Index))
 	mux.HandleFunc("/debug/pprof/profile", localOnly(pprof.Profile))
@@ -96,31 +101,82 @@ func status(st *state, r *public.Relay, started time.Time, here net.Addr) *admin
 	for _, l := range now.Listeners {
 		s.Listeners = append(s.Listeners, admin.Listener{Name: l.Name, Addr: l.Addr.String()})
 	}
-	sessions := make(map[string]public.SessionStatus)
+	sessions := make(map[string][]public.SessionStatus)
 	for _, session := range now.Sessions {
-		if session.Active {
-			sessions[session.Site] = session
-		}
+		sessions[session.Site] = append(sessions[session.Site], session)
 		for _, svc := range session.Services {
 			s.Services = append(s.Services, admin.Service{
 				Site: session.Site, Name: svc.Name, Publish: svc.Publish, Target: svc.Target,
 				Visitors: svc.Visitors, Total: svc.Total, Received: svc.Received, Sent: svc.Sent,
-				DatagramsReceived: svc.Datagrams.Received, DatagramsSent: svc.Datagrams.Sent, DatagramsDropped: svc.Datagrams.Dropped,
 			})
 		}
 	}
 	for _, site := range st.known() {
-		if session, ok := sessions[site.Name]; ok {
-			site.State = admin.StateConnected
-			if !session.Lost.IsZero() {
-				site.State, site.SuspendedSince = admin.StateSuspended, &session.Lost
+		for _, status := range sessions[site.Name] {
+			one := session(status)
+			site.Sessions = append(site.Sessions, one)
+			if one.Active {
+				site.State, site.ConnectedSince, site.SuspendedSince = one.State, &one.ConnectedSince, one.SuspendedSince
+				site.Remote, site.Software, site.RTT = one.Remote, one.Software, one.RTT
+				site.Streams, site.Received, site.Sent = one.Streams, one.Received, one.Sent
 			}
-			site.Remote, site.Software, site.ConnectedSince = session.Remote, session.Software, &session.Since
-			site.RTT = float64(session.RTT.Microseconds()) / 1000
-			site.Streams, site.Received, site.Sent = session.Streams, session.Received, session.Sent
 		}
+		slices.SortStableFunc(site.Sessions, func(a, b admin.Session) int {
+			if a.Active != b.Active {
+				if a.Active {
+					return -1
+				}
+				return 1
+			}
+			return a.ConnectedSince.Compare(b.ConnectedSince)
+		})
 		s.Sites = append(s.Sites, site)
 	}
 	slices.SortFunc(s.Sites, func(a, b admin.Site) int { return strings.Compare(a.Name, b.Name) })
 	return s
+}
+
+// session is what operators see of one.
+func session(s public.SessionStatus) admin.Session {
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	one := admin.Session{
+		ID: s.ID, Active: s.Active, Key: s.Key, Machine: s.Machine, Process: s.Process,
+		Remote: s.Remote, Software: s.Software, Choice: s.Choice, RTT: ms(s.RTT), Links: []admin.Link{},
+		Streams: s.Streams, Received: s.Received, Sent: s.Sent, Buffered: s.Buffered,
+		ConnectedSince: s.Since, Offers: s.Announced,
+	}
+	switch {
+	case !s.Lost.IsZero():
+		one.State, one.SuspendedSince = admin.StateSuspended, &s.Lost
+	case s.Leaving:
+		one.State = admin.StateLeaving
+	case s.Active:
+		one.State = admin.StateConnected
+	default:
+		one.State = admin.StateStandby
+	}
+	for _, l := range s.Links {
+		one.Links = append(one.Links, admin.Link{
+			Transport: l.Transport, Role: l.Role, RTT: ms(l.RTT), Remote: l.Remote, Suspect: l.Suspect, Since: l.Since,
+		})
+	}
+	for _, e := range s.Refused {
+		one.Refused = append(one.Refused, admin.Refused{Service: e.Name, Error: e.Error})
+	}
+	return one
+}
+
+// promote has a stand-by take over.
+func promote(r *public.Relay, name string, p admin.Promote, drain time.Duration) (*admin.Promoted, error) {
+	if !p.Cut {
+		drain = -1
+	}
+	id, err := r.Promote(name, p.Session, drain)
+	switch {
+	case errors.Is(err, public.ErrUnknownSite):
+		return nil, &admin.Error{Code: http.StatusNotFound, Message: fmt.Sprintf("no site %q: `tunnelctl sites` lists those that there are", name)}
+	case err != nil:
+		return nil, &admin.Error{Code: http.StatusConflict, Message: err.Error()}
+	}
+	return &admin.Promoted{Session: id}, nil
 }

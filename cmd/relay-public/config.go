@@ -125,8 +125,9 @@ type siteConfig struct {
 	// Name is what the site calls itself. Needed, unique.
 	Name string `toml:"name"`
 
-	// Key is the site's public key, "ed25519:...". Needed.
-	Key string `toml:"key"`
+	// Key is the site's public key, "ed25519:...", or a list: one for each of its private relays, of which
+	// one gets the visitors and the others stand by. Needed.
+	Key daemon.Strings `toml:"key"`
 
 	// Publish has the patterns of what the site may publish, such as "https://*.example.com",
 	// "http://files.example.com", "tcp://:15000-15999". What matches none of them is refused. Needed.
@@ -220,11 +221,18 @@ func (s *settings) check(f *daemon.File, dir string) {
 			f.Addf(at+".name", "site %q is defined twice", one.Name)
 		}
 		names[one.Name] = true
-		made := public.Site{Name: one.Name, Keys: []string{one.Key}}
-		if one.Key == "" {
+		made := public.Site{Name: one.Name, Keys: one.Key}
+		if len(one.Key) == 0 {
 			f.Addf(at, "site %q without a key: `relay-private keygen FILE` makes one and prints its public half", one.Name)
-		} else if _, err := auth.ParsePublicKey(one.Key); err != nil {
-			f.Addf(at+".key", "%v", err)
+		}
+		for j, key := range one.Key {
+			if _, err := auth.ParsePublicKey(key); err != nil {
+				where := at + ".key"
+				if len(one.Key) > 1 {
+					where = fmt.Sprintf("%s[%d]", where, j)
+				}
+				f.Addf(where, "%v", err)
+			}
 		}
 		if len(one.Publish) == 0 {
 			f.Addf(at, "site %q may publish nothing: publish is missing, such as [\"https://*.example.com\"]", one.Name)

@@ -60,6 +60,11 @@ visitors = 1000
 name    = "office"
 key     = "ed25519:1yQ/TcItPiLRqEX/qIVJhB08FGTj0D3BzkD0tHr3YMo"
 publish = ["https://*.example.com", "tcp://:15000-15999"]
+
+[[site]]
+name    = "lab"
+key     = ["ed25519:1yQ/TcItPiLRqEX/qIVJhB08FGTj0D3BzkD0tHr3YMo", "ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]
+publish = ["https://lab.example.com"]
 `},
 			stdout: "ok",
 		},
@@ -104,6 +109,11 @@ name    = "office"
 publish = []
 
 [[site]]
+
+[[site]]
+name    = "lab"
+key     = ["ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "ed25519:short"]
+publish = ["https://lab.example.com"]
 `},
 			stderr: `
 public.toml: state is missing: a folder for what the relay makes itself, such as "/var/lib/culvert"
@@ -124,7 +134,8 @@ public.toml:25:66: pattern "tcp://:2-1": port range "2-1": low end is above the 
 public.toml:27:3: site "office" without a key: ` + "`relay-private keygen FILE`" + ` makes one and prints its public half
 public.toml:27:3: site "office" may publish nothing: publish is missing, such as ["https://*.example.com"]
 public.toml:28:11: site "office" is defined twice
-public.toml:31:3: site without a name`,
+public.toml:31:3: site without a name
+public.toml:35:67: public key: 5 characters after ed25519: are not base64 of 32 bytes`,
 			code: 2,
 		},
 		{

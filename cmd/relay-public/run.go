@@ -110,7 +110,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		if err != nil {
 			return fmt.Errorf("listener admin %q: %w", s.Listen.Admin, err)
 		}
-		stop := serveAdmin(ln, st, r, log)
+		stop := serveAdmin(ln, st, r, time.Duration(s.DrainTimeout), log)
 		defer stop()
 		adminAddress = ln.Addr().String()
 		ready = append(ready, "admin", adminAddress)

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -175,13 +176,49 @@ func TestFirstStart(t *testing.T) {
 	}
 	c.Close()
 
-	if err := client.RevokeSite(t.Context(), "office"); err != nil {
+	// Another private relay of the site gets a key of its own, which can be revoked alone.
+	keys := func() []string {
+		status, err := client.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return status.Sites[0].Keys
+	}
+	before := keys()
+	if invitation, err = client.AddSite(t.Context(), admin.Invite{Name: "office", Standby: true}); err != nil {
+		t.Fatal(err)
+	}
+	if token, err = auth.ParseToken(invitation.Token); err != nil {
+		t.Fatal(err)
+	}
+	if answer := redeem(t, token); answer.Site != "office" || !slices.Equal(answer.Publish, []string{"https://*.apps.localhost"}) {
+		t.Errorf("joined as %q, %q, %v", answer.Site, answer.Publish, answer.Error)
+	}
+	after := keys()
+	if len(before) != 1 || len(after) != 2 || after[0] != before[0] {
+		t.Errorf("keys %q, then %q", before, after)
+	}
+	if err := client.RevokeSite(t.Context(), "office", before[0]); err != nil {
+		t.Error(err)
+	}
+	if k := keys(); !slices.Equal(k, after[1:]) {
+		t.Errorf("keys after a revoke: %q", k)
+	}
+	wantCode(t, client.RevokeSite(t.Context(), "office", before[0]), http.StatusNotFound)
+	_, err = client.AddSite(t.Context(), admin.Invite{Name: "lab", Standby: true})
+	wantCode(t, err, http.StatusNotFound)
+	_, err = client.PromoteSite(t.Context(), "office", admin.Promote{})
+	wantCode(t, err, http.StatusConflict)
+	_, err = client.PromoteSite(t.Context(), "offic", admin.Promote{})
+	wantCode(t, err, http.StatusNotFound)
+
+	if err := client.RevokeSite(t.Context(), "office", ""); err != nil {
 		t.Error(err)
 	}
 	if s := sites(t, client); s != "" {
 		t.Errorf("sites: %s", s)
 	}
-	wantCode(t, client.RevokeSite(t.Context(), "offic"), http.StatusNotFound)
+	wantCode(t, client.RevokeSite(t.Context(), "offic", ""), http.StatusNotFound)
 }
 
 // redeem joins with a token, as relay-private does.
@@ -250,7 +287,9 @@ publish = ["https://branch.localhost"]
 	}
 	_, err := client.AddSite(t.Context(), admin.Invite{Name: "branch", Publish: []string{"tcp://:*"}})
 	wantCode(t, err, http.StatusConflict)
-	wantCode(t, client.RevokeSite(t.Context(), "branch"), http.StatusConflict)
+	wantCode(t, client.RevokeSite(t.Context(), "branch", ""), http.StatusConflict)
+	_, err = client.AddSite(t.Context(), admin.Invite{Name: "branch", Standby: true})
+	wantCode(t, err, http.StatusConflict)
 	_, err = client.AddSite(t.Context(), admin.Invite{Name: "a b", Publish: []string{"tcp://:*"}})
 	wantCode(t, err, http.StatusBadRequest)
 	_, err = client.AddSite(t.Context(), admin.Invite{Name: "x", Publish: []string{"tftp://:1"}})

@@ -108,13 +108,10 @@ func (st *state) sites() []public.Site {
 func (st *state) sitesLocked() []public.Site {
 	list := slices.Clone(st.configured)
 	for _, joined := range st.store.Sites() {
-		if joined.Key == "" || st.isConfiguredLocked(joined.Name) {
+		if len(joined.Keys)+len(joined.Revoked) == 0 || st.isConfiguredLocked(joined.Name) {
 			continue
 		}
-		site := public.Site{Name: joined.Name, Keys: []string{joined.Key}}
-		if joined.Revoked {
-			site.Keys, site.Revoked = nil, site.Keys
-		}
+		site := public.Site{Name: joined.Name, Keys: joined.Keys, Revoked: joined.Revoked}
 		for _, text := range joined.Publish {
 			p, err := relay.ParsePattern(text)
 			if err != nil {
@@ -149,18 +146,18 @@ func (st *state) known() []admin.Site {
 	defer st.mu.Unlock()
 	var list []admin.Site
 	for _, s := range st.configured {
-		site := admin.Site{Name: s.Name, State: admin.StateAway}
+		site := admin.Site{Name: s.Name, State: admin.StateAway, Keys: s.Keys}
 		for _, p := range s.Publish {
 			site.Publish = append(site.Publish, p.String())
 		}
 		list = append(list, site)
 	}
 	for _, s := range st.store.Sites() {
-		if st.isConfiguredLocked(s.Name) || s.Revoked && s.InvitedUntil.IsZero() {
+		if st.isConfiguredLocked(s.Name) || len(s.Keys) == 0 && s.InvitedUntil.IsZero() {
 			continue
 		}
-		site := admin.Site{Name: s.Name, State: admin.StateAway, Publish: s.Publish}
-		if s.Key == "" {
+		site := admin.Site{Name: s.Name, State: admin.StateAway, Publish: s.Publish, Keys: s.Keys}
+		if len(s.Keys) == 0 {
 			site.State = admin.StateInvited
 		}
 		if !s.InvitedUntil.IsZero() {
@@ -184,14 +181,26 @@ func (st *state) invite(in admin.Invite) (*admin.Invitation, error) {
 	st.mu.Lock()
 	isConfigured := st.isConfiguredLocked(in.Name)
 	st.mu.Unlock()
-	if isConfigured {
+	switch {
+	case isConfigured && in.Standby:
+		return nil, &admin.Error{Code: http.StatusConflict, Message: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: make a key with `relay-private keygen FILE`, add it to key there, as a list, and reload", in.Name)}
+	case isConfigured:
 		return nil, &admin.Error{Code: http.StatusConflict, Message: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: change it there, or remove it and reload", in.Name)}
 	}
 	token := auth.Token{Relay: st.publicAddress(), Site: in.Name, Pin: st.pin()}
 	var err error
 	var out admin.Invitation
-	token.Secret, out.Expires, err = st.store.Invite(in.Name, in.Publish, in.Lifetime())
-	if err != nil {
+	if in.Standby {
+		token.Secret, out.Expires, err = st.store.InviteStandby(in.Name, in.Lifetime())
+	} else {
+		token.Secret, out.Expires, err = st.store.Invite(in.Name, in.Publish, in.Lifetime())
+	}
+	switch {
+	case errors.Is(err, auth.ErrUnknownSite):
+		return nil, &admin.Error{Code: http.StatusNotFound, Message: fmt.Sprintf("site %q has no private relay that another one could stand by for: its first one joins with a token made without --stand-by", in.Name)}
+	case errors.Is(err, auth.ErrTooManyKeys):
+		return nil, &admin.Error{Code: http.StatusConflict, Message: fmt.Sprintf("site %q may have %d keys, those invited included: revoke one with `tunnelctl site revoke %s --key KEY`, or wait until tokens expire", in.Name, auth.MaxKeys, in.Name)}
+	case err != nil:
 		return nil, err
 	}
 	out.Site, out.Token = in.Name, token.String()
@@ -231,17 +240,20 @@ func (st *state) pin() []byte {
 	return pin[:]
 }
 
-// revoke forgets a site's key.
-func (st *state) revoke(name string) error {
+// revoke forgets a key of a site, or all.
+func (st *state) revoke(name, key string) error {
 	st.mu.Lock()
 	isConfigured := st.isConfiguredLocked(name)
 	st.mu.Unlock()
 	if isConfigured {
-		return &admin.Error{Code: http.StatusConflict, Message: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: remove it there and reload", name)}
+		return &admin.Error{Code: http.StatusConflict, Message: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: remove it, or the key, there and reload", name)}
 	}
-	if err := st.store.Revoke(name); errors.Is(err, auth.ErrUnknownSite) {
+	switch err := st.store.Revoke(name, key); {
+	case errors.Is(err, auth.ErrUnknownSite):
 		return &admin.Error{Code: http.StatusNotFound, Message: fmt.Sprintf("no site %q", name)}
-	} else if err != nil {
+	case errors.Is(err, auth.ErrUnknownKey):
+		return &admin.Error{Code: http.StatusNotFound, Message: fmt.Sprintf("site %q does not have this key; `tunnelctl sites --json` shows those that it has", name)}
+	case err != nil:
 		return err
 	}
 	st.refresh()

@@ -2,7 +2,9 @@
 //
 //	tunnelctl status | sites | services [--json]          what a relay is doing
 //	tunnelctl site add NAME --publish PATTERN...          prints a join token for a new site
-//	tunnelctl site revoke NAME                            forgets a site's key and cuts its session
+//	tunnelctl site add NAME --stand-by                    the same for another private relay of a site
+//	tunnelctl site revoke NAME [--key KEY]                forgets a site's keys and cuts its sessions
+//	tunnelctl site promote NAME [ID]                      has a stand-by take a site's visitors over
 //	tunnelctl forward SITE/SERVICE [LOCAL]                a service of a site, on a port of this machine
 //	tunnelctl connect SITE/SERVICE                        the same on stdin and stdout, for ProxyCommand
 //	tunnelctl certs DIR NAME...                           a development CA and a certificate

@@ -38,11 +38,17 @@ func startRelay(t *testing.T, status *admin.Status) []string {
 			}
 			return &admin.Invitation{Site: in.Name, Token: "join-me", Expires: time.Now().Add(in.Lifetime())}, nil
 		},
-		RevokeSite: func(name string) error {
-			if name != "office" {
-				return &admin.Error{Code: 404, Message: fmt.Sprintf("no site %q", name)}
+		RevokeSite: func(name, key string) error {
+			if name != "office" || key != "" && key != "ed25519:known" {
+				return &admin.Error{Code: 404, Message: fmt.Sprintf("no site %q with key %q", name, key)}
 			}
 			return nil
+		},
+		PromoteSite: func(name string, p admin.Promote) (*admin.Promoted, error) {
+			if name != "office" {
+				return nil, &admin.Error{Code: 409, Message: `site "lab" has no private relay connected`}
+			}
+			return &admin.Promoted{Session: fmt.Sprint(p.Session, "9c01,cut=", p.Cut)}, nil
 		},
 		Forward: http.HandlerFunc(echoStream),
 	}
@@ -105,7 +111,19 @@ func TestCommands(t *testing.T) {
 		Version: "v1.2.3", Wire: 1, Domain: "relay.example.com", Uptime: 7265,
 		Listeners: []admin.Listener{{Name: "https", Addr: "0.0.0.0:443"}},
 		Sites: []admin.Site{
-			{Name: "office", State: admin.StateConnected, Publish: []string{"https://*.example.com"}, Remote: "203.0.113.7:5000", RTT: 12.34, Streams: 3, Received: 3 << 30, Sent: 100, ConnectedSince: &since},
+			{Name: "office", State: admin.StateConnected, Publish: []string{"https://*.example.com"}, Sessions: []admin.Session{
+				{
+					ID: "3f2a9c01", State: admin.StateConnected, Active: true, Remote: "203.0.113.7:5000", Software: "culvert 1.2.3", Choice: "wss: the path loses nothing",
+					Streams: 3, Received: 3 << 30, Sent: 100, ConnectedSince: since,
+					Links: []admin.Link{{Transport: "wss", Role: "interactive", RTT: 12.34}, {Transport: "wss", Role: "bulk", RTT: 13}, {Transport: "quic", Role: "datagram", Suspect: true}},
+				},
+				{
+					ID: "77aa0123", State: admin.StateStandby, Remote: "198.51.100.9:40112", Software: "culvert 1.2.3", ConnectedSince: since,
+					Links:   []admin.Link{{Transport: "wss", Role: "interactive", RTT: 30}},
+					Refused: []admin.Refused{{Service: "jump", Error: "publish \"tcp://:22\": site \"office\" may not publish this: the public relay's configuration says what it may"}},
+				},
+				{ID: "00000001", State: admin.StateSuspended, Remote: "198.51.100.9:40113", ConnectedSince: since, SuspendedSince: &since},
+			}},
 			{Name: "lab", State: admin.StateAway},
 		},
 		Services: []admin.Service{{Site: "office", Name: "intranet", Publish: "https://intranet.example.com", Target: "http"}, {Site: "office", Name: "jump", Target: "tcp"}},
@@ -123,15 +141,32 @@ func TestCommands(t *testing.T) {
 		stderr []string
 	}{
 		{"status", 0, []string{"relay relay.example.com, version v1.2.3, wire 1, up 2h1m", "0.0.0.0:443", "connected for 1h30m", "12.3 ms", "3.0 GiB", "intranet.example.com", "operators only"}, nil},
-		{"sites", 0, []string{"office", "lab", "away"}, nil},
+		{"sites", 0, []string{
+			"\noffice  connected for 1h30m  3f2a9c01  203.0.113.7:5000    3        3.0 GiB   100 B\n",
+			"\n        standby for 1h30m    77aa0123  198.51.100.9:40112  0        0 B       0 B\n",
+			"\n        suspended for 1h30m  00000001  ", "\nlab     away ",
+			"\noffice may publish https://*.example.com\n",
+			"\n  3f2a9c01: culvert 1.2.3, wss interactive 12.3 ms, wss bulk 13.0 ms, quic datagram (silent)\n    wss: the path loses nothing\n",
+			"\n    jump would not be published: publish \"tcp://:22\": site \"office\" may not publish this: the public\n      relay's configuration says what it may\n",
+			"\n  00000001: unknown software, no link\n",
+		}, nil},
 		{"services", 0, []string{"office/intranet", "office/jump"}, nil},
 		{"site add lab2 --publish tcp://:15000 --ttl 1h", 0, []string{"join-me\n"}, []string{"relay-private join"}},
 		{"site add office --publish tcp://:15000", 1, nil, []string{`site "office" exists`}},
 		{"site add lab2", 2, nil, []string{"--publish is missing"}},
-		{"site add --publish tcp://:1", 2, nil, []string{"usage: tunnelctl site add NAME"}},
+		{"site add --publish tcp://:1", 2, nil, []string{"usage: tunnelctl site add NAME {--publish"}},
 		{"site revoke office", 0, nil, nil},
 		{"site revoke nowhere", 1, nil, []string{`no site "nowhere"`}},
-		{"site", 2, nil, []string{"site add or site revoke"}},
+		{"site revoke office --key ed25519:known", 0, nil, nil},
+		{"site revoke office --key ed25519:other", 1, nil, []string{`with key "ed25519:other"`}},
+		{"site revoke office --key=", 2, nil, []string{"--key is empty"}},
+		{"site add lab2 --stand-by", 0, []string{"join-me\n"}, []string{"on the other machine"}},
+		{"site add lab2 --stand-by --publish tcp://:1", 2, nil, []string{"exclude each other"}},
+		{"site promote office", 0, []string{"office: 9c01,cut=false is active\n"}, nil},
+		{"site promote office 3f2a --cut", 0, []string{"office: 3f2a9c01,cut=true is active\n"}, nil},
+		{"site promote lab", 1, nil, []string{"no private relay connected"}},
+		{"site promote", 2, nil, []string{"usage: tunnelctl site promote NAME [ID]"}},
+		{"site", 2, nil, []string{"site add, site revoke or site promote"}},
 		{"", 2, nil, []string{"which command"}},
 		{"nonsense", 2, nil, []string{"nonsense"}},
 		{"status --nonsense", 2, nil, []string{"nonsense"}},
@@ -157,6 +192,11 @@ func TestCommands(t *testing.T) {
 			for _, s := range tc.stdout {
 				if !strings.Contains(stdout, s) {
 					t.Errorf("stdout lacks %q:\n%s", s, stdout)
+				}
+			}
+			for line := range strings.Lines(stdout) {
+				if len(line) > width+1 {
+					t.Errorf("wide line: %s", line)
 				}
 			}
 			for _, s := range tc.stderr {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -100,28 +101,100 @@ func printSites(w io.Writer, s *admin.Status) {
 		fmt.Fprintln(w, "no sites yet: tunnelctl site add NAME --publish 'https://*.example.com' makes a join token")
 		return
 	}
-	fmt.Fprintln(w, "SITE\tSTATE\tFROM\tRTT\tSTREAMS\tRECEIVED\tSENT\tMAY PUBLISH")
+	fmt.Fprintln(w, "SITE\tSTATE\tID\tFROM\tSTREAMS\tRECEIVED\tSENT")
 	for _, site := range s.Sites {
-		rtt := "-"
-		if site.RTT > 0 {
-			rtt = fmt.Sprintf("%.1f ms", site.RTT)
+		if len(site.Sessions) == 0 || !site.Sessions[0].Active { // nobody gets the visitors
+			fmt.Fprintf(w, "%s\t%s\t\t\t\t\t\n", site.Name, state(site))
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", site.Name, state(site), dash(site.Remote), rtt,
-			site.Streams, size(site.Received), size(site.Sent), strings.Join(site.Publish, " "))
+		for _, one := range site.Sessions {
+			name := "" // once is enough
+			if one.Active {
+				name = site.Name
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", name, sessionState(one), printable(one.ID), dash(one.Remote),
+				one.Streams, size(one.Received), size(one.Sent))
+		}
+	}
+	for _, site := range s.Sites {
+		fmt.Fprintln(w)
+		wrap(w, site.Name+" may publish "+cmp.Or(strings.Join(site.Publish, " "), "nothing"), "  ")
+		for _, one := range site.Sessions {
+			printSession(w, one)
+		}
 	}
 }
 
-// state is the site's state and since when, or until when.
+// printSession tells how a private relay is connected.
+func printSession(w io.Writer, s admin.Session) {
+	parts := []string{cmp.Or(s.Software, "unknown software")}
+	for _, l := range s.Links {
+		parts = append(parts, link(l))
+	}
+	if len(s.Links) == 0 {
+		parts = append(parts, "no link")
+	}
+	wrap(w, "  "+s.ID+": "+strings.Join(parts, ", "), "    ")
+	if s.Choice != "" {
+		wrap(w, "    "+s.Choice, "    ")
+	}
+	verb := "would not be"
+	if s.Active {
+		verb = "is not"
+	}
+	for _, r := range s.Refused {
+		wrap(w, fmt.Sprintf("    %s %s published: %s", r.Service, verb, r.Error), "      ")
+	}
+}
+
+// link tells of one link in a few words.
+func link(l admin.Link) string {
+	text := l.Transport + " " + l.Role
+	if l.Role == "none" {
+		text = l.Transport + " (being closed)"
+	}
+	if l.RTT > 0 {
+		text += fmt.Sprintf(" %.1f ms", l.RTT)
+	}
+	if l.Suspect {
+		text += " (silent)"
+	}
+	return text
+}
+
+// width is how many columns a line of text may have.
+const width = 100
+
+// wrap prints text as lines that fit, those behind the first with an indent.
+func wrap(w io.Writer, text, indent string) {
+	text = printable(text)
+	for len(text) > width {
+		at := strings.LastIndexByte(text[:width+1], ' ')
+		if at <= len(indent) { // one long word
+			if at = strings.IndexByte(text[width:], ' '); at < 0 {
+				break
+			}
+			at += width
+		}
+		fmt.Fprintln(w, text[:at])
+		text = indent + text[at+1:]
+	}
+	fmt.Fprintln(w, text)
+}
+
+// state is the state of a site that has no active session.
 func state(s admin.Site) string {
-	switch {
-	case s.State == admin.StateConnected && s.ConnectedSince != nil:
-		return s.State + " for " + age(time.Since(*s.ConnectedSince))
-	case s.State == admin.StateSuspended && s.SuspendedSince != nil:
-		return s.State + " for " + age(time.Since(*s.SuspendedSince))
-	case s.State == admin.StateInvited && s.InvitedUntil != nil:
+	if s.State == admin.StateInvited && s.InvitedUntil != nil {
 		return s.State + " for " + age(time.Until(*s.InvitedUntil)) + " more"
 	}
 	return s.State
+}
+
+// sessionState is the session's state and since when.
+func sessionState(s admin.Session) string {
+	if s.SuspendedSince != nil {
+		return s.State + " for " + age(time.Since(*s.SuspendedSince))
+	}
+	return s.State + " for " + age(time.Since(s.ConnectedSince))
 }
 
 func printServices(w io.Writer, s *admin.Status) {
@@ -175,48 +248,99 @@ func age(d time.Duration) string {
 func siteCommand(at *where) *cobra.Command {
 	site := &cobra.Command{
 		Use:   "site",
-		Short: "Add and revoke sites",
+		Short: "Add and revoke sites, and have stand-bys take over",
 		Args:  usage(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
-			return daemon.UsageError("site add or site revoke? tunnelctl site --help")
+			return daemon.UsageError("site add, site revoke or site promote? tunnelctl site --help")
 		},
 	}
-	var publish []string
+	site.AddCommand(addCommand(at), revokeCommand(at), promoteCommand(at))
+	return site
+}
+
+func addCommand(at *where) *cobra.Command {
+	var in admin.Invite
 	var ttl time.Duration
 	add := &cobra.Command{
-		Use:   "add NAME --publish PATTERN...",
-		Short: "Make a join token for a new site",
-		Long: "Make a join token for a new site. The token is a secret, works once, and expires.\n\n" +
-			"A pattern is a URL: https://*.example.com, http://files.example.com/pub, wss://..., tcp://:15000-15999.",
+		Use:   "add NAME {--publish PATTERN... | --stand-by}",
+		Short: "Make a join token for a new site, or for another private relay of a site",
+		Long: "Make a join token. It is a secret, works once, and expires.\n\n" +
+			"With --publish it is for a new site, or replaces the private relay of one that is there. A pattern is a URL: " +
+			"https://*.example.com, http://files.example.com/pub, wss://..., tcp://:15000-15999, udp://:5514.\n\n" +
+			"With --stand-by it is for another private relay of the site, with a key of its own, which takes over when the first one fails.",
 		Args: usage(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(publish) == 0 {
-				return daemon.UsageError("--publish is missing: what may this site publish? For example --publish 'https://*.example.com'")
+			switch {
+			case in.Standby && len(in.Publish) > 0:
+				return daemon.UsageError("--stand-by and --publish exclude each other: a stand-by publishes what its site may publish")
+			case !in.Standby && len(in.Publish) == 0:
+				return daemon.UsageError("--publish is missing: what may this site publish? For example --publish 'https://*.example.com'; or --stand-by for another private relay of a site that is there")
 			}
+			in.Name, in.TTL = args[0], ttl.Seconds()
 			return ask(cmd.Context(), at, func(ctx context.Context, c *admin.Client) error {
-				inv, err := c.AddSite(ctx, admin.Invite{Name: args[0], Publish: publish, TTL: ttl.Seconds()})
+				inv, err := c.AddSite(ctx, in)
 				if err != nil {
 					return err
 				}
+				machine := "the site's machine"
+				if in.Standby {
+					machine = "the other machine"
+				}
 				// The token alone on stdout, so that a script can use it.
-				fmt.Fprintf(cmd.ErrOrStderr(), "on the site's machine, until %s, once:\n  relay-private join TOKEN\n", inv.Expires.Local().Format("2006-01-02 15:04 MST"))
+				fmt.Fprintf(cmd.ErrOrStderr(), "on %s, until %s, once:\n  relay-private join TOKEN\n", machine, inv.Expires.Local().Format("2006-01-02 15:04 MST"))
 				fmt.Fprintln(cmd.OutOrStdout(), printable(inv.Token))
 				return nil
 			})
 		},
 	}
-	add.Flags().StringArrayVar(&publish, "publish", nil, "a `pattern` of what the site may publish; may be repeated")
+	add.Flags().StringArrayVar(&in.Publish, "publish", nil, "a `pattern` of what the site may publish; may be repeated")
+	add.Flags().BoolVar(&in.Standby, "stand-by", false, "add a private relay to a site that is there")
 	add.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the token can be used")
+	return add
+}
+
+func revokeCommand(at *where) *cobra.Command {
+	var key string
 	revoke := &cobra.Command{
-		Use:   "revoke NAME",
-		Short: "Forget a site's key and cut its session",
+		Use:   "revoke NAME [--key KEY]",
+		Short: "Forget a site's keys, or one of them, and cut their sessions",
 		Args:  usage(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("key") && key == "" {
+				return daemon.UsageError("--key is empty: which one? tunnelctl sites --json shows them")
+			}
 			return ask(cmd.Context(), at, func(ctx context.Context, c *admin.Client) error {
-				return c.RevokeSite(ctx, args[0])
+				return c.RevokeSite(ctx, args[0], key)
 			})
 		},
 	}
-	site.AddCommand(add, revoke)
-	return site
+	revoke.Flags().StringVar(&key, "key", "", "only this `key`, \"ed25519:...\": the others go on")
+	return revoke
+}
+
+func promoteCommand(at *where) *cobra.Command {
+	var p admin.Promote
+	promote := &cobra.Command{
+		Use:   "promote NAME [ID]",
+		Short: "Have a stand-by take a site's visitors over",
+		Long: "Have a stand-by take over: visitors who come from now on go to it. ID is what tunnelctl sites shows, or its\n" +
+			"beginning; it may be left out if there is one stand-by. What visitors have under way finishes where it is,\n" +
+			"or with --cut is reset after the relay's drain_timeout. The private relay that was active stands by.",
+		Args: usage(cobra.RangeArgs(1, 2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				p.Session = args[1]
+			}
+			return ask(cmd.Context(), at, func(ctx context.Context, c *admin.Client) error {
+				done, err := c.PromoteSite(ctx, args[0], p)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s is active\n", args[0], printable(done.Session))
+				return nil
+			})
+		},
+	}
+	promote.Flags().BoolVar(&p.Cut, "cut", false, "reset what is still under way on the other one after the relay's drain_timeout")
+	return promote
 }

@@ -5,7 +5,8 @@
 //	GET    /api/status                       Status
 //	GET    /api/sites                        []Site
 //	POST   /api/sites                        Invite, answered with an Invitation
-//	DELETE /api/sites/NAME                   forgets the site's key and cuts its session
+//	DELETE /api/sites/NAME[?key=KEY]         forgets the site's keys, or one, and cuts their sessions
+//	POST   /api/sites/NAME/promote           Promote, answered with Promoted
 //	GET    /.culvert/forward/SITE/SERVICE    Upgrade: a stream to the service (see package relay)
 //
 // A server is a Handler with its func fields filled in:
@@ -55,26 +56,73 @@ type Listener struct {
 
 // The states of a Site.
 const (
-	StateConnected = "connected" // a session with a link
-	StateSuspended = "suspended" // the link is lost, streams are kept until the resume timeout
+	StateConnected = "connected" // the active session has a link
+	StateSuspended = "suspended" // its links are lost, streams are kept until the resume timeout
+	StateLeaving   = "leaving"   // its private relay shuts down, streams may finish
 	StateAway      = "away"      // no session
 	StateInvited   = "invited"   // a join token is out; no key is known yet
 )
 
-// Site is one closed network and the session of its private relay.
+// StateStandby is that of a Session which is not active, and has a link. The others
+// have the states of a Site.
+const StateStandby = "standby"
+
+// Site is one closed network and the sessions of its private relays. What is said of a
+// session here is that of the active one.
 type Site struct {
 	Name           string     `json:"name"`
 	State          string     `json:"state"`
 	Publish        []string   `json:"publish"`                   // patterns the site may publish
+	Keys           []string   `json:"keys,omitempty"`            // of its private relays
 	Remote         string     `json:"remote,omitempty"`          // address the link comes from
 	Software       string     `json:"software,omitempty"`        // what the private relay says it is
-	RTT            float64    `json:"rtt_ms,omitempty"`          // of the link; 0: not measured yet
+	RTT            float64    `json:"rtt_ms,omitempty"`          // of the best link; 0: not measured yet
 	Streams        int        `json:"streams"`                   // open now
 	Received       uint64     `json:"received"`                  // bytes of stream data from the site, this session
 	Sent           uint64     `json:"sent"`                      // bytes of stream data to the site, this session
 	ConnectedSince *time.Time `json:"connected_since,omitempty"` // when the session began
-	SuspendedSince *time.Time `json:"suspended_since,omitempty"` // when its link was lost
+	SuspendedSince *time.Time `json:"suspended_since,omitempty"` // when its last link was lost
 	InvitedUntil   *time.Time `json:"invited_until,omitempty"`   // when the join token expires
+	Sessions       []Session  `json:"sessions,omitempty"`        // the active one first
+}
+
+// Session is the session of one private relay.
+type Session struct {
+	ID             string     `json:"id"` // what Promote takes
+	State          string     `json:"state"`
+	Active         bool       `json:"active"`            // it gets the site's visitors
+	Key            string     `json:"key"`               // of the private relay
+	Machine        string     `json:"machine,omitempty"` // where it runs; the same after a restart
+	Process        string     `json:"process,omitempty"` // another one after a restart
+	Remote         string     `json:"remote"`            // where its newest link comes from
+	Software       string     `json:"software,omitempty"`
+	Choice         string     `json:"choice,omitempty"` // why it uses the transports that it does, in its own words
+	RTT            float64    `json:"rtt_ms,omitempty"`
+	Links          []Link     `json:"links"`
+	Streams        int        `json:"streams"`
+	Received       uint64     `json:"received"`
+	Sent           uint64     `json:"sent"`
+	Buffered       int        `json:"buffered"` // bytes that its streams keep here
+	ConnectedSince time.Time  `json:"connected_since"`
+	SuspendedSince *time.Time `json:"suspended_since,omitempty"`
+	Offers         int        `json:"offers"`            // services that it has announced
+	Refused        []Refused  `json:"refused,omitempty"` // those of them that are, or would be, not published; the first 20
+}
+
+// Link is one link of a session.
+type Link struct {
+	Transport string    `json:"transport"` // wss or quic
+	Role      string    `json:"role"`      // interactive, bulk or datagram; none: it is being drained
+	RTT       float64   `json:"rtt_ms,omitempty"`
+	Remote    string    `json:"remote"`
+	Suspect   bool      `json:"suspect,omitempty"` // an answer is owed, and nothing comes
+	Since     time.Time `json:"since"`
+}
+
+// Refused is a service that is not published, and why.
+type Refused struct {
+	Service string `json:"service"`
+	Error   string `json:"error"`
 }
 
 // Service is one pair of publish and target that a connected site has announced.
@@ -96,10 +144,12 @@ type Service struct {
 }
 
 // Invite asks for a join token: a site of that name may join once, and may then publish what the
-// patterns allow.
+// patterns allow. A token for a stand-by adds a private relay to a site that is there, and has no
+// patterns.
 type Invite struct {
 	Name    string   `json:"name"`
-	Publish []string `json:"publish"`
+	Publish []string `json:"publish,omitempty"`
+	Standby bool     `json:"standby,omitempty"`
 	TTL     float64  `json:"ttl_s"` // seconds the token lives; 0: the relay's default, 24 h
 }
 
@@ -111,6 +161,17 @@ type Invitation struct {
 	Site    string    `json:"site"`
 	Token   string    `json:"token"`
 	Expires time.Time `json:"expires"`
+}
+
+// Promote has a stand-by of a site take over: visitors who come from now on go to it.
+type Promote struct {
+	Session string `json:"session,omitempty"` // the ID of a Session, or its beginning; "": the only stand-by
+	Cut     bool   `json:"cut,omitempty"`     // what visitors have under way elsewhere is reset after the relay's drain_timeout
+}
+
+// Promoted is the answer to a Promote.
+type Promoted struct {
+	Session string `json:"session"` // ID
 }
 
 // Error is a refusal an operator can act on. Func fields of Handler return it to choose the answer;
@@ -144,8 +205,12 @@ type Handler struct {
 	// AddSite makes a join token. An *Error chooses the answer.
 	AddSite func(Invite) (*Invitation, error)
 
-	// RevokeSite forgets a site and cuts its session. An *Error chooses the answer.
-	RevokeSite func(name string) error
+	// RevokeSite forgets a key of a site and cuts its sessions, or all its keys if key is "". An
+	// *Error chooses the answer.
+	RevokeSite func(name, key string) error
+
+	// PromoteSite has a stand-by take over. An *Error chooses the answer.
+	PromoteSite func(name string, p Promote) (*Promoted, error)
 
 	// Forward serves the upgrade to a stream; Handler has checked the token. nil: 404.
 	Forward http.Handler
@@ -246,34 +311,53 @@ func (h *Handler) serve(r *http.Request) (any, error) {
 			return nil, err
 		}
 		return s.Sites, nil
+	case isSite && strings.HasSuffix(name, "/promote"):
+		if err := allow(r, http.MethodPost); err != nil {
+			return nil, err
+		}
+		return h.promoteSite(r, strings.TrimSuffix(name, "/promote"))
 	case isSite && name != "":
 		if err := allow(r, http.MethodDelete); err != nil {
 			return nil, err
 		}
-		if err := h.RevokeSite(name); err != nil {
+		key := r.URL.Query().Get("key")
+		if err := h.RevokeSite(name, key); err != nil {
 			return nil, err
 		}
-		h.log().Info("site revoked", "site", name)
+		if key == "" {
+			key = "all"
+		}
+		h.log().Info("site revoked", "site", name, "key", key)
 		return struct{}{}, nil
 	}
 	return nil, &Error{http.StatusNotFound, "no such endpoint: is tunnelctl newer than the relay?"}
 }
 
-func (h *Handler) addSite(r *http.Request) (any, error) {
+// readBody decodes the body of a request.
+func readBody(r *http.Request, v any) error {
 	// A form or text/plain body could be sent by a page without asking; JSON cannot.
 	if t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); t != "application/json" {
-		return nil, &Error{http.StatusUnsupportedMediaType, "the body must be application/json"}
+		return &Error{http.StatusUnsupportedMediaType, "the body must be application/json"}
 	}
-	var in Invite
 	d := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&in); err != nil {
-		return nil, &Error{http.StatusBadRequest, "body: " + err.Error()}
+	if err := d.Decode(v); err != nil {
+		return &Error{http.StatusBadRequest, "body: " + err.Error()}
+	}
+	return nil
+}
+
+func (h *Handler) addSite(r *http.Request) (any, error) {
+	var in Invite
+	if err := readBody(r, &in); err != nil {
+		return nil, err
 	}
 	switch {
 	case in.Name == "":
 		return nil, &Error{http.StatusBadRequest, "a site needs a name"}
-	case len(in.Publish) == 0:
+	case in.Standby && len(in.Publish) > 0:
+		return nil, &Error{http.StatusBadRequest, "a stand-by publishes what its site may publish: leave the patterns out"}
+	case !in.Standby && len(in.Publish) == 0:
 		return nil, &Error{http.StatusBadRequest, "a site needs at least one publish pattern, such as https://*.example.com"}
 	case in.TTL < 0 || in.TTL > maxTTL.Seconds():
 		return nil, &Error{http.StatusBadRequest, "the token's life must be between 0 and 31 days"}
@@ -282,8 +366,21 @@ func (h *Handler) addSite(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	h.log().Info("site invited", "site", in.Name, "expires", inv.Expires)
+	h.log().Info("site invited", "site", in.Name, "standby", in.Standby, "expires", inv.Expires)
 	return inv, nil
+}
+
+func (h *Handler) promoteSite(r *http.Request, name string) (any, error) {
+	var p Promote
+	if err := readBody(r, &p); err != nil {
+		return nil, err
+	}
+	done, err := h.PromoteSite(name, p)
+	if err != nil {
+		return nil, err
+	}
+	h.log().Info("stand-by promoted", "site", name, "session", done.Session, "cut", p.Cut)
+	return done, nil
 }
 
 // allow returns a 405 unless the method is one of allowed; GET includes HEAD.

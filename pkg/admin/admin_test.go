@@ -25,10 +25,11 @@ const token = "correct horse"
 
 // relay is the state behind a Handler in these tests.
 type relay struct {
-	status  Status
-	invited []Invite
-	revoked []string
-	log     bytes.Buffer
+	status   Status
+	invited  []Invite
+	revoked  []string
+	promoted []Promote
+	log      bytes.Buffer
 }
 
 func (r *relay) handler() *Handler {
@@ -42,12 +43,19 @@ func (r *relay) handler() *Handler {
 			r.invited = append(r.invited, in)
 			return &Invitation{Site: in.Name, Token: "t0k3n", Expires: time.Unix(1e9, 0)}, nil
 		},
-		RevokeSite: func(name string) error {
+		RevokeSite: func(name, key string) error {
 			if name != "office" {
 				return &Error{http.StatusNotFound, fmt.Sprintf("no site %q", name)}
 			}
-			r.revoked = append(r.revoked, name)
+			r.revoked = append(r.revoked, name+" "+key)
 			return nil
+		},
+		PromoteSite: func(name string, p Promote) (*Promoted, error) {
+			if name != "office" {
+				return nil, &Error{http.StatusNotFound, fmt.Sprintf("no site %q", name)}
+			}
+			r.promoted = append(r.promoted, p)
+			return &Promoted{Session: "3f2a9c01"}, nil
 		},
 		Forward: http.HandlerFunc(echoUpgrade),
 		Log:     slog.New(slog.NewTextHandler(&r.log, nil)),
@@ -96,8 +104,17 @@ func TestClient(t *testing.T) {
 	if strings.Contains(r.log.String(), "t0k3n") {
 		t.Error("the join token is in the log")
 	}
-	if err := c.RevokeSite(ctx, "office"); err != nil || len(r.revoked) != 1 {
-		t.Errorf("RevokeSite = %v, revoked %q", err, r.revoked)
+	for _, key := range []string{"", "ed25519:a+/b"} {
+		if err := c.RevokeSite(ctx, "office", key); err != nil || r.revoked[len(r.revoked)-1] != "office "+key {
+			t.Errorf("RevokeSite = %v, revoked %q", err, r.revoked)
+		}
+	}
+	if _, err := c.AddSite(ctx, Invite{Name: "lab", Standby: true}); err != nil || !r.invited[1].Standby {
+		t.Errorf("AddSite of a stand-by: %+v, %v", r.invited, err)
+	}
+	p := Promote{Session: "3f2", Cut: true}
+	if done, err := c.PromoteSite(ctx, "office", p); err != nil || done.Session != "3f2a9c01" || r.promoted[0] != p {
+		t.Errorf("PromoteSite = %+v, %v; the relay heard %+v", done, err, r.promoted)
 	}
 
 	// Refusals arrive as *Error with their code and words.
@@ -106,10 +123,12 @@ func TestClient(t *testing.T) {
 		code int
 		text string
 	}{
-		{c.RevokeSite(ctx, "nowhere"), 404, `no site "nowhere"`},
+		{c.RevokeSite(ctx, "nowhere", ""), 404, `no site "nowhere"`},
+		{second(c.PromoteSite(ctx, "nowhere", Promote{})), 404, `no site "nowhere"`},
 		{second(c.AddSite(ctx, Invite{Name: "office", Publish: []string{"tcp://:1"}})), 409, "revoke it first"},
 		{second(c.AddSite(ctx, Invite{Publish: []string{"tcp://:1"}})), 400, "needs a name"},
 		{second(c.AddSite(ctx, Invite{Name: "x"})), 400, "publish pattern"},
+		{second(c.AddSite(ctx, Invite{Name: "x", Publish: []string{"tcp://:1"}, Standby: true})), 400, "leave the patterns out"},
 		{second(c.AddSite(ctx, Invite{Name: "x", Publish: []string{"tcp://:1"}, TTL: 1e9})), 400, "31 days"},
 		{second(c.Forward(ctx, "office", "nothing")), 404, "no such service"},
 		{second((&Client{Base: c.Base, Token: "guess"}).Status(ctx)), 401, "admin.token"},
@@ -200,6 +219,9 @@ func TestAdmission(t *testing.T) {
 		{"wrong method", "PUT", "/api/sites", map[string]string{"Host": "localhost", "Authorization": auth}, "", 405},
 		{"a site cannot be read", "GET", "/api/sites/office", map[string]string{"Host": "localhost", "Authorization": auth}, "", 405},
 		{"no name", "DELETE", "/api/sites/", map[string]string{"Host": "localhost", "Authorization": auth}, "", 404},
+		{"promote by a form", "POST", "/api/sites/office/promote", map[string]string{"Host": "localhost", "Authorization": auth, "Content-Type": "application/x-www-form-urlencoded"}, "session=3f", 415},
+		{"promote", "POST", "/api/sites/office/promote", map[string]string{"Host": "localhost", "Authorization": auth, "Content-Type": "application/json"}, `{}`, 200},
+		{"promote is a POST", "DELETE", "/api/sites/office/promote", map[string]string{"Host": "localhost", "Authorization": auth}, "", 405},
 		{"no endpoint", "GET", "/", map[string]string{"Host": "localhost", "Authorization": auth}, "", 404},
 		{"forward needs the token", "GET", ForwardPath + "office/ssh", map[string]string{"Host": "localhost"}, "", 401},
 	} {

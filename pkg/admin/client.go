@@ -43,9 +43,20 @@ func (c *Client) AddSite(ctx context.Context, in Invite) (*Invitation, error) {
 	return inv, c.do(ctx, http.MethodPost, "/api/sites", in, inv)
 }
 
-// RevokeSite makes the relay forget a site and cut its session.
-func (c *Client) RevokeSite(ctx context.Context, name string) error {
-	return c.do(ctx, http.MethodDelete, "/api/sites/"+url.PathEscape(name), nil, nil)
+// RevokeSite makes the relay forget a key of a site, or all of them if key is "", and cut
+// their sessions.
+func (c *Client) RevokeSite(ctx context.Context, name, key string) error {
+	path := "/api/sites/" + url.PathEscape(name)
+	if key != "" {
+		path += "?key=" + url.QueryEscape(key)
+	}
+	return c.do(ctx, http.MethodDelete, path, nil, nil)
+}
+
+// PromoteSite has a stand-by of a site take over.
+func (c *Client) PromoteSite(ctx context.Context, name string, p Promote) (*Promoted, error) {
+	done := new(Promoted)
+	return done, c.do(ctx, http.MethodPost, "/api/sites/"+url.PathEscape(name)+"/promote", p, done)
 }
 
 // Stream is a connection to a service through the relay. Closing one direction leaves the other.
@@ -159,7 +170,10 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 		}
 		body = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.Base.JoinPath(path).String(), body)
+	path, query, _ := strings.Cut(path, "?")
+	u := c.Base.JoinPath(path)
+	u.RawQuery = query
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -144,7 +145,7 @@ func TestStore(t *testing.T) {
 		if err != nil || time.Until(expires).Round(time.Minute) != DefaultTTL {
 			t.Fatalf("Invite: %v, %v", expires, err)
 		}
-		if l := s.Sites(); len(l) != 1 || l[0].Key != "" || l[0].InvitedUntil != expires {
+		if l := s.Sites(); len(l) != 1 || l[0].Keys != nil || l[0].InvitedUntil != expires {
 			t.Fatalf("invited: %+v", l)
 		}
 		// The secret is nowhere on the disk.
@@ -155,14 +156,14 @@ func TestStore(t *testing.T) {
 		// It is redeemed once, also after a restart.
 		s = must(OpenStore(dir))
 		key := testKey(t)
-		if got, err := s.Redeem(secret, key); err != nil || got.Name != "office" || got.Key != key || got.Publish[0] != publish[0] {
+		if got, err := s.Redeem(secret, key); err != nil || got.Name != "office" || !slices.Equal(got.Keys, []string{key}) || got.Publish[0] != publish[0] {
 			t.Fatalf("Redeem: %+v, %v", got, err)
 		}
 		s = must(OpenStore(dir))
 		if _, err := s.Redeem(secret, testKey(t)); !errors.Is(err, ErrToken) {
 			t.Errorf("Redeem again: %v", err)
 		}
-		if l := s.Sites(); len(l) != 1 || l[0].Key != key || !l[0].InvitedUntil.IsZero() {
+		if l := s.Sites(); len(l) != 1 || !slices.Equal(l[0].Keys, []string{key}) || !l[0].InvitedUntil.IsZero() {
 			t.Errorf("joined: %+v", l)
 		}
 
@@ -172,7 +173,7 @@ func TestStore(t *testing.T) {
 		if _, err := s.Redeem(first, testKey(t)); !errors.Is(err, ErrToken) {
 			t.Errorf("Redeem of a replaced token: %v", err)
 		}
-		if l := s.Sites(); len(l) != 1 || l[0].Key != key || l[0].InvitedUntil.IsZero() {
+		if l := s.Sites(); len(l) != 1 || !slices.Equal(l[0].Keys, []string{key}) || l[0].InvitedUntil.IsZero() {
 			t.Errorf("invited again: %+v", l)
 		}
 		if _, err := s.Redeem(second, "ed25519:short"); err == nil || errors.Is(err, ErrToken) {
@@ -189,23 +190,23 @@ func TestStore(t *testing.T) {
 		if _, err := s.Redeem(late, testKey(t)); !errors.Is(err, ErrToken) {
 			t.Errorf("Redeem of an expired token: %v", err)
 		}
-		if l := s.Sites(); len(l) != 1 || l[0].Key != rotated {
+		if l := s.Sites(); len(l) != 1 || !slices.Equal(l[0].Keys, []string{rotated}) {
 			t.Errorf("expired: %+v", l)
 		}
 
 		// A revoked site is remembered as such, until it joins again.
-		if err := s.Revoke("office"); err != nil {
+		if err := s.Revoke("office", ""); err != nil {
 			t.Fatal(err)
 		}
-		if l := must(OpenStore(dir)).Sites(); len(l) != 1 || !l[0].Revoked {
+		if l := must(OpenStore(dir)).Sites(); len(l) != 1 || !slices.Equal(l[0].Revoked, []string{rotated}) || l[0].Keys != nil {
 			t.Errorf("revoked: %+v", l)
 		}
-		if err := s.Revoke("nobody"); !errors.Is(err, ErrUnknownSite) {
+		if err := s.Revoke("nobody", ""); !errors.Is(err, ErrUnknownSite) {
 			t.Errorf("Revoke of an unknown site: %v", err)
 		}
 		secret, _, _ = s.Invite("office", publish, 0)
 		s.Redeem(secret, key)
-		if l := s.Sites(); len(l) != 1 || l[0].Revoked {
+		if l := s.Sites(); len(l) != 1 || l[0].Revoked != nil {
 			t.Errorf("joined again: %+v", l)
 		}
 		if runtime.GOOS != "windows" {
@@ -214,6 +215,138 @@ func TestStore(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A site has a key for each of its private relays. A token for a stand-by adds one, any
+// other token replaces them all; each is revoked by itself.
+func TestStandbyKeys(t *testing.T) {
+	dir := t.TempDir()
+	s := must(OpenStore(dir))
+	if _, _, err := s.InviteStandby("office", 0); !errors.Is(err, ErrUnknownSite) {
+		t.Errorf("a stand-by of nobody: %v", err)
+	}
+	first, second, third, fourth := testKey(t), testKey(t), testKey(t), testKey(t)
+	secret, _, _ := s.Invite("office", []string{"tcp://:22"}, 0)
+	if _, _, err := s.InviteStandby("office", 0); !errors.Is(err, ErrUnknownSite) {
+		t.Errorf("a stand-by of a site that has not joined: %v", err)
+	}
+	s.Redeem(secret, first)
+
+	// Two tokens are out at once; each adds a key, and leaves what the site may publish.
+	a, _, err := s.InviteStandby("office", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _, _ := s.InviteStandby("office", 0)
+	s = must(OpenStore(dir))
+	for i, redeem := range []struct {
+		secret []byte
+		key    string
+	}{{a, second}, {b, third}} {
+		got, err := s.Redeem(redeem.secret, redeem.key)
+		if err != nil || len(got.Keys) != i+2 || got.Keys[i+1] != redeem.key || !slices.Equal(got.Publish, []string{"tcp://:22"}) {
+			t.Errorf("redeem %d: %+v, %v", i, got, err)
+		}
+	}
+	if _, err := s.Redeem(a, fourth); !errors.Is(err, ErrToken) {
+		t.Errorf("a token that was used: %v", err)
+	}
+
+	if err := s.Revoke("office", fourth); !errors.Is(err, ErrUnknownKey) {
+		t.Errorf("revoke of a key that it does not have: %v", err)
+	}
+	if err := s.Revoke("lab", first); !errors.Is(err, ErrUnknownSite) {
+		t.Errorf("revoke of a key of nobody: %v", err)
+	}
+	if err := s.Revoke("office", first); err != nil {
+		t.Error(err)
+	}
+	if err := s.Revoke("office", first); !errors.Is(err, ErrUnknownKey) {
+		t.Errorf("revoke again: %v", err)
+	}
+	l := must(OpenStore(dir)).Sites()
+	if !slices.Equal(l[0].Keys, []string{second, third}) || !slices.Equal(l[0].Revoked, []string{first}) {
+		t.Errorf("after a revoke: %+v", l)
+	}
+
+	// A key that was revoked comes back by a token.
+	again, _, _ := s.InviteStandby("office", 0)
+	if got, err := s.Redeem(again, first); err != nil || got.Revoked != nil || !slices.Equal(got.Keys, []string{second, third, first}) {
+		t.Errorf("a revoked key again: %+v, %v", got, err)
+	}
+
+	// There is a bound, tokens included.
+	n := len(s.Sites()[0].Keys)
+	for ; n < MaxKeys; n++ {
+		if _, _, err := s.InviteStandby("office", 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := s.InviteStandby("office", 0); !errors.Is(err, ErrTooManyKeys) {
+		t.Errorf("one too many: %v", err)
+	}
+
+	// The last key that goes takes the tokens along.
+	for _, key := range []string{first, second, third} {
+		if err := s.Revoke("office", key); err != nil {
+			t.Error(err)
+		}
+	}
+	if l := s.Sites(); l[0].Keys != nil || len(l[0].Revoked) != 3 || !l[0].InvitedUntil.IsZero() {
+		t.Errorf("without keys: %+v", l)
+	}
+
+	// An ordinary token begins anew.
+	secret, _, _ = s.Invite("office", nil, 0)
+	if got, err := s.Redeem(secret, fourth); err != nil || !slices.Equal(got.Keys, []string{fourth}) || got.Revoked != nil {
+		t.Errorf("joined anew: %+v, %v", got, err)
+	}
+	// What is remembered of revoked keys is bounded.
+	for range 2 * MaxKeys {
+		secret, _, err := s.InviteStandby("office", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := testKey(t)
+		if _, err := s.Redeem(secret, key); err != nil {
+			t.Fatal(err)
+		}
+		s.Revoke("office", key)
+	}
+	if l := s.Sites(); len(l[0].Revoked) != MaxKeys || !slices.Equal(l[0].Keys, []string{fourth}) {
+		t.Errorf("%d revoked keys, keys %v", len(l[0].Revoked), l[0].Keys)
+	}
+}
+
+// A file of a version that knew one key a site is read, and written as it is now.
+func TestStoreOneKey(t *testing.T) {
+	dir, key, gone := t.TempDir(), testKey(t), testKey(t)
+	old := `{"sites":[{"name":"lab","key":"` + gone + `","publish":["tcp://:22"],"joined":"2026-01-02T03:04:05Z","revoked":true},` +
+		`{"name":"office","key":"` + key + `","publish":["tcp://:23"],"joined":"2026-01-02T03:04:05Z"}],"invitations":[]}`
+	if err := os.WriteFile(filepath.Join(dir, "sites.json"), []byte(old), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := must(OpenStore(dir))
+	check := func(s *Store) {
+		t.Helper()
+		l := s.Sites()
+		if len(l) != 2 || l[0].Keys != nil || !slices.Equal(l[0].Revoked, []string{gone}) ||
+			!slices.Equal(l[1].Keys, []string{key}) || l[1].Revoked != nil || l[1].Publish[0] != "tcp://:23" {
+			t.Errorf("sites: %+v", l)
+		}
+	}
+	check(s)
+	if _, _, err := s.Invite("new", nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	b := readFile(t, filepath.Join(dir, "sites.json"))
+	if !strings.Contains(b, `"joined": "2026-01-02T03:04:05Z"`) || strings.Count(b, `"key": `) != 2 || strings.Count(b, `"keys": `) != 2 {
+		t.Errorf("sites.json: %s", b)
+	}
+	if err := s.Revoke("new", ""); err != nil {
+		t.Fatal(err)
+	}
+	check(must(OpenStore(dir)))
 }
 
 // Of many that redeem one token, one joins.
@@ -234,7 +367,7 @@ func TestRedeemRace(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if l := s.Sites(); len(joined) != 1 || l[0].Key != <-joined {
+	if l := s.Sites(); len(joined) != 1 || !slices.Equal(l[0].Keys, []string{<-joined}) {
 		t.Errorf("%d have joined", len(joined))
 	}
 }
@@ -252,7 +385,7 @@ func TestStoreUnwritable(t *testing.T) {
 	if _, err := s.Redeem(secret, testKey(t)); err == nil || errors.Is(err, ErrToken) {
 		t.Errorf("Redeem without a folder: %v", err)
 	}
-	if l := s.Sites(); len(l) != 1 || l[0].Key != "" {
+	if l := s.Sites(); len(l) != 1 || l[0].Keys != nil {
 		t.Errorf("the site has joined: %+v", l)
 	}
 	os.Mkdir(dir, 0o700)

@@ -28,15 +28,25 @@ var (
 
 	// ErrUnknownSite says that the store has no site of that name.
 	ErrUnknownSite = errors.New("no such site")
+
+	// ErrUnknownKey says that a site does not have that key, or not any more.
+	ErrUnknownKey = errors.New("no such key")
+
+	// ErrTooManyKeys says that a site cannot have another key, see MaxKeys.
+	ErrTooManyKeys = errors.New("too many keys")
 )
+
+// MaxKeys is how many keys a site may have, and how many tokens for further ones may
+// be out.
+const MaxKeys = 16
 
 // A Site is a site that was made by an invitation.
 type Site struct {
 	Name         string    // unique
-	Key          string    // "ed25519:…"; "" until it joins
+	Keys         []string  // "ed25519:…", those that joined first come first; none until it joins, or if all are revoked
+	Revoked      []string  // keys that are not accepted any more; the last MaxKeys are remembered
 	Publish      []string  // patterns of what it may publish
-	Revoked      bool      // the key is not accepted any more
-	InvitedUntil time.Time // when the token that is out expires; zero: none is out
+	InvitedUntil time.Time // when the last of the tokens that are out expires; zero: none is out
 }
 
 // A Store keeps the sites that joined and the invitations, in the file sites.json of
@@ -55,9 +65,18 @@ type state struct {
 }
 
 type storedSite struct {
-	Name    string    `json:"name"`
+	Name    string      `json:"name"`
+	Keys    []storedKey `json:"keys"` // by time
+	Publish []string    `json:"publish"`
+
+	// A site had one key before it could have several. These are read, and not written.
+	Key     string     `json:"key,omitempty"`
+	Joined  *time.Time `json:"joined,omitempty"`
+	Revoked bool       `json:"revoked,omitempty"`
+}
+
+type storedKey struct {
 	Key     string    `json:"key"`
-	Publish []string  `json:"publish"`
 	Joined  time.Time `json:"joined"`
 	Revoked bool      `json:"revoked,omitempty"`
 }
@@ -66,8 +85,37 @@ type storedSite struct {
 type invitation struct {
 	Site    string    `json:"site"`
 	Digest  string    `json:"sha256"` // of the secret, in hex
-	Publish []string  `json:"publish"`
+	Publish []string  `json:"publish,omitempty"`
+	Standby bool      `json:"standby,omitempty"` // adds a key, and leaves the rest of the site as it is
 	Expires time.Time `json:"expires"`
+}
+
+// site is what others see of o.
+func (o *storedSite) site() Site {
+	s := Site{Name: o.Name, Publish: slices.Clone(o.Publish)}
+	for _, k := range o.Keys {
+		if k.Revoked {
+			s.Revoked = append(s.Revoked, k.Key)
+		} else {
+			s.Keys = append(s.Keys, k.Key)
+		}
+	}
+	return s
+}
+
+// joined is whether a key of o is accepted.
+func (o *storedSite) joined() bool {
+	return slices.ContainsFunc(o.Keys, func(k storedKey) bool { return !k.Revoked })
+}
+
+// find returns the site of that name, or nil.
+func (st *state) find(name string) *storedSite {
+	for i := range st.Sites {
+		if st.Sites[i].Name == name {
+			return &st.Sites[i]
+		}
+	}
+	return nil
 }
 
 // OpenStore opens the store of a state folder, which must exist. Without a file it is
@@ -84,6 +132,17 @@ func OpenStore(dir string) (*Store, error) {
 	if err := json.Unmarshal(b, &s.state); err != nil {
 		return nil, fmt.Errorf("sites: %s: %w", s.file, err)
 	}
+	for i := range s.state.Sites {
+		o := &s.state.Sites[i]
+		if o.Key != "" {
+			k := storedKey{Key: o.Key, Revoked: o.Revoked}
+			if o.Joined != nil {
+				k.Joined = *o.Joined
+			}
+			o.Keys = []storedKey{k}
+		}
+		o.Key, o.Joined, o.Revoked = "", nil, false
+	}
 	return s, nil
 }
 
@@ -94,7 +153,7 @@ func (s *Store) Sites() []Site {
 	now := time.Now()
 	var list []Site
 	for _, o := range s.state.Sites {
-		list = append(list, Site{Name: o.Name, Key: o.Key, Publish: slices.Clone(o.Publish), Revoked: o.Revoked})
+		list = append(list, o.site())
 	}
 	for _, o := range s.state.Invitations {
 		if !now.Before(o.Expires) {
@@ -105,46 +164,75 @@ func (s *Store) Sites() []Site {
 			i = len(list)
 			list = append(list, Site{Name: o.Site, Publish: slices.Clone(o.Publish)})
 		}
-		list[i].InvitedUntil = o.Expires
+		if o.Expires.After(list[i].InvitedUntil) {
+			list[i].InvitedUntil = o.Expires
+		}
 	}
 	slices.SortFunc(list, func(a, b Site) int { return strings.Compare(a.Name, b.Name) })
 	return list
 }
 
 // Invite makes the secret of a token that lets a site join within ttl, 0 meaning
-// DefaultTTL, and publish what the patterns allow. An earlier invitation of that
-// site ends. One that has joined stays as it is until the token is used; it
-// has the new key and patterns then.
+// DefaultTTL, and publish what the patterns allow. Earlier invitations of that
+// site end. One that has joined stays as it is until the token is used; it
+// has the new key alone, and the new patterns, then.
 func (s *Store) Invite(site string, publish []string, ttl time.Duration) (secret []byte, expires time.Time, err error) {
+	return s.invite(invitation{Site: site, Publish: slices.Clone(publish)}, ttl)
+}
+
+// InviteStandby makes the secret of a token that gives a site one more key: that of a
+// private relay which stands by. Other invitations stay. The error is ErrUnknownSite
+// if no private relay of the site has joined, or ErrTooManyKeys.
+func (s *Store) InviteStandby(site string, ttl time.Duration) (secret []byte, expires time.Time, err error) {
+	return s.invite(invitation{Site: site, Standby: true}, ttl)
+}
+
+func (s *Store) invite(in invitation, ttl time.Duration) (secret []byte, expires time.Time, err error) {
 	if ttl == 0 {
 		ttl = DefaultTTL
 	}
 	secret = make([]byte, secretLen)
 	rand.Read(secret)
-	expires = time.Now().Add(ttl).UTC().Truncate(time.Second)
 	digest := sha256.Sum256(secret)
+	in.Digest = hex.EncodeToString(digest[:])
+	in.Expires = time.Now().Add(ttl).UTC().Truncate(time.Second)
 	err = s.change(func(st *state) error {
-		st.Invitations = slices.DeleteFunc(st.Invitations, func(o invitation) bool { return o.Site == site })
-		st.Invitations = append(st.Invitations, invitation{
-			Site: site, Digest: hex.EncodeToString(digest[:]), Publish: slices.Clone(publish), Expires: expires,
-		})
+		if in.Standby {
+			o := st.find(in.Site)
+			if o == nil || !o.joined() {
+				return fmt.Errorf("%w: %q", ErrUnknownSite, in.Site)
+			}
+			n := len(o.site().Keys)
+			for _, other := range st.Invitations {
+				if other.Site == in.Site && other.Standby {
+					n++
+				}
+			}
+			if n >= MaxKeys {
+				return fmt.Errorf("%w: site %q has %d, those invited included", ErrTooManyKeys, in.Site, n)
+			}
+		} else {
+			st.Invitations = slices.DeleteFunc(st.Invitations, func(o invitation) bool { return o.Site == in.Site })
+		}
+		st.Invitations = append(st.Invitations, in)
 		return nil
 	})
 	if err != nil {
 		return nil, time.Time{}, err
 	}
-	return secret, expires, nil
+	return secret, in.Expires, nil
 }
 
-// Redeem uses up the token with that secret, and makes key the key of its site. When
-// it returns, that is on disk. The error is ErrToken if there is no such token.
+// Redeem uses up the token with that secret, and makes key the key of its site, or
+// one of its keys. When it returns, that is on disk. The error is ErrToken if there
+// is no such token.
 func (s *Store) Redeem(secret []byte, key string) (Site, error) {
 	if _, err := ParsePublicKey(key); err != nil {
 		return Site{}, err
 	}
 	sum := sha256.Sum256(secret)
 	digest := hex.EncodeToString(sum[:])
-	var made storedSite
+	var made Site
 	err := s.change(func(st *state) error {
 		found := -1
 		for i, o := range st.Invitations {
@@ -156,28 +244,59 @@ func (s *Store) Redeem(secret []byte, key string) (Site, error) {
 			return ErrToken
 		}
 		in := st.Invitations[found]
-		made = storedSite{Name: in.Site, Key: key, Publish: in.Publish, Joined: time.Now().UTC().Truncate(time.Second)}
 		st.Invitations = slices.Delete(st.Invitations, found, found+1)
+		site := storedSite{Name: in.Site, Publish: in.Publish}
+		if in.Standby {
+			o := st.find(in.Site)
+			if o == nil { // it is there as long as the invitation is, unless somebody has edited the file
+				return ErrToken
+			}
+			site = *o
+			site.Keys = slices.DeleteFunc(slices.Clone(site.Keys), func(k storedKey) bool { return k.Key == key })
+		} else {
+			st.Invitations = slices.DeleteFunc(st.Invitations, func(o invitation) bool { return o.Site == in.Site })
+		}
+		site.Keys = append(site.Keys, storedKey{Key: key, Joined: time.Now().UTC().Truncate(time.Second)})
 		st.Sites = slices.DeleteFunc(st.Sites, func(o storedSite) bool { return o.Name == in.Site })
-		st.Sites = append(st.Sites, made)
+		st.Sites = append(st.Sites, site)
+		made = site.site()
 		return nil
 	})
 	if err != nil {
 		return Site{}, err
 	}
-	return Site{Name: made.Name, Key: made.Key, Publish: slices.Clone(made.Publish)}, nil
+	return made, nil
 }
 
-// Revoke ends the invitation of a site, and its key if it has joined; the site is
-// remembered, so that it can be told.
-func (s *Store) Revoke(site string) error {
+// Revoke ends a key of a site, or with "" all its keys and its invitations. The keys are
+// remembered, so that who comes with them can be told. The error is ErrUnknownSite or
+// ErrUnknownKey.
+func (s *Store) Revoke(site, key string) error {
 	return s.change(func(st *state) error {
-		known := false
-		for i := range st.Sites {
-			if st.Sites[i].Name == site {
-				st.Sites[i].Revoked = true
-				known = true
+		o, known := st.find(site), false
+		if o != nil {
+			o.Keys = slices.Clone(o.Keys)
+			for i, k := range o.Keys {
+				if key == "" || key == k.Key && !k.Revoked {
+					o.Keys[i].Revoked, known = true, true
+				}
 			}
+			gone := len(o.Keys) - len(o.site().Keys) - MaxKeys // too many to remember
+			o.Keys = slices.DeleteFunc(o.Keys, func(k storedKey) bool {
+				if k.Revoked && gone > 0 {
+					gone--
+					return true
+				}
+				return false
+			})
+		}
+		switch {
+		case key != "" && o == nil:
+			return fmt.Errorf("%w: %q", ErrUnknownSite, site)
+		case key != "" && !known:
+			return fmt.Errorf("%w: %q", ErrUnknownKey, key)
+		case key != "" && o.joined():
+			return nil
 		}
 		n := len(st.Invitations)
 		st.Invitations = slices.DeleteFunc(st.Invitations, func(o invitation) bool { return o.Site == site })
