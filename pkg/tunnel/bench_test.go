@@ -234,7 +234,7 @@ func BenchmarkResume(b *testing.B) {
 		p.b.Attach(p.lb, RoleInteractive, p.now)
 		p.flush()
 	}
-	if p.a.Stats().Streams != 100_000 || !p.a.ready() {
+	if p.a.Stats().Streams != 100_000 || p.a.control == nil {
 		b.Fatal("streams are lost")
 	}
 }

@@ -28,9 +28,9 @@ type Config struct {
 	// ResumeTimeout is how long the streams wait for a link. 0: 60 s.
 	ResumeTimeout time.Duration
 
-	// PingInterval is how long nothing may be received before a ping is sent;
-	// when nothing comes for another PingTimeout the link is given up.
-	// 0: 5 s and 10 s.
+	// PingInterval is how long nothing may be received on a link before a ping is
+	// sent; when nothing comes for another PingTimeout the link is given up.
+	// 0: 3 s and 7 s.
 	PingInterval, PingTimeout time.Duration
 
 	// Wake is called, once until the next Flush, when there is something to
@@ -38,8 +38,9 @@ type Config struct {
 	// nil, the owner flushes after whatever it does.
 	Wake func()
 
-	// OnSuspect is called when a link has gone quiet while something is owed: its
-	// owner may dial another one of the same role at once. If nil, it is not called.
+	// OnSuspect is called when a link has gone quiet while an answer is due, and the
+	// streams have left it for another one: its owner may dial one of the same role at
+	// once. If nil, it is not called.
 	OnSuspect func(l Link)
 
 	// Accept is called when the peer opened a stream. It must call SetHandler or
@@ -93,9 +94,18 @@ const (
 	// rttInterval is how often the round trip of a busy link is measured.
 	rttInterval = 30 * time.Second
 
-	// maxTombs and maxResetAcks bound, beyond Config.MaxStreams, the resets that
-	// wait for the peer and those that wait for the link.
-	maxTombs, maxResetAcks = 64 << 10, 64 << 10
+	// maxTombs and maxAnswers bound, beyond Config.MaxStreams, the resets that
+	// wait for the peer, and the answers that wait for a link.
+	maxTombs, maxAnswers = 64 << 10, 64 << 10
+
+	// maxLinks bounds the links of a session. One more supersedes the oldest.
+	maxLinks = 16
+
+	// drainTimeout is how long a link that is being drained may stay.
+	drainTimeout = 5 * time.Second
+
+	// maxDatagrams bounds the datagrams that wait for a link, in bytes.
+	maxDatagrams = 512 << 10
 
 	// trimInterval is how often unused buffers are given back.
 	trimInterval = 5 * time.Second
@@ -117,9 +127,9 @@ func (c *Config) setDefaults() {
 		c.ResumeTimeout = 60 * time.Second
 	}
 	if c.PingInterval <= 0 {
-		c.PingInterval = 5 * time.Second
+		c.PingInterval = 3 * time.Second
 	}
 	if c.PingTimeout <= 0 {
-		c.PingTimeout = 10 * time.Second
+		c.PingTimeout = 7 * time.Second
 	}
 }

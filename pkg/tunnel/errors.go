@@ -33,33 +33,31 @@ var (
 type Code uint16
 
 const (
-	CodeCancelled     Code = 1  // the visitor or the target went away
-	CodeRefused       Code = 2  // the target refused the connection
-	CodeUnreachable   Code = 3  // the target is not reachable, or its name is unknown
-	CodeTimeout       Code = 4  // the target did not answer in time
-	CodeNotFound      Code = 5  // no such service
-	CodeForbidden     Code = 6  // the service may not be used this way
-	CodeOverload      Code = 7  // a limit on streams or connections is reached
-	CodeDraining      Code = 8  // the session takes no new streams; nothing of the stream was seen
-	CodeUnknownStream Code = 9  // after a resume the peer does not know the stream
-	CodeInternal      Code = 10 // a fault of the side that reset
-	CodeSessionLost   Code = 11 // the session is over; local only
-	CodeMemory        Code = 12 // the session's memory budget is spent
+	CodeCancelled   Code = 1  // the visitor or the target went away
+	CodeRefused     Code = 2  // the target refused the connection
+	CodeUnreachable Code = 3  // the target is not reachable, or its name is unknown
+	CodeTimeout     Code = 4  // the target did not answer in time
+	CodeNotFound    Code = 5  // no such service
+	CodeForbidden   Code = 6  // the service may not be used this way
+	CodeOverload    Code = 7  // a limit on streams or connections is reached
+	CodeDraining    Code = 8  // the session takes no new streams; nothing of the stream was seen
+	CodeInternal    Code = 10 // a fault of the side that reset
+	CodeSessionLost Code = 11 // the session is over; local only
+	CodeMemory      Code = 12 // the session's memory budget is spent
 )
 
 var codeNames = [...]string{
-	CodeCancelled:     "cancelled",
-	CodeRefused:       "refused",
-	CodeUnreachable:   "unreachable",
-	CodeTimeout:       "timeout",
-	CodeNotFound:      "not found",
-	CodeForbidden:     "forbidden",
-	CodeOverload:      "overload",
-	CodeDraining:      "draining",
-	CodeUnknownStream: "unknown stream",
-	CodeInternal:      "internal error",
-	CodeSessionLost:   "session lost",
-	CodeMemory:        "out of memory budget",
+	CodeCancelled:   "cancelled",
+	CodeRefused:     "refused",
+	CodeUnreachable: "unreachable",
+	CodeTimeout:     "timeout",
+	CodeNotFound:    "not found",
+	CodeForbidden:   "forbidden",
+	CodeOverload:    "overload",
+	CodeDraining:    "draining",
+	CodeInternal:    "internal error",
+	CodeSessionLost: "session lost",
+	CodeMemory:      "out of memory budget",
 }
 
 func (c Code) String() string {

@@ -15,10 +15,10 @@ const (
 	frameResetAck frameType = 0x05 // empty
 	framePing     frameType = 0x06 // value u64
 	framePong     frameType = 0x07 // value u64
-	frameState    frameType = 0x08 // received u64, limit u64
-	frameEnd      frameType = 0x09 // highest id opened by the receiver that was seen u32
+	frameRole     frameType = 0x08 // role u8
+	frameEnd      frameType = 0x09 // empty
 	frameGoAway   frameType = 0x0a // empty
-	frameDatagram frameType = 0x0b // reserved: skipped
+	frameDatagram frameType = 0x0b // a datagram
 
 	typeMask frameType = 0x1f // the upper three bits are flags
 	flagFIN  frameType = 0x80 // on DATA: the stream ends after these bytes
@@ -44,16 +44,18 @@ func payloadBounds(t frameType) (least, most int, known bool) {
 		return 0, MaxHeader, true
 	case frameData:
 		return 8, 8 + maxData, true
-	case frameCredit, frameState:
+	case frameCredit:
 		return 16, 16, true
 	case frameReset:
 		return 2, 2, true
-	case frameResetAck, frameGoAway:
+	case frameResetAck, frameGoAway, frameEnd:
 		return 0, 0, true
+	case frameRole:
+		return 1, 1, true
+	case frameDatagram:
+		return 0, MaxDatagram, true
 	case framePing, framePong:
 		return 8, 8, true
-	case frameEnd:
-		return 4, 4, true
 	}
 	return 0, 1<<24 - 1, false
 }
@@ -62,10 +64,10 @@ func putHeader(b []byte, t frameType, id uint32, length int) {
 	binary.BigEndian.PutUint64(b, uint64(t)<<56|uint64(id)<<24|uint64(length))
 }
 
-func appendOffsets(b []byte, t frameType, id uint32, received, limit uint64) []byte {
+func appendCredit(b []byte, id uint32, received, limit uint64) []byte {
 	n := len(b)
 	b = b[:n+creditSize]
-	putHeader(b[n:], t, id, 16)
+	putHeader(b[n:], frameCredit, id, 16)
 	binary.BigEndian.PutUint64(b[n+8:], received)
 	binary.BigEndian.PutUint64(b[n+16:], limit)
 	return b
@@ -87,11 +89,11 @@ func appendReset(b []byte, id uint32, code Code) []byte {
 	return b
 }
 
-func appendEnd(b []byte, highest uint32) []byte {
+func appendRole(b []byte, role Role) []byte {
 	n := len(b)
-	b = b[:n+headerSize+4]
-	putHeader(b[n:], frameEnd, 0, 4)
-	binary.BigEndian.PutUint32(b[n+8:], highest)
+	b = b[:n+headerSize+1]
+	putHeader(b[n:], frameRole, 0, 1)
+	b[n+8] = byte(role)
 	return b
 }
 

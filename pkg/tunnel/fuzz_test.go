@@ -12,7 +12,7 @@ import (
 func FuzzReceive(f *testing.F) {
 	var all []byte
 	for _, name := range []string{"end", "open", "data", "data, offset", "data, fin", "fin alone", "credit", "reset", "reset ack",
-		"ping", "pong", "state", "goaway", "datagram", "unknown, flags"} {
+		"ping", "pong", "role", "goaway", "datagram", "unknown, flags"} {
 		b := unhex(f, golden[name])
 		f.Add(uint8(0), append(unhex(f, golden["end"]), b...))
 		all = append(all, b...)
@@ -98,6 +98,7 @@ func FuzzReceive(f *testing.F) {
 func audit(t *testing.T, s *Session) {
 	t.Helper()
 	unacked, used := 0, 0
+	streams := make(map[*carrier]int)
 	for id, st := range s.streams {
 		if st.s != s || st.id != id {
 			t.Fatalf("stream %d is not itself", id)
@@ -127,6 +128,22 @@ func audit(t *testing.T, s *Session) {
 			t.Fatalf("stream %d: cursor", id)
 		}
 		unacked += int(st.next - st.acked)
+		if st.sent < st.next {
+			t.Fatalf("stream %d: next %d, sent %d", id, st.next, st.sent)
+		}
+		if bound := st.flags&flagBound != 0; bound {
+			streams[st.path.c]++
+		} else if st.next != st.acked || st.flags&flagQueued != 0 || st.path != nil && st.path.lane == nil {
+			t.Fatalf("stream %d: acked %d, next %d, bound to nothing", id, st.acked, st.next)
+		}
+		if st.path != nil && st.path.c.gone {
+			t.Fatalf("stream %d is bound to a link that is gone", id)
+		}
+	}
+	for _, c := range s.carriers {
+		if c.streams != streams[c] {
+			t.Fatalf("a link has %d streams, counts %d", streams[c], c.streams)
+		}
 	}
 	if unacked != s.unacked || used != s.pool.used {
 		t.Fatalf("unacked %d, counts %d; used %d, counts %d", unacked, s.unacked, used, s.pool.used)
@@ -136,5 +153,5 @@ func audit(t *testing.T, s *Session) {
 // FuzzSimulation runs the schedules of TestSimulation by the fuzzer's choice of seed.
 func FuzzSimulation(f *testing.F) {
 	f.Add(uint64(1))
-	f.Fuzz(func(t *testing.T, seed uint64) { runSim(t, seed) })
+	f.Fuzz(func(t *testing.T, seed uint64) { runSim(t, seed, new(simCount)) })
 }

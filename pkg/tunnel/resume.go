@@ -2,117 +2,108 @@ package tunnel
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"time"
 )
 
-// Attach gives the session a new link, which is authenticated and belongs to the
-// same session at the other end. A link it still has is closed with ErrSuperseded.
+// Attach gives the session another link, which is authenticated and belongs to the
+// same session at the other end. An interactive or a datagram link supersedes the one
+// of the same role, a bulk link a suspect one; what is superseded is closed with
+// ErrSuperseded.
 //
-// Both sides tell what they have received of each stream. Then each sends again
-// what the other one misses, and the streams go on.
+// If there was no link, the streams go on: each side tells what it has received and
+// sends again what the other one misses.
 func (s *Session) Attach(l Link, role Role, now time.Time) {
 	s.enter(now)
 	if s.closed {
 		l.Close(ErrClosed)
 		return
 	}
-	old := s.link
-	s.detach()
-	s.link = l
-	s.heard = s.now
-	s.stats.Links++
-	s.order = s.sorted()
-	for _, st := range s.order {
-		st.flags &^= flagListed
-	}
-	for id := range s.tombs {
-		s.resets.push(id)
-	}
-	slices.Sort(s.resets.items)
+	old := s.superseded(role)
 	if old != nil {
-		old.Close(ErrSuperseded)
+		s.drop(old, ErrSuperseded)
 	}
+	s.serial++
+	s.stats.Links++
+	c := &carrier{link: l, serial: s.serial, role: role, since: s.now, heard: s.now}
+	c.lanes, _ = l.(LaneLink)
+	c.own.c = c
+	c.rx.buf = c.buf[:]
+	s.carriers = append(s.carriers, c)
 	s.wake()
 }
 
-// Lost tells that l is gone. The streams wait for another link.
+// superseded returns the link that one more in the given role takes the place of, or nil.
+func (s *Session) superseded(role Role) *carrier {
+	for _, c := range s.carriers {
+		if c.role == role && (role == RoleInteractive || role == RoleDatagram || c.suspect) {
+			return c
+		}
+	}
+	if len(s.carriers) >= maxLinks {
+		return s.carriers[0]
+	}
+	return nil
+}
+
+// Lost tells that l is gone. What it carried goes on elsewhere, or waits for another link.
 func (s *Session) Lost(l Link, err error, now time.Time) {
 	s.enter(now)
-	if l == s.link && l != nil {
-		s.detach()
+	if c := s.carrier(l); c != nil {
+		s.lose(c)
 	}
 }
 
-// detach forgets the link and whatever was about to be sent on it: a STATE tells it
-// all on the next one.
-func (s *Session) detach() {
-	if s.link != nil {
-		s.lostAt = s.now
-	}
-	s.link = nil
-	for _, l := range []*list{&s.fresh, &s.bulk} {
+// lose forgets a link.
+func (s *Session) lose(c *carrier) {
+	c.gone = true
+	i := slices.Index(s.carriers, c)
+	s.carriers = slices.Delete(s.carriers, i, i+1)
+	s.abandon(c)
+	s.reroute()
+	s.wake() // Next has moved
+}
+
+// abandon takes everything from a link that is lost or suspect. Streams go back to what
+// is acknowledged, and have no path until resume.
+func (s *Session) abandon(c *carrier) {
+	for _, l := range []*list{&c.fresh, &c.bulk, &c.laned} {
 		for l.head != nil {
 			l.pop().flags &^= flagQueued
 		}
 	}
-	for !s.credits.empty() {
-		s.credits.pop().flags &^= flagCredit
+	for _, st := range s.streams {
+		if st.path != nil && st.path.c == c {
+			s.rewind(st)
+			s.dropLane(st)
+		}
+		if st.toldOn == c.serial {
+			st.toldOn = 0
+			st.flags |= flagUntold
+		}
+		if st.closing() {
+			s.rewind(st)
+		}
 	}
-	for _, st := range s.owed {
-		st.flags &^= flagOwed
-	}
-	s.linkState = linkState{}
-	s.rx = decoder{}
+	s.sweeps = s.now + 2*(s.cfg.PingInterval+s.cfg.PingTimeout)
 }
 
-// fillState adds what opens a link: after the resets, STATE for each stream that
-// the peer may know, and END.
-func (s *Session) fillState(b []byte) []byte {
-	if s.sentEnd || !s.resets.empty() {
-		return b
-	}
-	for ; s.told < len(s.order); s.told++ {
-		if len(b)+creditSize > batchSize {
-			return b
-		}
-		st := s.order[s.told]
-		if st.s == nil || st.flags&flagEmitted == 0 {
-			continue // it was reset meanwhile, and RESET goes before END; or the peer cannot know it
-		}
-		b = st.tell(b, frameState)
-	}
-	if len(b)+headerSize+4 > batchSize {
-		return b
-	}
-	s.sentEnd = true
-	b = appendEnd(b, s.highest)
-	s.linkReady()
-	return b
+// closing reports whether st has finished but for an acknowledgement. The peer may have
+// none to send any more: it had everything, has ended the stream, and its last CREDIT
+// was lost with a link. It answers a DATA with FIN.
+func (st *Stream) closing() bool {
+	return st.flags&(flagFin|flagPeerFin) == flagFin|flagPeerFin && st.next == st.end+1 && st.acked < st.next
 }
 
-// receiveState takes what the peer has of a stream. One that is over here is
-// ignored: the peer finds out by itself, from the END.
-func (s *Session) receiveState(id uint32, received, limit uint64) error {
-	if s.gotEnd {
-		return fmt.Errorf("stream %d: STATE after END: %w", id, ErrProtocol)
+// sweep asks for lost acknowledgements. The peer may notice the loss of a link later
+// than this side, and send into the void until then.
+func (s *Session) sweep() {
+	for _, st := range s.sorted() {
+		if st.closing() {
+			s.rewind(st)
+			s.schedule(st)
+		}
 	}
-	st := s.lookup(id)
-	if st == nil {
-		return nil
-	}
-	if st.flags&flagListed != 0 || st.flags&flagEmitted == 0 {
-		return fmt.Errorf("stream %d: STATE twice, or before its OPEN: %w", id, ErrProtocol)
-	}
-	if received < st.acked || !s.acknowledge(st, received) {
-		return fmt.Errorf("stream %d: %d received, %d to %d possible: %w", id, received, st.acked, st.next, ErrProtocol)
-	}
-	st.confirm()
-	st.flags |= flagListed
-	st.limit = max(st.limit, limit)
-	s.rewind(st)
-	return nil
 }
 
 // rewind has everything that is not acknowledged sent again.
@@ -126,52 +117,78 @@ func (s *Session) rewind(st *Stream) {
 	if st.Pending() > s.highMark() {
 		st.flags |= flagHigh
 	}
+	if st.flags&flagQueued == 0 {
+		s.unbind(st)
+	}
 }
 
-// receiveEnd ends the peer's STATEs. highest is the last stream of ours that it
-// has seen.
-func (s *Session) receiveEnd(highest uint32) error {
-	if s.gotEnd {
-		return fmt.Errorf("END twice: %w", ErrProtocol)
-	}
-	s.gotEnd = true
-	for _, st := range s.order {
-		switch {
-		case st.s == nil:
-		case st.flags&flagListed != 0:
-			s.finish(st)
-		case st.flags&flagLocal != 0 && st.flags&flagConfirmed == 0 && after(st.id, highest):
-			s.rewind(st) // the OPEN was lost, or was never sent
-			st.flags &^= flagEmitted
+// reopen has a new control path begin with all that the peer may not have seen: the
+// OPENs that nothing has confirmed, in the order of their ids, and the RESETs.
+//
+// So whatever was lost or is late, when an OPEN or a RESET arrives on a link, each older
+// stream was seen, or its OPEN has come on that link before, or it was reset: the
+// receiver takes only an OPEN that is newer than all it has seen.
+func (s *Session) reopen() {
+	s.opens, s.resets, s.sentGoaway = queue[*Stream]{}, queue[uint32]{}, false
+	for _, st := range s.streams {
+		st.flags &^= flagOpening
+		if st.flags&flagConfirmed == 0 {
+			st.flags |= flagOpening
 			s.opens.push(st)
-		case st.flags&flagFin != 0 && st.next == st.end+1 && st.flags&flagPeerFin != 0:
-			// The peer could end it because both directions were finished; only
-			// its last acknowledgement was lost.
-			s.acknowledge(st, st.next)
-			st.pump()
-		default:
-			s.end(st, &StreamError{Code: CodeUnknownStream})
 		}
 	}
 	slices.SortFunc(s.opens.items, func(a, b *Stream) int {
-		return cmp.Compare(int32(a.id-highest), int32(b.id-highest))
+		return cmp.Compare(int32(a.id-s.nextID), int32(b.id-s.nextID))
 	})
-	s.linkReady()
-	return nil
+	for id := range s.tombs {
+		s.resets.push(id)
+	}
+	slices.Sort(s.resets.items)
 }
 
-// linkReady lets the streams use the link once END has crossed both ways.
-func (s *Session) linkReady() {
-	if !s.ready() {
-		return
+// resume gives everything that waits for a link to those that there are.
+func (s *Session) resume() {
+	for _, st := range s.sorted() {
+		if st.flags&(flagUntold|flagEmitted) == flagUntold|flagEmitted {
+			s.pushCredit(st)
+		}
+		s.schedule(st)
 	}
-	s.ping()
-	for _, st := range s.order {
-		if st.s != nil {
-			s.schedule(st)
-			s.credit(st)
+	s.wake()
+}
+
+// fillStart adds what a link begins with.
+func (s *Session) fillStart(c *carrier, b []byte, most int) []byte {
+	if c.sentEnd {
+		return b
+	}
+	if s.control == nil {
+		if c.order == nil {
+			c.order = s.sorted()
+		}
+		for ; c.told < len(c.order); c.told++ {
+			if !fits(b, creditSize, most) {
+				return b
+			}
+			// The peer knows a stream that it has confirmed.
+			if st := c.order[c.told]; st.s != nil && st.flags&flagConfirmed != 0 {
+				b = st.tell(b, c)
+			}
 		}
 	}
-	s.order = nil
-	s.wake()
+	if !fits(b, headerSize, most) {
+		return b
+	}
+	c.sentEnd, c.order = true, nil
+	b = appendEmpty(b, frameEnd, 0)
+	s.started(c)
+	return b
+}
+
+// started lets the streams use c once END has crossed both ways.
+func (s *Session) started(c *carrier) {
+	if c.ready() {
+		s.ping(c)
+		s.reroute()
+	}
 }

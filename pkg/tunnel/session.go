@@ -9,8 +9,8 @@ import (
 // A Session is one side of a session. Everything in it is owned by the loop that
 // calls its methods.
 //
-// It has no state of its own beside closed: a link is attached or not, and an
-// attached one is ready once the END of both sides has crossed (see linkState).
+// It has no state of its own beside closed: it has links or not, and each of them is
+// ready once the END of both sides has crossed (see carrier).
 type Session struct {
 	cfg   Config        // immutable
 	start time.Time     // immutable; all times below count from it
@@ -34,55 +34,39 @@ type Session struct {
 
 	tombs map[uint32]Code // streams that were reset here, until RESET_ACK
 
+	carriers []*carrier     // the links, the oldest first
+	serial   uint32         // of the last one
+	control  *carrier       // the control path; nil while no link is ready
+	direct   *carrier       // whose SendDatagram is used, or nil
+	ready    int            // links
+	choice   bool           // there is more than one path for a stream
+	full     map[Lane]*path // those that wait for LaneDrained; nil until there is one
+	lostAt   time.Duration  // since when there is no control path
+	sweeps   time.Duration  // until when lost acknowledgements are asked for
+	dgrams   datagrams      // that wait for the control path
+
+	// Frames of the control path, in this order. OPENs go in the order of the ids,
+	// and no RESET or CREDIT before an OPEN that waits.
+	opens      queue[*Stream] // flagOpening
+	resets     queue[uint32]  // ids in tombs
+	sentGoaway bool
+	credits    queue[*Stream] // CREDIT is to be sent now (flagCredit)
+	owed       []*Stream      // CREDIT is to be sent soon (flagOwed)
+	owedAt     time.Duration  // when the owed ones go; 0: none
+
 	goaway     bool // GoAway was called
 	peerGoaway bool // GOAWAY came
 	closed     bool
 	over       bool // OnClose was called
 	closeErr   error
-
-	lostAt    time.Duration // since when there is no link
-	link      Link          // nil while there is none
-	linkState               // of link
-	rx        decoder       // of link
 }
 
-// linkState is what a session has to forget when its link is lost.
-//
-// A link starts silent: both sides send what resets they have, STATE for each
-// stream, and END. OPEN, DATA and CREDIT flow once END was sent and has come.
-type linkState struct {
-	sentEnd, gotEnd bool
-	sentGoaway      bool
-	order           []*Stream     // by id, until the link is ready: those that may have to be resumed
-	told            int           // how many of them STATE was sent for
-	pong            uint64        // to be sent if wantPong
-	wantPong        bool          // only the last ping is answered
-	pingID          uint64        // last one sent
-	pingSent        bool          // it is not answered
-	wantPing        bool          // one is to be sent
-	askedAt         time.Duration // when it was wanted
-	pingAt          time.Duration // when the last one was sent
-	heard           time.Duration // when anything was received last
-	owedAt          time.Duration // when the owed acknowledgements go; 0: none
-
-	resetAcks queue[uint32]
-	resets    queue[uint32]  // ids in tombs that were not sent on this link
-	opens     queue[*Stream] // in the order of their ids
-	credits   queue[*Stream] // CREDIT is to be sent now (flagCredit)
-	owed      []*Stream      // CREDIT is to be sent soon (flagOwed)
-	fresh     list           // streams with something to send that have not used up their quantum
-	bulk      list           // those that have
-}
-
-// ready reports whether streams may use the link.
-func (l *linkState) ready() bool { return l.sentEnd && l.gotEnd }
-
-// An event is a callback to come: of st, which has ended if over, or OnGoAway if
-// st is nil.
+// An event is a callback to come: of st, which has ended if over, or call if st is nil.
 type event struct {
 	st   *Stream
 	over bool
 	err  error
+	call func()
 }
 
 // New returns a session that waits for its first link.
@@ -121,12 +105,10 @@ func (s *Session) Open(header []byte) (*Stream, error) {
 	st := s.newStream(s.nextID, flagLocal)
 	s.skipID()
 	st.header = string(header)
-	switch {
-	case s.gotEnd:
+	if s.control != nil { // or else reopen does it
+		st.flags |= flagOpening
 		s.opens.push(st)
 		s.wake()
-	case s.link != nil:
-		s.order = append(s.order, st) // receiveEnd opens it
 	}
 	return st, nil
 }
@@ -180,6 +162,9 @@ func (s *Session) end(st *Stream, err error) {
 		s.last = nil
 	}
 	s.unacked -= int(st.next - st.acked)
+	s.unbind(st)
+	s.dropLane(st)
+	s.dgrams.drop(s, st)
 	s.grown -= int(st.window) - s.cfg.Window
 	s.pool.putAll(&st.out)
 	s.pool.putAll(&st.in)
@@ -202,7 +187,7 @@ func (s *Session) finish(st *Stream) {
 // bury remembers a reset until the peer acknowledges it.
 func (s *Session) bury(id uint32, code Code) {
 	s.tombs[id] = code
-	if s.link != nil {
+	if s.control != nil { // or else reopen does it
 		s.resets.push(id)
 		s.wake()
 	}
@@ -223,8 +208,8 @@ func (s *Session) runEvents() {
 		s.events[i] = event{}
 		st := e.st
 		if st == nil {
-			if s.cfg.OnGoAway != nil && !s.closed {
-				s.cfg.OnGoAway()
+			if !s.closed {
+				e.call()
 			}
 			continue
 		}
@@ -304,12 +289,17 @@ func (s *Session) wakeIfDraining() {
 
 // drained reports whether a GoAway is finished.
 func (s *Session) drained() bool {
-	return (s.goaway && s.sentGoaway || s.peerGoaway) && s.ready() && len(s.streams) == 0 &&
-		len(s.tombs) == 0 && s.resetAcks.empty() && s.credits.empty() && len(s.owed) == 0
+	for _, c := range s.carriers {
+		if !c.resetAcks.empty() || !c.acks.empty() {
+			return false
+		}
+	}
+	return (s.goaway && s.sentGoaway || s.peerGoaway) && s.control != nil && len(s.streams) == 0 &&
+		len(s.tombs) == 0 && s.credits.empty() && len(s.owed) == 0
 }
 
 // Close ends the session now. Every stream gets OnClose with CodeSessionLost, then
-// the session gets OnClose(err). The link is closed.
+// the session gets OnClose(err). The links are closed.
 func (s *Session) Close(err error) {
 	if s.closed {
 		return
@@ -319,14 +309,12 @@ func (s *Session) Close(err error) {
 	for _, st := range s.sorted() {
 		s.end(st, &StreamError{Code: CodeSessionLost})
 	}
-	link := s.link
-	s.detach()
+	for len(s.carriers) > 0 {
+		s.drop(s.carriers[0], err)
+	}
 	clear(s.tombs)
 	s.batch = nil
 	s.pool.free = [2]chunkList{}
-	if link != nil {
-		link.Close(err)
-	}
 	if !s.busy {
 		s.busy = true
 		s.runEvents()
@@ -359,12 +347,16 @@ func (s *Session) Next() time.Time {
 		return time.Time{}
 	}
 	at := s.trim
-	if s.link == nil {
+	if len(s.carriers) == 0 {
 		at = min(at, s.lostAt+s.cfg.ResumeTimeout)
-	} else {
-		at = min(at, s.linkDeadline())
-		if s.owedAt != 0 {
-			at = min(at, s.owedAt)
+	}
+	if s.owedAt != 0 {
+		at = min(at, s.owedAt)
+	}
+	for _, c := range s.carriers {
+		at = min(at, s.deadline(c))
+		if c.drainAt != 0 {
+			at = min(at, c.drainAt)
 		}
 	}
 	return s.start.Add(at)
@@ -380,41 +372,16 @@ func (s *Session) Advance(now time.Time) (next time.Time) {
 	if s.now >= s.trim {
 		s.trimBuffers()
 	}
-	if s.link == nil {
-		if s.now >= s.lostAt+s.cfg.ResumeTimeout {
-			s.Close(fmt.Errorf("%w of %v", ErrResumeTimeout, s.cfg.ResumeTimeout))
-		}
-		return s.Next()
-	}
 	if s.owedAt != 0 && s.now >= s.owedAt {
 		s.payOwed()
 	}
-	asked := s.wantPing || s.pingSent
-	switch due := s.now >= s.linkDeadline(); {
-	case due && asked:
-		link := s.link
-		s.detach()
-		link.Close(ErrLinkTimeout)
-	case due, !asked && s.ready() && s.now >= s.pingAt+rttInterval:
-		s.ping()
+	for i := len(s.carriers) - 1; i >= 0; i-- { // it may be dropped
+		s.watch(s.carriers[i])
+	}
+	if len(s.carriers) == 0 && s.now >= s.lostAt+s.cfg.ResumeTimeout {
+		s.Close(fmt.Errorf("%w of %v", ErrResumeTimeout, s.cfg.ResumeTimeout))
 	}
 	return s.Next()
-}
-
-// linkDeadline is when a silent link is asked for a sign of life, or given up if it
-// was asked.
-func (s *Session) linkDeadline() time.Duration {
-	at := s.heard + s.cfg.PingInterval
-	if s.wantPing || s.pingSent {
-		at = max(at, s.askedAt) + s.cfg.PingTimeout
-	}
-	return at
-}
-
-func (s *Session) ping() {
-	s.wantPing = true
-	s.askedAt = s.now
-	s.wake()
 }
 
 func (s *Session) trimBuffers() {
@@ -424,40 +391,16 @@ func (s *Session) trimBuffers() {
 		s.batch = nil
 	}
 	s.used = false
+	for _, c := range s.carriers {
+		c.trim(s)
+	}
+	if s.now < s.sweeps {
+		s.sweep()
+	}
 	if len(s.events) == 0 && cap(s.events) > 1024 && !s.busy {
 		s.events = nil
 	}
 }
-
-// SetRole changes the role of l, for this side and, by a ROLE frame, for the peer.
-// RoleNone drains l: its streams leave it, and it gets Close(nil) when nothing needs
-// it, after 5 s at most.
-func (s *Session) SetRole(l Link, role Role) {}
-
-// Links returns a snapshot of the links.
-func (s *Session) Links() []LinkStats {
-	if s.link == nil {
-		return nil
-	}
-	return []LinkStats{{Link: s.link, RTT: s.rtt}}
-}
-
-// A LaneReceiver takes what comes on a lane that the peer has opened.
-type LaneReceiver struct{ l Link }
-
-// NewLaneReceiver returns a receiver for a lane that the peer has opened on l.
-func (s *Session) NewLaneReceiver(l Link) *LaneReceiver { return &LaneReceiver{l} }
-
-// ReceiveLane takes bytes of a lane as they come. b is lent and may be modified. An
-// error is a violation of the protocol: the owner closes the link.
-func (s *Session) ReceiveLane(r *LaneReceiver, b []byte, now time.Time) error { return nil }
-
-// LaneDrained tells that a lane takes batches again.
-func (s *Session) LaneDrained(lane Lane, now time.Time) {}
-
-// ReceiveDatagram takes a datagram of stream id that came on l outside of its order. b
-// is lent and may be modified.
-func (s *Session) ReceiveDatagram(l Link, id uint32, b []byte, now time.Time) {}
 
 // Stats is a snapshot of a session.
 type Stats struct {
@@ -467,7 +410,10 @@ type Stats struct {
 	Buffered int           // memory that the streams' data takes
 	Links    int           // attached so far
 	Attached bool          // a link is attached
-	RTT      time.Duration // smoothed; 0 until a ping was answered
+	RTT      time.Duration // of the control path, smoothed; 0 until a ping was answered
+
+	// Datagrams. Those that a link has lost are in none of them.
+	DatagramsSent, DatagramsReceived, DatagramsDropped uint64
 }
 
 // Stats returns a snapshot.
@@ -475,7 +421,7 @@ func (s *Session) Stats() Stats {
 	v := s.stats
 	v.Streams = len(s.streams)
 	v.Buffered = s.pool.used
-	v.Attached = s.link != nil
+	v.Attached = len(s.carriers) > 0
 	v.RTT = s.rtt
 	return v
 }
@@ -489,6 +435,7 @@ type queue[T any] struct {
 func (q *queue[T]) push(v T)    { q.items = append(q.items, v) }
 func (q *queue[T]) empty() bool { return q.head == len(q.items) }
 func (q *queue[T]) len() int    { return len(q.items) - q.head }
+func (q *queue[T]) peek() T     { return q.items[q.head] }
 
 func (q *queue[T]) pop() T {
 	var zero T

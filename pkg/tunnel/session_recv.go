@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// A decoder takes a link's bytes in any fragments.
+// A decoder takes the bytes of a channel in any fragments.
 type decoder struct {
-	err error // what the link broke; it gets no further
-	buf [maxSmall]byte
-	n   int // bytes of an incomplete frame in buf; never those of DATA's payload
+	err error  // what was broken on it; it gets no further
+	buf []byte // for a frame that comes in pieces, but for DATA's payload, and DGRAM's
+	n   int    // bytes in it
 
 	skip int // bytes of an unknown frame to come
 
@@ -18,38 +18,96 @@ type decoder struct {
 	st   *Stream // that they belong to; nil if they are late
 	off  uint64  // their offset
 	fin  bool
+
+	lane   bool   // a lane: only DATA of one stream
+	laneID uint32 // that stream, or 0 before the first frame
+
+	dgramLeft int    // bytes of a DGRAM to come
+	dgramID   uint32 // whose it is
+	dgram     []byte // what has come of it; nil while idle
 }
 
 // Receive takes bytes of l as they come. b is lent and may be modified. An error
 // is a violation of the protocol: the owner closes the link.
 func (s *Session) Receive(l Link, b []byte, now time.Time) error {
 	s.enter(now)
-	if l != s.link || l == nil {
+	c := s.carrier(l)
+	if c == nil {
 		return nil
 	}
+	return s.take(c, &c.rx, b)
+}
+
+// A LaneReceiver takes what comes on a lane that the peer has opened.
+type LaneReceiver struct {
+	c   *carrier // nil: the link was not attached
+	rx  decoder
+	buf [dataHeaderSize]byte // of rx
+}
+
+// NewLaneReceiver returns a receiver for a lane that the peer has opened on l.
+func (s *Session) NewLaneReceiver(l Link) *LaneReceiver {
+	r := &LaneReceiver{c: s.carrier(l)}
+	r.rx.lane, r.rx.buf = true, r.buf[:]
+	return r
+}
+
+// ReceiveLane takes bytes of a lane as they come. b is lent and may be modified. An
+// error is a violation of the protocol: the owner closes the link.
+func (s *Session) ReceiveLane(r *LaneReceiver, b []byte, now time.Time) error {
+	s.enter(now)
+	if r.c == nil {
+		return nil
+	}
+	return s.take(r.c, &r.rx, b)
+}
+
+// ReceiveDatagram takes a datagram of stream id that came on l outside of its order. b
+// is lent and may be modified.
+func (s *Session) ReceiveDatagram(l Link, id uint32, b []byte, now time.Time) {
+	s.enter(now)
+	if c := s.carrier(l); c != nil {
+		s.begin(c, len(b))
+		s.receiveDatagram(id, b)
+		s.done()
+	}
+}
+
+// take takes bytes of c, on the channel that rx is for.
+func (s *Session) take(c *carrier, rx *decoder, b []byte) error {
+	if c.gone {
+		return nil
+	}
+	s.begin(c, len(b))
+	for len(b) > 0 && !c.gone && rx.err == nil {
+		var n int
+		n, rx.err = s.receive(c, rx, b)
+		b = b[n:]
+	}
+	s.done()
+	if c.gone {
+		return nil
+	}
+	return rx.err
+}
+
+func (s *Session) begin(c *carrier, n int) {
 	if s.busy {
 		panic("BUG: Receive inside a callback")
 	}
-	s.heard = s.now
 	s.busy = true
-	for len(b) > 0 && s.link == l && s.rx.err == nil {
-		var n int
-		n, s.rx.err = s.receive(b)
-		b = b[n:]
-	}
-	err := s.rx.err
+	c.rcvd += uint64(n)
+	s.hear(c)
+}
+
+func (s *Session) done() {
 	s.runEvents()
 	s.busy = false
 	s.wakeIfDraining()
-	if s.link != l {
-		return nil
-	}
-	return err
 }
 
 // receive takes one frame, or a part of one, and returns its length.
-func (s *Session) receive(b []byte) (int, error) {
-	rx := &s.rx
+func (s *Session) receive(c *carrier, rx *decoder, b []byte) (int, error) {
 	switch {
 	case rx.left > 0:
 		n := min(rx.left, len(b))
@@ -60,15 +118,33 @@ func (s *Session) receive(b []byte) (int, error) {
 			return n, nil
 		}
 		return n, s.receiveData(rx.st, off, b[:n], rx.fin && rx.left == 0)
+	case rx.dgramLeft > 0:
+		if rx.dgram == nil {
+			rx.dgram = make([]byte, 0, rx.dgramLeft)
+		}
+		n := min(rx.dgramLeft, len(b))
+		rx.dgramLeft -= n
+		rx.dgram = append(rx.dgram, b[:n]...)
+		if rx.dgramLeft == 0 {
+			s.receiveDatagram(rx.dgramID, rx.dgram)
+			rx.dgram = rx.dgram[:0]
+		}
+		return n, nil
 	case rx.skip > 0:
 		n := min(rx.skip, len(b))
 		rx.skip -= n
 		return n, nil
 	case rx.n == 0 && len(b) >= headerSize:
-		need, err := frameNeeds(b)
+		need, err := rx.needs(b)
 		if err != nil || len(b) >= need {
 			if err == nil {
-				err = s.receiveFrame(b[:need])
+				err = s.receiveFrame(c, rx, b[:need])
+			}
+			if err == nil && len(b) >= need+rx.dgramLeft && rx.dgramLeft > 0 { // whole: no copy
+				n := rx.dgramLeft
+				rx.dgramLeft = 0
+				s.receiveDatagram(rx.dgramID, b[need:need+n])
+				need += n
 			}
 			return need, err
 		}
@@ -76,24 +152,24 @@ func (s *Session) receive(b []byte) (int, error) {
 	// The frame came in pieces: gather the fixed part of it.
 	need := headerSize
 	if rx.n >= headerSize {
-		need, _ = frameNeeds(rx.buf[:])
+		need, _ = rx.needs(rx.buf)
 	}
 	n := copy(rx.buf[rx.n:need], b)
 	rx.n += n
 	if rx.n < need {
 		return n, nil
 	}
-	more, err := frameNeeds(rx.buf[:])
+	more, err := rx.needs(rx.buf)
 	if err != nil || rx.n < more {
 		return n, err
 	}
 	rx.n = 0
-	return n, s.receiveFrame(rx.buf[:need])
+	return n, s.receiveFrame(c, rx, rx.buf[:need])
 }
 
-// frameNeeds returns how much of the frame that begins with b must be together: all
-// of it, but for the data of DATA and the payload of an unknown type.
-func frameNeeds(b []byte) (int, error) {
+// needs returns how much of the frame that begins with b must be together: all of it,
+// but for the data of DATA, and the payload of DGRAM and of an unknown type.
+func (rx *decoder) needs(b []byte) (int, error) {
 	typ, size := frameType(b[0])&typeMask, int(binary.BigEndian.Uint32(b[4:8])&0xffffff)
 	least, most, known := payloadBounds(typ)
 	switch {
@@ -101,44 +177,63 @@ func frameNeeds(b []byte) (int, error) {
 		return 0, fmt.Errorf("frame type %d: %d bytes of payload: %w", typ, size, ErrProtocol)
 	case typ == frameData:
 		return dataHeaderSize, nil
-	case !known:
+	case rx.lane:
+		return 0, fmt.Errorf("frame type %d on a lane: %w", typ, ErrProtocol)
+	case !known, typ == frameDatagram:
 		return headerSize, nil
 	}
 	return headerSize + size, nil
 }
 
-// receiveFrame takes what frameNeeds asked for.
-func (s *Session) receiveFrame(b []byte) error {
+// receiveFrame takes what needs asked for.
+func (s *Session) receiveFrame(c *carrier, rx *decoder, b []byte) error {
 	typ, id, size := frameType(b[0]), binary.BigEndian.Uint32(b[1:5]), int(binary.BigEndian.Uint32(b[4:8])&0xffffff)
 	p := b[headerSize:]
 	switch typ & typeMask {
 	case frameData:
-		return s.receiveDataHeader(id, binary.BigEndian.Uint64(p), size-8, typ&flagFIN != 0)
+		return s.receiveDataHeader(c, rx, id, binary.BigEndian.Uint64(p), size-8, typ&flagFIN != 0)
 	case frameOpen:
-		return s.receiveOpen(id, p)
+		return s.receiveOpen(c, id, p)
 	case frameCredit:
 		return s.receiveCredit(id, binary.BigEndian.Uint64(p), binary.BigEndian.Uint64(p[8:]))
 	case frameReset:
-		return s.receiveReset(id, Code(binary.BigEndian.Uint16(p)))
+		return s.receiveReset(c, id, Code(binary.BigEndian.Uint16(p)))
 	case frameResetAck:
 		delete(s.tombs, id)
 	case framePing:
-		s.pong, s.wantPong = binary.BigEndian.Uint64(p), true
+		c.pong, c.wantPong = binary.BigEndian.Uint64(p), true
 		s.wake()
 	case framePong:
-		s.receivePong(binary.BigEndian.Uint64(p))
-	case frameState:
-		return s.receiveState(id, binary.BigEndian.Uint64(p), binary.BigEndian.Uint64(p[8:]))
+		s.receivePong(c, binary.BigEndian.Uint64(p))
+	case frameRole:
+		if p[0] > byte(RoleNone) {
+			return fmt.Errorf("role %d: %w", p[0], ErrProtocol)
+		}
+		s.receiveRole(c, Role(p[0]))
 	case frameEnd:
-		return s.receiveEnd(binary.BigEndian.Uint32(p))
+		if c.gotEnd {
+			return fmt.Errorf("END twice: %w", ErrProtocol)
+		}
+		c.gotEnd = true
+		s.started(c)
 	case frameGoAway:
-		if !s.peerGoaway { // it comes again on each link
+		if !s.peerGoaway { // it may come again
 			s.peerGoaway = true
-			s.events = append(s.events, event{})
+			if s.cfg.OnGoAway != nil {
+				s.events = append(s.events, event{call: s.cfg.OnGoAway})
+			}
 			s.wake()
 		}
+	case frameDatagram:
+		rx.dgramID, rx.dgramLeft = id, size
+		switch {
+		case size == 0:
+			s.receiveDatagram(id, nil)
+		case cap(rx.dgram) < size:
+			rx.dgram = nil
+		}
 	default:
-		s.rx.skip = size
+		rx.skip = size
 	}
 	return nil
 }
@@ -147,8 +242,6 @@ func (s *Session) receiveFrame(b []byte) error {
 func (s *Session) find(id uint32) (*Stream, error) {
 	st := s.lookup(id)
 	switch {
-	case !s.ready():
-		return nil, fmt.Errorf("stream %d: frame before the end of the resume: %w", id, ErrProtocol)
 	case st == nil && (id == 0 || after(id, s.lastSeen(id))):
 		return nil, fmt.Errorf("stream %d: never opened: %w", id, ErrProtocol)
 	case st == nil:
@@ -158,6 +251,14 @@ func (s *Session) find(id uint32) (*Stream, error) {
 	}
 	st.confirm()
 	return st, nil
+}
+
+// early returns an error if c is not ready for frames of streams.
+func early(c *carrier, id uint32) error {
+	if !c.ready() {
+		return fmt.Errorf("stream %d: frame before END: %w", id, ErrProtocol)
+	}
+	return nil
 }
 
 // lastSeen returns the newest id of the side that opens id.
@@ -176,16 +277,43 @@ func (st *Stream) confirm() {
 	}
 }
 
-func (s *Session) receiveDataHeader(id uint32, off uint64, size int, fin bool) error {
+func (s *Session) receiveDataHeader(c *carrier, rx *decoder, id uint32, off uint64, size int, fin bool) error {
+	switch {
+	case !rx.lane: // the END before it may come later than what is on a lane
+		if err := early(c, id); err != nil {
+			return err
+		}
+	case rx.laneID == 0:
+		rx.laneID = id
+	case rx.laneID != id:
+		return fmt.Errorf("stream %d: data on a lane of stream %d: %w", id, rx.laneID, ErrProtocol)
+	}
 	st, err := s.find(id)
 	if err != nil {
 		return err
 	}
-	rx := &s.rx
 	rx.st, rx.off, rx.left, rx.fin = st, off, size, fin
-	if size == 0 && fin && st != nil {
+	switch {
+	case !fin:
+	case st == nil:
+		return s.receiveLateFin(c, id, off+uint64(size)+1)
+	case size == 0:
 		return s.receiveData(st, off, nil, true)
 	}
+	return nil
+}
+
+// receiveLateFin answers for a stream that has ended here: if it was not reset, its peer
+// waits for an acknowledgement that was lost.
+func (s *Session) receiveLateFin(c *carrier, id uint32, received uint64) error {
+	if _, tomb := s.tombs[id]; tomb {
+		return nil
+	}
+	if c.acks.len() > s.cfg.MaxStreams+maxAnswers {
+		return fmt.Errorf("stream %d: too much for streams that have ended: %w", id, ErrProtocol)
+	}
+	c.acks.push(ack{id, received})
+	s.wake()
 	return nil
 }
 
@@ -285,12 +413,17 @@ func (s *Session) keep(st *Stream, b []byte) {
 	}
 }
 
-func (s *Session) receiveOpen(id uint32, header []byte) error {
+func (s *Session) receiveOpen(c *carrier, id uint32, header []byte) error {
+	if err := early(c, id); err != nil {
+		return err
+	}
 	switch {
-	case !s.ready():
-		return fmt.Errorf("stream %d: opened before the end of the resume: %w", id, ErrProtocol)
-	case id == 0 || s.local(id) || !after(id, s.highest) || s.taken(id):
-		return fmt.Errorf("stream %d: opened out of order: %w", id, ErrProtocol)
+	case id == 0 || s.local(id):
+		return fmt.Errorf("stream %d: opened by the wrong side: %w", id, ErrProtocol)
+	case !after(id, s.highest): // it comes again on each new control path
+		return nil
+	case s.taken(id):
+		return fmt.Errorf("stream %d: opened while it is in use: %w", id, ErrProtocol)
 	case len(s.tombs) > s.cfg.MaxStreams+maxTombs:
 		return fmt.Errorf("stream %d: too many resets without RESET_ACK: %w", id, ErrProtocol)
 	}
@@ -325,22 +458,37 @@ func (s *Session) receiveCredit(id uint32, received, limit uint64) error {
 		return err
 	}
 	if !s.acknowledge(st, received) {
-		return fmt.Errorf("stream %d: %d acknowledged, %d sent: %w", id, received, st.next, ErrProtocol)
+		return fmt.Errorf("stream %d: %d acknowledged, %d sent: %w", id, received, st.sent, ErrProtocol)
 	}
 	st.limit = max(st.limit, limit)
 	s.schedule(st)
-	if s.fresh.head != nil || s.bulk.head != nil {
-		s.wake() // it may have waited for the budget
+	if s.waiting() {
+		s.wake() // for the budget
 	}
 	s.finish(st)
 	return nil
 }
 
-func (s *Session) receiveReset(id uint32, code Code) error {
-	if s.resetAcks.len() > s.cfg.MaxStreams+maxResetAcks {
+// waiting reports whether streams wait for their turn.
+func (s *Session) waiting() bool {
+	for _, c := range s.carriers {
+		if c.fresh.head != nil || c.bulk.head != nil || c.laned.head != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// receiveReset ends a stream. If it was never seen its OPEN was lost, and may be late:
+// it is not to be taken any more.
+func (s *Session) receiveReset(c *carrier, id uint32, code Code) error {
+	if c.resetAcks.len() > s.cfg.MaxStreams+maxAnswers {
 		return fmt.Errorf("stream %d: too many resets: %w", id, ErrProtocol)
 	}
-	s.resetAcks.push(id)
+	c.resetAcks.push(id)
+	if id != 0 && !s.local(id) && after(id, s.highest) {
+		s.highest = id
+	}
 	if st := s.lookup(id); st != nil {
 		s.end(st, &StreamError{Code: code, Remote: true})
 	}
@@ -348,15 +496,18 @@ func (s *Session) receiveReset(id uint32, code Code) error {
 	return nil
 }
 
-func (s *Session) receivePong(id uint64) {
-	if !s.pingSent || id != s.pingID {
+func (s *Session) receivePong(c *carrier, id uint64) {
+	if !c.pingSent || id != c.pingID {
 		return
 	}
-	s.pingSent = false
-	sample := max(s.now-s.pingAt, 1)
-	if s.rtt == 0 {
-		s.rtt = sample
+	c.pingSent = false
+	sample := max(s.now-c.pingAt, 1)
+	if c.rtt == 0 {
+		c.rtt = sample
 	} else {
-		s.rtt += (sample - s.rtt) / 4
+		c.rtt += (sample - c.rtt) / 4
+	}
+	if c == s.control {
+		s.rtt = c.rtt
 	}
 }

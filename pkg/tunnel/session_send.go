@@ -6,7 +6,7 @@ import (
 )
 
 // Flush makes the callbacks that are due and sends what there is to send, in
-// batches, while the link takes them.
+// batches, while the links take them.
 func (s *Session) Flush(now time.Time) {
 	s.enter(now)
 	if s.busy {
@@ -15,27 +15,92 @@ func (s *Session) Flush(now time.Time) {
 	s.busy, s.woken = true, true
 	for {
 		s.runEvents()
-		if s.link == nil || s.link.Room() <= 0 {
+		sent := false
+		for _, c := range s.carriers {
+			sent = s.flushLink(c) || sent
+			sent = s.flushLane(c) || sent
+		}
+		if sent || len(s.events) > 0 {
+			continue
+		}
+		s.closeDrained()
+		if !s.drained() {
 			break
 		}
-		b := s.fill()
-		if len(b) > Headroom {
-			s.used = true
-			s.link.Send(b)
-		} else if len(s.events) == 0 {
-			if s.drained() {
-				s.Close(nil)
-				continue // to its events
-			}
-			break
-		}
+		s.Close(nil)
 	}
 	s.busy, s.woken = false, false
 }
 
+// flushLink sends one batch on c's own channel, if there is something to send and room.
+func (s *Session) flushLink(c *carrier) bool {
+	room := c.link.Room()
+	if room <= 0 {
+		return false
+	}
+	b := s.fill(c, room)
+	if len(b) == Headroom {
+		return false
+	}
+	s.used = true
+	c.sent += uint64(len(b) - Headroom)
+	c.link.Send(b)
+	return true
+}
+
+// flushLane sends one batch on the lane of c whose turn it is, if there is one.
+func (s *Session) flushLane(c *carrier) bool {
+	for c.laned.head != nil && s.unacked < s.cfg.Budget/2 {
+		st := c.laned.pop()
+		st.flags &^= flagQueued
+		if st.s == nil {
+			continue
+		}
+		p := st.path
+		if !st.sendable() || s.leaves(st, p) {
+			s.leave(st)
+			continue
+		}
+		room := p.lane.Room()
+		if room <= 0 {
+			if s.full == nil {
+				s.full = make(map[Lane]*path)
+			}
+			s.full[p.lane] = p
+			p.full = true
+			continue
+		}
+		if st.deficit <= 0 {
+			st.deficit += quantum
+		}
+		b, most := s.newBatch(room)
+		for space(b, most) > 0 && st.sendable() && s.unacked < s.cfg.Budget/2 {
+			b = s.appendData(b, st, space(b, most))
+		}
+		p.idle = false
+		s.schedule(st)
+		s.used = true
+		c.sent += uint64(len(b) - Headroom)
+		p.lane.Send(b)
+		return true
+	}
+	return false
+}
+
 // Drained tells that l takes batches again.
 func (s *Session) Drained(l Link, now time.Time) {
-	if l == s.link {
+	if s.carrier(l) != nil {
+		s.Flush(now)
+	}
+}
+
+// LaneDrained tells that a lane takes batches again.
+func (s *Session) LaneDrained(lane Lane, now time.Time) {
+	if p := s.full[lane]; p != nil {
+		delete(s.full, lane)
+		p.full = false
+		s.woken = s.woken || !s.busy // Flush comes
+		s.schedule(p.st)
 		s.Flush(now)
 	}
 }
@@ -48,151 +113,209 @@ func (st *Stream) sendable() bool {
 	return st.next == st.end && st.flags&flagFin != 0
 }
 
-// schedule puts st into the scheduler if it has something to send.
+// schedule has st sent if it has something to send and is not waiting for its OPEN.
 func (s *Session) schedule(st *Stream) {
-	if st.flags&(flagQueued|flagEmitted) != flagEmitted || !s.ready() || !st.sendable() {
+	if st.flags&(flagQueued|flagEmitted|flagOpening) != flagEmitted || s.control == nil || !st.sendable() {
 		return
 	}
-	st.flags |= flagQueued
-	if st.deficit > 0 {
-		s.fresh.push(st)
-	} else {
-		s.bulk.push(st)
+	if st.flags&flagBound == 0 {
+		s.bind(st, s.choose(st))
 	}
+	c := st.path.c
+	switch {
+	case st.path.full:
+		return
+	case st.path.lane != nil:
+		c.laned.push(st)
+	case st.deficit > 0:
+		c.fresh.push(st)
+	default:
+		c.bulk.push(st)
+	}
+	st.flags |= flagQueued
 	s.wake()
 }
 
-// pick returns the stream whose turn it is, or nil: first those that have not used
-// up their quantum, then the others in turn, each with a new quantum (deficit round
-// robin with the lists of RFC 8290 section 4.2). A stream keeps what is left of its
-// quantum while it is silent, so that many small frames cannot starve bulk.
-func (s *Session) pick() *Stream {
-	for s.fresh.head != nil {
-		st := s.fresh.head
-		switch {
-		case st.s == nil || !st.sendable():
-			s.fresh.pop().flags &^= flagQueued
-		case st.deficit <= 0:
-			s.bulk.push(s.fresh.pop())
-		default:
-			return st
+// pick returns the stream whose turn it is on c's own channel, or nil: first those that
+// have not used up their quantum, then the others in turn, each with a new quantum
+// (deficit round robin with the lists of RFC 8290 section 4.2). A stream keeps what is
+// left of its quantum while it is silent, so that many small frames cannot starve bulk.
+func (s *Session) pick(c *carrier) *Stream {
+	for {
+		l := &c.fresh
+		if l.head == nil {
+			l = &c.bulk
 		}
-	}
-	for s.bulk.head != nil {
-		st := s.bulk.head
+		st := l.head
 		switch {
-		case st.s == nil || !st.sendable():
-			s.bulk.pop().flags &^= flagQueued
-		case st.deficit <= 0:
+		case st == nil:
+			return nil
+		case st.s == nil:
+			l.pop().flags &^= flagQueued
+		case !st.sendable() || s.leaves(st, &c.own):
+			l.pop().flags &^= flagQueued
+			s.leave(st)
+		case st.deficit > 0:
+			return st
+		case l == &c.bulk:
 			st.deficit += quantum
-			s.bulk.push(s.bulk.pop())
+			fallthrough
 		default:
-			return st
+			c.bulk.push(l.pop())
 		}
 	}
-	return nil
 }
 
-// fill makes the next batch: control frames first, then data. It returns the
-// headroom alone if there is nothing to send.
-func (s *Session) fill() []byte {
+// newBatch returns an empty batch, and how long it may become in a link's room.
+func (s *Session) newBatch(room int) (b []byte, most int) {
 	if s.batch == nil {
 		s.batch = make([]byte, batchSize)
 	}
-	b := s.batch[:Headroom]
-	room := func(n int) bool { return len(b)+n <= batchSize }
+	return s.batch[:Headroom], Headroom + min(room, batchSize-Headroom)
+}
 
-	if s.wantPong {
-		s.wantPong = false
-		b = appendUint64(b, framePong, s.pong)
+// fits reports whether n bytes more fit into b: the first frame does always.
+func fits(b []byte, n, most int) bool { return len(b)+n <= most || len(b) == Headroom }
+
+// fill makes the next batch of c's own channel: datagrams, of which there are few while
+// others wait, control frames, and data. It returns the headroom alone if there is
+// nothing to send.
+func (s *Session) fill(c *carrier, room int) []byte {
+	b, most := s.newBatch(room)
+	if c == s.control {
+		b = s.fillDatagrams(c, b, most)
 	}
-	if s.wantPing {
-		s.wantPing, s.pingSent = false, true
-		s.pingID++
-		s.pingAt = s.now
-		b = appendUint64(b, framePing, s.pingID)
+	if c.wantPong && fits(b, headerSize+8, most) {
+		c.wantPong = false
+		b = appendUint64(b, framePong, c.pong)
 	}
-	for !s.resetAcks.empty() && room(headerSize) {
-		b = appendEmpty(b, frameResetAck, s.resetAcks.pop())
+	if c.wantPing && fits(b, headerSize+8, most) {
+		c.wantPing, c.pingSent = false, true
+		c.pingID++
+		c.pingAt = s.now
+		b = appendUint64(b, framePing, c.pingID)
 	}
-	for !s.resets.empty() && room(headerSize+2) {
+	if (c.tellRole || c.echo && c.streams == 0) && fits(b, headerSize+1, most) {
+		c.tellRole, c.echo = false, false
+		b = appendRole(b, c.role)
+	}
+	for !c.resetAcks.empty() && fits(b, headerSize, most) {
+		b = appendEmpty(b, frameResetAck, c.resetAcks.pop())
+	}
+	for !c.acks.empty() && fits(b, creditSize, most) {
+		a := c.acks.pop()
+		b = appendCredit(b, a.id, a.received, a.received)
+	}
+	b = s.fillStart(c, b, most)
+	if c == s.control {
+		b = s.fillControl(c, b, most)
+	}
+	return s.fillData(c, b, most)
+}
+
+// fillControl adds the frames of the control path.
+func (s *Session) fillControl(c *carrier, b []byte, most int) []byte {
+	for !s.opens.empty() {
+		if !fits(b, maxSmall, most) {
+			return b
+		}
+		st := s.opens.pop()
+		st.flags &^= flagOpening
+		if st.s == nil {
+			continue
+		}
+		if st.flags&flagConfirmed == 0 {
+			n := len(b)
+			b = b[:n+headerSize]
+			putHeader(b[n:], frameOpen, st.id, len(st.header))
+			b = append(b, st.header...)
+			st.flags |= flagEmitted
+		}
+		s.credit(st)
+		s.schedule(st)
+	}
+	for !s.resets.empty() && fits(b, headerSize+2, most) {
 		id := s.resets.pop()
 		if code, ok := s.tombs[id]; ok {
 			b = appendReset(b, id, code)
 		}
 	}
-	if !s.ready() {
-		return s.fillState(b)
-	}
-	if s.goaway && !s.sentGoaway && room(headerSize) {
+	if s.goaway && !s.sentGoaway && fits(b, headerSize, most) {
 		s.sentGoaway = true
 		b = appendEmpty(b, frameGoAway, 0)
 	}
-	for !s.opens.empty() && room(maxSmall) {
-		st := s.opens.pop()
-		if st.s == nil {
-			continue
-		}
-		n := len(b)
-		b = b[:n+headerSize]
-		putHeader(b[n:], frameOpen, st.id, len(st.header))
-		b = append(b, st.header...)
-		st.flags |= flagEmitted
-		s.credit(st)
-		s.schedule(st)
-	}
-	for !s.credits.empty() && room(creditSize) {
+	for !s.credits.empty() && fits(b, creditSize, most) {
 		st := s.credits.pop()
 		st.flags &^= flagCredit
 		if st.s != nil || st.flags&flagPeerFin != 0 { // or else it was reset
-			b = st.tell(b, frameCredit)
+			b = st.tell(b, c)
 		}
 	}
-	return s.fillData(b)
+	return b
 }
 
-// tell adds what st has received and what it allows.
-func (st *Stream) tell(b []byte, typ frameType) []byte {
+// tell adds a CREDIT: what st has received and what it allows.
+func (st *Stream) tell(b []byte, c *carrier) []byte {
 	st.flags &^= flagUntold
+	st.toldOn = c.serial
 	st.sentRecvd = st.recvd
 	st.sentLimit = max(st.sentLimit, st.consumed+uint64(st.window))
-	return appendOffsets(b, typ, st.id, st.sentRecvd, st.sentLimit)
+	return appendCredit(b, st.id, st.sentRecvd, st.sentLimit)
 }
 
 // minRoom is the least data worth a frame at the end of a batch.
 const minRoom = 256
 
-func (s *Session) fillData(b []byte) []byte {
+// space returns how much data one more frame of b may have, or 0.
+func space(b []byte, most int) int {
+	room := most - len(b) - dataHeaderSize
+	switch {
+	case room >= minRoom:
+		return room
+	case len(b) == Headroom:
+		return minRoom
+	}
+	return 0
+}
+
+func (s *Session) fillData(c *carrier, b []byte, most int) []byte {
 	for s.unacked < s.cfg.Budget/2 {
-		room := batchSize - len(b) - dataHeaderSize
-		if room < minRoom {
+		room := space(b, most)
+		if room == 0 {
 			break
 		}
-		st := s.pick()
+		st := s.pick(c)
 		if st == nil {
 			break
 		}
-		n := 0
-		if st.next < st.end {
-			n = int(min(st.end-st.next, st.limit-st.next, maxData, uint64(room)))
-		}
-		typ, size := frameData, n
-		if st.flags&flagFin != 0 && st.next+uint64(n) == st.end {
-			typ |= flagFIN
-			size++
-		}
-		at := len(b)
-		b = b[:at+dataHeaderSize+n]
-		putHeader(b[at:], typ, st.id, 8+n)
-		binary.BigEndian.PutUint64(b[at+headerSize:], st.next)
-		st.take(b[at+dataHeaderSize:])
-		st.next += uint64(size - n)
-		st.deficit -= int32(n + dataHeaderSize)
-		s.unacked += size
-		s.stats.Sent += uint64(n)
-		if st.flags&flagHigh != 0 && st.Pending() <= s.highMark()/4 {
-			s.queuePump(st)
-		}
+		b = s.appendData(b, st, room)
+	}
+	return b
+}
+
+// appendData adds a DATA frame with up to room bytes of st, which is sendable.
+func (s *Session) appendData(b []byte, st *Stream, room int) []byte {
+	n := 0
+	if st.next < st.end {
+		n = int(min(st.end-st.next, st.limit-st.next, maxData, uint64(room)))
+	}
+	typ, size := frameData, n
+	if st.flags&flagFin != 0 && st.next+uint64(n) == st.end {
+		typ |= flagFIN
+		size++
+	}
+	at := len(b)
+	b = b[:at+dataHeaderSize+n]
+	putHeader(b[at:], typ, st.id, 8+n)
+	binary.BigEndian.PutUint64(b[at+headerSize:], st.next)
+	st.take(b[at+dataHeaderSize:])
+	st.next += uint64(size - n)
+	st.sent = max(st.sent, st.next)
+	st.deficit -= int32(n + dataHeaderSize)
+	s.unacked += size
+	s.stats.Sent += uint64(n)
+	if st.flags&flagHigh != 0 && st.Pending() <= s.highMark()/4 {
+		s.queuePump(st)
 	}
 	return b
 }
@@ -213,17 +336,30 @@ func (st *Stream) take(b []byte) {
 }
 
 // acknowledge drops what the peer has received. It reports whether that is possible.
+// After a rewind the peer may have more than was sent again.
 func (s *Session) acknowledge(st *Stream, received uint64) bool {
-	if received > st.next {
+	if received > st.sent {
 		return false
 	}
 	if received <= st.acked {
 		return true
 	}
-	s.unacked -= int(received - st.acked)
+	s.unacked -= int(min(received, st.next) - st.acked)
 	st.acked = received
 	for c := st.out.head; c != nil && c.off+uint64(len(c.b)) <= received; c = st.out.head {
 		s.pool.put(st.out.pop())
+	}
+	if received > st.next {
+		st.next, st.cur = received, nil
+		if st.next < st.end {
+			st.cur = st.out.head
+		}
+	}
+	if st.flags&flagBound != 0 {
+		s.hear(st.path.c)
+	}
+	if st.next == st.acked && st.flags&flagQueued == 0 {
+		s.unbind(st)
 	}
 	return true
 }
@@ -231,8 +367,8 @@ func (s *Session) acknowledge(st *Stream, received uint64) bool {
 // credit sees to it that the peer learns what st has received and consumed: now if
 // that keeps the peer sending, or else soon.
 func (s *Session) credit(st *Stream) {
-	if st.flags&flagCredit != 0 || !s.ready() || st.flags&flagEmitted == 0 {
-		return // STATE will tell
+	if st.flags&flagCredit != 0 || st.flags&flagEmitted == 0 {
+		return
 	}
 	s.grow(st)
 	window := uint64(st.window)
@@ -242,11 +378,18 @@ func (s *Session) credit(st *Stream) {
 	}
 	switch {
 	case limit >= st.sentLimit+window/4, st.recvd >= st.sentRecvd+min(window/2, maxAckLag):
+		s.pushCredit(st)
+	case st.flags&flagOwed == 0 && (limit > st.sentLimit || st.recvd > st.sentRecvd || st.flags&flagUntold != 0):
+		s.owe(st)
+	}
+}
+
+// pushCredit has a CREDIT sent now.
+func (s *Session) pushCredit(st *Stream) {
+	if st.flags&flagCredit == 0 {
 		st.flags |= flagCredit
 		s.credits.push(st)
 		s.wake()
-	case st.flags&flagOwed == 0 && (limit > st.sentLimit || st.recvd > st.sentRecvd || st.flags&flagUntold != 0):
-		s.owe(st)
 	}
 }
 
@@ -265,11 +408,8 @@ func (s *Session) payOwed() {
 	for i, st := range s.owed {
 		s.owed[i] = nil
 		st.flags &^= flagOwed
-		owes := st.recvd > st.sentRecvd || st.s != nil && (st.flags&flagUntold != 0 || st.consumed+uint64(st.window) > st.sentLimit)
-		if owes && st.flags&flagCredit == 0 {
-			st.flags |= flagCredit
-			s.credits.push(st)
-			s.wake()
+		if st.recvd > st.sentRecvd || st.s != nil && (st.flags&flagUntold != 0 || st.consumed+uint64(st.window) > st.sentLimit) {
+			s.pushCredit(st)
 		}
 	}
 	s.owed = s.owed[:0]

@@ -18,7 +18,7 @@ func TestSmallFramesPassBulk(t *testing.T) {
 	bulk.Write(make([]byte, 500<<10))
 	c.link.full, c.link.sent = true, nil
 	c.recv("03 00000001 000010 0000000000000000 0000000000100000")
-	c.s.fill() // one batch is on its way
+	c.s.fill(c.s.control, batchSize) // one batch is on its way
 	small.Write([]byte("keystroke"))
 	c.s.Flush(c.now)
 	c.link.full = false
@@ -53,7 +53,7 @@ func TestStreamsShareFairly(t *testing.T) {
 	for range 40 {
 		c.link.sent = nil
 		c.s.Flush(c.now)
-		c.link.sent = append(c.link.sent, c.s.fill()[Headroom:]...)
+		c.link.sent = append(c.link.sent, c.s.fill(c.s.control, batchSize)[Headroom:]...)
 		frames(c.link.sent, func(typ frameType, id uint32, p []byte) {
 			if typ == frameData {
 				got[id] += len(p) - 8
@@ -89,7 +89,7 @@ func TestSparseStreamsDoNotStarveBulk(t *testing.T) {
 				st.Write(make([]byte, 1000))
 			}
 		}
-		b := c.s.fill()
+		b := c.s.fill(c.s.control, batchSize)
 		frames(b[Headroom:], func(typ frameType, id uint32, p []byte) {
 			if typ == frameData {
 				sent[id == bulk.ID()] += len(p)
@@ -387,7 +387,7 @@ func TestAcknowledgementWakes(t *testing.T) {
 		done = two
 	}
 	woken = 0
-	b := appendOffsets(make([]byte, 0, creditSize), frameCredit, done.ID(), done.next, done.limit)
+	b := appendCredit(make([]byte, 0, creditSize), done.ID(), done.next, done.limit)
 	if err := c.s.Receive(c.link, b, c.now); err != nil || woken != 1 {
 		t.Fatalf("%v, woken %d times", err, woken)
 	}
@@ -603,23 +603,23 @@ func TestPing(t *testing.T) {
 	c := newScript(t, Config{Client: true})
 	c.start()
 	c.s.Flush(c.now)
-	c.advance(4 * time.Second)
+	c.advance(2 * time.Second)
 	c.recv("01 00000002 000000")
-	c.advance(4 * time.Second)
+	c.advance(2 * time.Second)
 	c.sends("something came: no ping", "03 00000002 000010 0000000000000000 0000000000010000")
 	if want := c.now.Add(time.Second); c.s.Next() != want {
 		t.Fatal(c.s.Next())
 	}
 	c.advance(time.Second)
-	c.sends("silence for 5 s", "06 00000000 000008 0000000000000002")
+	c.sends("silence for 3 s", "06 00000000 000008 0000000000000002")
 	c.now = c.now.Add(100 * time.Millisecond)
 	c.recv("07 00000000 000008 0000000000000002", "07 00000000 000008 0000000000000002", "pong")
 	if rtt := c.s.Stats().RTT; rtt != 25*time.Millisecond {
 		t.Fatalf("rtt %v", rtt) // a quarter of the way from the first, 0
 	}
-	c.advance(5 * time.Second)
+	c.advance(3 * time.Second)
 	c.sends("again", "06 00000000 000008 0000000000000003")
-	c.advance(9999 * time.Millisecond)
+	c.advance(6999 * time.Millisecond)
 	if c.link.closed != nil {
 		t.Fatal("given up too early")
 	}

@@ -18,21 +18,13 @@ type Handler = interface {
 	OnClose(err error)
 }
 
-// A DatagramHandler is a Handler that gets datagrams too. Those of another Handler
-// are dropped.
-type DatagramHandler interface {
-	// OnDatagram is lent b until it returns. Datagrams may be lost, and come in
-	// another order than they were sent; never twice, and never after OnClose.
-	OnDatagram(b []byte)
-}
-
 type streamFlags uint32
 
 const (
 	flagLocal     streamFlags = 1 << iota // opened by this side
-	flagEmitted                           // OPEN was sent, on this link or an earlier one; set on accepted streams
+	flagEmitted                           // OPEN was sent on some link; set on accepted streams
 	flagConfirmed                         // the peer is known to have the stream
-	flagListed                            // STATE came on this link
+	flagOpening                           // in the queue of OPENs
 	flagPaused                            // by the handler
 	flagDiscard                           // Close: input is dropped
 	flagFin                               // CloseWrite: the stream ends at offset end
@@ -43,9 +35,10 @@ const (
 	flagPump                              // a pump event is queued
 	flagHigh                              // Pending was above the high mark: OnDrain is due
 	flagQueued                            // in a scheduler list
+	flagBound                             // path counts it: it has something to send or in flight
 	flagCredit                            // in the credit queue
 	flagOwed                              // in the owed list
-	flagUntold                            // accepted, and no CREDIT has told the opener so
+	flagUntold                            // no CREDIT tells the peer of the stream, or the last one may be lost
 )
 
 // A Stream is one bidirectional byte stream of a session. Its methods belong to
@@ -59,13 +52,15 @@ type Stream struct {
 	flags  streamFlags
 	header string // of OPEN; empty once the peer is known to have it
 
-	// Send side. acked <= next <= end+1; the FIN is the byte at end.
-	acked, next, end uint64
-	limit            uint64  // the peer takes bytes below it
-	out              chunks  // bytes acked..end
-	cur              *chunk  // the one that holds next, while next < end
-	link             *Stream // next in the scheduler's list
-	deficit          int32   // what is left of the quantum
+	// Send side. acked <= next <= sent <= end+1; the FIN is the byte at end. sent is
+	// the highest next there was.
+	acked, next, sent, end uint64
+	limit                  uint64  // the peer takes bytes below it
+	out                    chunks  // bytes acked..end
+	cur                    *chunk  // the one that holds next, while next < end
+	path                   *path   // that the stream is bound to, or its silent lane
+	link                   *Stream // next in the scheduler's list
+	deficit                int32   // what is left of the quantum
 
 	// Receive side. recvd counts the peer's FIN, consumed does not.
 	window    uint32
@@ -74,7 +69,8 @@ type Stream struct {
 	growOff   uint32 // when growth was last looked at
 	recvd     uint64
 	consumed  uint64
-	sentRecvd uint64 // last CREDIT or STATE
+	toldOn    uint32 // the serial of the link that the last CREDIT went on
+	sentRecvd uint64 // last CREDIT
 	sentLimit uint64
 	in        chunks
 }
@@ -131,11 +127,6 @@ func (st *Stream) Write(b []byte) {
 	}
 	s.schedule(st)
 }
-
-// SendDatagram queues a copy of b. It never blocks, and never delays streams: the
-// oldest datagrams are dropped when the queue is full, all when there is no link,
-// and one that is longer than MaxDatagram at once.
-func (st *Stream) SendDatagram(b []byte) {}
 
 // Pending returns how many bytes are not sent. Bytes that a cut lost count again.
 func (st *Stream) Pending() int {

@@ -23,9 +23,8 @@ var golden = map[string]string{
 	"reset ack":      "05 00000001 000000",
 	"ping":           "06 00000000 000008 0000000000000001",
 	"pong":           "07 00000000 000008 0000000000000001",
-	"state":          "08 00000001 000010 0000000000000005 0000000000010005",
-	"end":            "09 00000000 000004 00000000",
-	"end, seen 1":    "09 00000000 000004 00000001",
+	"role":           "08 00000000 000001 01",
+	"end":            "09 00000000 000000",
 	"goaway":         "0a 00000000 000000",
 	"datagram":       "0b 00000007 000004 01020304",
 	"unknown, flags": "7f 00000000 000003 ffffff",
@@ -239,13 +238,17 @@ func TestCutRepeatsWhatIsMissing(t *testing.T) {
 	c.sends("all of it", "open", "82 00000001 000013 0000000000000000 68656c6c6f776f726c6421")
 	c.s.Lost(c.link, errors.New("cut"), c.now)
 	c.attach()
-	c.sends("STATE tells what was received, END how many streams were seen",
-		"08 00000001 000010 0000000000000000 0000000000010000", "end")
-	c.recv("state", "end, seen 1")
-	c.sends("the rest comes again",
+	c.sends("the peer is told nothing of a stream that it may not have", "end")
+	c.recv("03 00000001 000010 0000000000000005 0000000000010005", "end")
+	c.sends("it has it, and the rest comes again",
 		"ping", "82 00000001 00000e 0000000000000005 776f726c6421")
 	c.recv("02 00000001 000009 0000000000000000 21", "02 00000001 00000a 0000000000000000 2121")
 	c.happens("what is here already is dropped", `data 1 "!"`, `data 1 "!"`)
+	c.s.Lost(c.link, errors.New("cut"), c.now)
+	c.attach()
+	c.sends("CREDIT tells what was received", "03 00000001 000010 0000000000000002 0000000000010002", "end")
+	c.recv("03 00000001 000010 0000000000000007 0000000000010005", "03 00000001 000010 0000000000000006 0000000000010005", "end")
+	c.sends("an older one changes nothing", "ping", "82 00000001 00000c 0000000000000007 726c6421")
 }
 
 func TestCutLosesOpen(t *testing.T) {
@@ -257,10 +260,10 @@ func TestCutLosesOpen(t *testing.T) {
 	c.sends("two streams", "open", "01 00000003 000006 686561646572",
 		"data", "02 00000003 000009 0000000000000000 21")
 	c.attach() // supersedes
-	c.recv("08 00000001 000010 0000000000000005 0000000000010005", "end, seen 1")
+	c.recv("03 00000001 000010 0000000000000005 0000000000010005", "end")
 	c.sends("the second is opened again; the peer is told nothing of it before",
-		"08 00000001 000010 0000000000000000 0000000000010000", "end", "ping",
-		"01 00000003 000006 686561646572", "02 00000003 000009 0000000000000000 21")
+		"03 00000001 000010 0000000000000000 0000000000010000", "end",
+		"01 00000003 000006 686561646572", "02 00000003 000009 0000000000000000 21", "ping")
 	c.happens("nobody notices")
 }
 
@@ -273,28 +276,19 @@ func TestCutLosesReset(t *testing.T) {
 	c.sends("a reset", "reset")
 	for range 2 {
 		c.attach()
-		c.sends("a reset is repeated on each link, before END", "reset", "end")
+		c.sends("a link begins with END", "end")
+		c.recv("end")
+		c.sends("a reset is repeated on each control path", "ping", "reset")
 	}
 	c.recv("reset ack")
 	c.attach()
-	c.sends("until it is acknowledged", "end")
+	c.recv("end")
+	c.sends("until it is acknowledged", "end", "ping")
 }
 
-// More resets, states and opens than fit into a batch keep their order.
+// More opens and resets than fit into a batch keep their order.
 func TestCutWithManyStreams(t *testing.T) {
 	const n = 10_000
-	order := func(c *script) (runs string) {
-		c.s.Flush(c.now)
-		last := frameType(0)
-		frames(c.link.sent, func(typ frameType, _ uint32, _ []byte) {
-			if typ != last {
-				runs += fmt.Sprintf("%02x ", byte(typ))
-			}
-			last = typ
-		})
-		c.link.sent = nil
-		return runs
-	}
 	c := newScript(t, Config{Client: true})
 	c.start()
 	var streams []*Stream
@@ -309,41 +303,81 @@ func TestCutWithManyStreams(t *testing.T) {
 		st.Write([]byte("!"))
 	}
 	c.attach()
-	if got := order(c); got != "04 08 09 " {
-		t.Fatalf("resets, states, END: %s", got)
-	}
-	c.recv("end") // it has seen none of them
+	c.recv("end")
 	c.s.Flush(c.now)
-	opened := map[uint32]int{}
+	opened, last, resets := map[uint32]int{}, uint32(0), 0
 	frames(c.link.sent, func(typ frameType, id uint32, _ []byte) {
 		switch typ {
 		case frameOpen:
+			if id < last || resets > 0 {
+				t.Fatalf("OPEN %d behind %d, and %d resets", id, last, resets)
+			}
+			last = id
 			opened[id]++
+		case frameReset:
+			resets++
 		case frameData:
 			if opened[id] != 1 {
 				t.Fatalf("data of stream %d before its OPEN", id)
 			}
 		}
 	})
-	if len(opened) != n {
-		t.Fatalf("%d streams are opened again", len(opened))
+	if len(opened) != n || resets != n {
+		t.Fatalf("%d streams are opened again, %d reset", len(opened), resets)
 	}
 }
 
-func TestPeerForgotStream(t *testing.T) {
+func TestLateFinIsAcknowledged(t *testing.T) {
+	c := newScript(t, Config{})
+	c.start()
+	c.recv("open", "82 00000001 000009 0000000000000000 21")
+	c.last.CloseWrite()
+	c.advance(lazyAck)
+	c.sends("the end of it", "03 00000001 000010 0000000000000002 0000000000010001", "82 00000001 000008 0000000000000000")
+	c.recv("03 00000001 000010 0000000000000001 0000000000010000")
+	c.happens("it has ended", `open 1 "header"`, `data 1 "!"`, "eof 1", "close 1 <nil>")
+	c.recv("02 00000001 000009 0000000000000000 21")
+	c.sends("data of it is dropped")
+	c.recv("82 00000001 000009 0000000000000000 21", "data")
+	c.sends("its end is acknowledged again", "03 00000001 000010 0000000000000002 0000000000000002")
+	c.recv("01 00000003 000000")
+	c.last.Reset(CodeRefused)
+	c.recv("82 00000003 000009 0000000000000000 21")
+	c.sends("that of one that is being reset is not", "04 00000003 000002 0002")
+}
+
+// A side that has finished but for an acknowledgement asks for it when a link is lost: then,
+// and until the peer must have noticed as well.
+func TestLostAcknowledgementIsAskedFor(t *testing.T) {
 	c := newScript(t, Config{Client: true})
 	c.start()
-	finished, live, silent := c.open(), c.open(), c.open()
-	finished.CloseWrite()
-	c.s.Flush(c.now)
-	c.recv("82 00000001 000008 0000000000000000", "02 00000003 000009 0000000000000000 21")
-	c.happens("one is finished but for an acknowledgement", "eof 1", `data 3 "!"`)
-	c.attach()
-	c.recv("09 00000000 000004 00000005")
-	c.happens("the peer has none of them: the finished one has ended well",
-		"close 1 <nil>", "close 3 stream reset: unknown stream", "close 5 stream reset: unknown stream")
-	live.Write([]byte("into the void"))
-	silent.CloseWrite()
+	st := c.open()
+	st.CloseWrite()
+	c.sends("all of it", "open", "82 00000001 000008 0000000000000000")
+	c.recv("82 00000001 000008 0000000000000000")
+	first := c.link
+	c.s.Attach(&tapLink{}, RoleBulk, c.now)
+	c.s.Lost(c.s.carriers[1].link, errors.New("cut"), c.now)
+	c.sends("the end of it, again", "82 00000001 000008 0000000000000000")
+	fins := 0
+	for range 40 {
+		c.advance(time.Second)
+		c.s.Flush(c.now)
+		frames(first.sent, func(typ frameType, id uint32, p []byte) {
+			switch typ {
+			case frameData | flagFIN:
+				fins++
+			case framePing:
+				c.recv(fmt.Sprintf("07 00000000 000008 %x", p))
+			}
+		})
+		first.sent = nil
+	}
+	if fins != 3 {
+		t.Fatalf("asked for %d times", fins)
+	}
+	c.recv("03 00000001 000010 0000000000000001 0000000000010000")
+	c.happens("it ends", "eof 1", "close 1 <nil>")
 }
 
 func TestViolations(t *testing.T) {
@@ -358,16 +392,15 @@ func TestViolations(t *testing.T) {
 		"an offset that wraps around":         {"open", "02 00000001 000009 ffffffffffffffff 21"},
 		"an open with our parity":             {"01 00000002 000000"},
 		"an open of the session itself":       {"01 00000000 000000"},
-		"an open twice":                       {"open", "open"},
-		"an open out of order":                {"01 00000003 000000", "open"},
 		"a header too long":                   {"01 00000001 000401 " + big},
 		"too much data":                       {"02 00000001 008009"},
 		"data without an offset":              {"02 00000001 000007"},
 		"a short credit":                      {"03 00000001 00000f"},
 		"a long ping":                         {"06 00000000 000009"},
 		"an acknowledgement of nothing":       {"open", "03 00000001 000010 0000000000000001 0000000000010000"},
-		"STATE after END":                     {"state"},
 		"END twice":                           {"end"},
+		"a role that is none":                 {"08 00000000 000001 04"},
+		"a datagram too long":                 {"0b 00000001 00ffe4"},
 	} {
 		c := newScript(t, Config{})
 		c.start()
@@ -379,22 +412,26 @@ func TestViolations(t *testing.T) {
 			t.Errorf("%s: the link goes on: %v", why, again)
 		}
 	}
+	for _, frame := range []string{"open", "data"} {
+		c := newScript(t, Config{})
+		c.attach()
+		if err := c.s.Receive(c.link, c.bytes([]string{frame}), c.now); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%s before END: %v", frame, err)
+		}
+	}
 	for why, frames := range map[string][]string{
-		"open before END":                  {"open"},
-		"data before END":                  {"data"},
-		"STATE twice":                      {"08 00000002 000010 0000000000000000 0000000000010000", "08 00000002 000010 0000000000000000 0000000000010000"},
-		"STATE that has more than we sent": {"08 00000002 000010 0000000000000006 0000000000010000"},
-		"STATE that has less than it had":  {"08 00000002 000010 0000000000000001 0000000000010000"},
+		"another stream":  {"data", "02 00000003 000009 0000000000000000 21"},
+		"a control frame": {"data", "ping"},
+		"an open":         {"open"},
+		"an unknown one":  {"unknown, flags"},
+		"a gap":           {"data, offset"},
 	} {
 		c := newScript(t, Config{})
 		c.start()
-		st := c.open()
-		st.Write([]byte("hello"))
-		c.s.Flush(c.now)
-		c.recv("03 00000002 000010 0000000000000002 0000000000010000")
-		c.attach()
-		if err := c.s.Receive(c.link, c.bytes(frames), c.now); !errors.Is(err, ErrProtocol) {
-			t.Errorf("after a cut, %s: %v", why, err)
+		c.recv("open", "01 00000003 000000")
+		r := c.s.NewLaneReceiver(c.link)
+		if err := c.s.ReceiveLane(r, c.bytes(frames), c.now); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%s on a lane: %v", why, err)
 		}
 	}
 }

@@ -542,7 +542,7 @@ func streamTrouble(err error) *trouble {
 		return troubleService
 	case tunnel.CodeOverload, tunnel.CodeMemory:
 		return troubleFull
-	case tunnel.CodeDraining, tunnel.CodeSessionLost, tunnel.CodeUnknownStream:
+	case tunnel.CodeDraining, tunnel.CodeSessionLost:
 		return troubleAway
 	}
 	return troubleAnswer
