@@ -32,10 +32,15 @@ func (k *sink) OnData(b []byte) int {
 func (k *sink) OnEOF()        {}
 func (k *sink) OnClose(error) {}
 
-// BenchmarkLink sends bytes over a link on loopback to an echo, and back: two TLS
-// connections' worth of work in one process.
+// BenchmarkLink sends bytes over a link on loopback to an echo, and back: the work of
+// both ends in one process.
 func BenchmarkLink(b *testing.B) {
-	n := &network{}
+	for _, transport := range []Transport{WSS, QUIC} {
+		b.Run(transport.String(), func(b *testing.B) { benchmarkLink(b, &network{transport: transport}) })
+	}
+}
+
+func benchmarkLink(b *testing.B, n *network) {
 	_, core, key := start(b, n, false)
 	loop := core.Loop(0)
 	k := &sink{block: make([]byte, 16<<10), left: b.N * 64 << 10, back: b.N * 64 << 10, done: make(chan struct{})}

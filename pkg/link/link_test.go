@@ -92,12 +92,13 @@ type side struct {
 }
 
 func newSide(loop *evloop.Loop, client bool, accept func(*tunnel.Stream, []byte)) *side {
+	return newSideConfig(loop, tunnel.Config{Client: client, Accept: accept})
+}
+
+func newSideConfig(loop *evloop.Loop, cfg tunnel.Config) *side {
 	s := &side{loop: loop}
-	s.session = tunnel.New(tunnel.Config{
-		Client: client,
-		Wake:   func() { loop.AfterTurn(s.flush) },
-		Accept: accept,
-	}, loop.Now())
+	cfg.Wake = func() { loop.AfterTurn(s.flush) }
+	s.session = tunnel.New(cfg, loop.Now())
 	return s
 }
 
@@ -208,7 +209,7 @@ func start(t testing.TB, n *network, move bool) (*server, *evloop.Core, ed25519.
 		})
 	}
 	if n.transport == QUIC {
-		n.addr = s.listenQUIC(t, "127.0.0.1:0", nil).String()
+		n.addr = s.listenQUIC(t, "127.0.0.1:0").String()
 	} else if n.mem != nil {
 		ln, err := n.mem.Listen("relay.example.com:443")
 		if err != nil {
@@ -702,7 +703,7 @@ func TestBadHello(t *testing.T) {
 		{"binary first", func(c *client) { c.send(websocket.Binary, []byte("frames")) }, websocket.StatusPolicy, "before the link is open", "before the link is open"},
 		{"long", func(c *client) { c.send(websocket.Text, make([]byte, relay.MaxMessage+1)) }, websocket.StatusTooBig, "longer than", "longer than"},
 		{"not JSON", func(c *client) { c.send(websocket.Text, []byte("hi")) }, websocket.StatusPolicy, "malformed", "malformed"},
-		{"newer", func(c *client) { c.send(websocket.Text, []byte(`{"version":2}`)) }, websocket.StatusPolicy, "version", "update the public relay"},
+		{"newer", func(c *client) { c.send(websocket.Text, []byte(`{"version":3}`)) }, websocket.StatusPolicy, "version", "update the public relay"},
 		{"unmasked", func(c *client) { c.c.Write([]byte("\x81\x02{}")) }, websocket.StatusProtocolError, "not masked", "not masked"},
 		{"close", func(c *client) { c.send(websocket.Close, websocket.ClosePayload(1001, "bye")) }, 1001, "", "bye"},
 	} {

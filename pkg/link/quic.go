@@ -155,10 +155,14 @@ func (q *quicConn) watch(ctx context.Context) {
 		if e.orderly {
 			q.wait(ctx, q.heard)
 		}
-	case <-q.heard: // the peer ends it
-		e = ending{status: StatusAway}
-		q.loop.Load().Post(q.control.Close)
-		q.wait(ctx, nil)
+	case <-q.heard:
+		select {
+		case e = <-q.ending:
+		default: // the peer ends it
+			e = ending{status: StatusAway}
+			q.loop.Load().Post(q.control.Close)
+			q.wait(ctx, nil)
+		}
 	}
 	q.conn.CloseWithError(quic.ApplicationErrorCode(e.status), e.reason) // if it is not over
 	err := quicError(context.Cause(q.conn.Context()))

@@ -192,16 +192,16 @@ func (d *dialer) greetQUIC(conn *quic.Conn) (*quic.Stream, relay.Welcome, error)
 	}
 	control, err := conn.OpenStreamSync(d.ctx)
 	if err != nil {
-		return nil, relay.Welcome{}, quicError(err)
+		return nil, relay.Welcome{}, cause(d.ctx, err)
 	}
 	stop := context.AfterFunc(d.ctx, func() { control.CancelWrite(0); control.CancelRead(0) })
 	defer stop()
 	if _, err := control.Write(appendMessage(nil, d.cfg.hello(exporter))); err != nil {
-		return nil, relay.Welcome{}, quicError(err)
+		return nil, relay.Welcome{}, cause(d.ctx, err)
 	}
 	message, err := readMessage(control)
 	if err != nil {
-		return nil, relay.Welcome{}, quicError(err)
+		return nil, relay.Welcome{}, cause(d.ctx, err)
 	}
 	w, err := decodeWelcome(message)
 	if err == nil && !stop() {
