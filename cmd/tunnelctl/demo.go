@@ -69,6 +69,7 @@ type demo struct {
 	public, private *child
 	https, admin    string // addresses of the public relay
 	tcpPort         int    // of the published TCP service
+	udpPort         int    // of the published UDP service
 	client          *admin.Client
 }
 
@@ -132,9 +133,10 @@ func (d *demo) start(ctx context.Context) (err error) {
 	if d.samples, err = startSamples(d.dir); err != nil {
 		return fmt.Errorf("sample servers: %w", err)
 	}
-	fmt.Fprintf(d.out, "sample servers      http://%s (web, WebSocket echo), tcp://%s (echo), %s (files)\n", d.samples.web.Addr(), d.samples.tcp.Addr(), d.samples.files)
+	fmt.Fprintf(d.out, "sample servers      http://%s (web, WebSocket echo), tcp://%s and udp://%s (echo), %s (files)\n",
+		d.samples.web.Addr(), d.samples.tcp.Addr(), d.samples.udp.LocalAddr(), d.samples.files)
 
-	if d.tcpPort, err = freePort(); err != nil {
+	if d.tcpPort, d.udpPort, err = freePorts(); err != nil {
 		return err
 	}
 	publicConfig := filepath.Join(d.dir, "public.toml")
@@ -189,7 +191,7 @@ func absolute(name string) string {
 func (d *demo) join(ctx context.Context, program string) error {
 	inv, err := d.client.AddSite(ctx, admin.Invite{
 		Name:    demoSite,
-		Publish: []string{"https://*.localhost", fmt.Sprintf("tcp://127.0.0.1:%d", d.tcpPort)},
+		Publish: []string{"https://*.localhost", fmt.Sprintf("tcp://127.0.0.1:%d", d.tcpPort), fmt.Sprintf("udp://127.0.0.1:%d", d.udpPort)},
 		TTL:     time.Minute.Seconds(),
 	})
 	if err != nil {
@@ -225,7 +227,12 @@ target  = "tcp://%s"
 [[service]]
 name    = "operators-echo"
 target  = "tcp://%[6]s"
-`, webHost, d.samples.web.Addr(), filesHost, filePath(d.samples.files), d.tcpPort, d.samples.tcp.Addr())
+
+[[service]]
+name    = "datagrams"
+publish = "udp://127.0.0.1:%d"
+target  = "udp://%s"
+`, webHost, d.samples.web.Addr(), filesHost, filePath(d.samples.files), d.tcpPort, d.samples.tcp.Addr(), d.udpPort, d.samples.udp.LocalAddr())
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
@@ -249,14 +256,19 @@ func filePath(name string) string {
 	return (&url.URL{Path: p}).EscapedPath()
 }
 
-// freePort finds a port for the published TCP service: in a publish URL the port has to be a number.
-func freePort() (int, error) {
+// freePorts finds ports for the published TCP and UDP services, which have to be known when the site is invited.
+func freePorts() (tcp, udp int, err error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port, nil
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		return 0, 0, err
+	}
+	defer pc.Close()
+	return ln.Addr().(*net.TCPAddr).Port, pc.LocalAddr().(*net.UDPAddr).Port, nil
 }
 
 func took(began time.Time) time.Duration {
@@ -278,6 +290,7 @@ func (d *demo) visit(ctx context.Context) error {
 		{"wss://" + webHost + ":" + port + "/echo", "http://" + d.samples.web.Addr().String() + "/echo", d.visitWebSocket},
 		{"https://" + filesHost + ":" + port + "/" + bigFile, "file://" + d.samples.files, d.visitFile},
 		{fmt.Sprintf("tcp://127.0.0.1:%d", d.tcpPort), "tcp://" + d.samples.tcp.Addr().String(), d.visitTCP},
+		{fmt.Sprintf("udp://127.0.0.1:%d", d.udpPort), "udp://" + d.samples.udp.LocalAddr().String(), d.visitUDP},
 		{"tunnelctl forward " + demoSite + "/operators-echo", "tcp://" + d.samples.tcp.Addr().String(), d.visitForward},
 	}
 	w := tabwriter.NewWriter(d.out, 0, 8, 2, ' ', 0)
@@ -422,6 +435,43 @@ func (d *demo) visitForward(ctx context.Context) (string, error) {
 	return echoed(ctx, c)
 }
 
+// visitUDP sends datagrams of many sizes, one after the other, and expects each back as it was. One that is lost
+// is sent again.
+func (d *demo) visitUDP(ctx context.Context) (string, error) {
+	c, err := net.Dial("udp", fmt.Sprintf("127.0.0.1:%d", d.udpPort))
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	const n = 200
+	lost := 0
+	sent, got := make([]byte, 9000), make([]byte, 64<<10) // macOS sends no larger ones by default
+	rand.Read(sent)
+	began := time.Now()
+	for i := 0; i < n; {
+		b := sent[:1+i*(len(sent)-1)/(n-1)]
+		if _, err := c.Write(b); err != nil {
+			return "", err
+		}
+		c.SetReadDeadline(time.Now().Add(time.Second))
+		m, err := c.Read(got)
+		switch {
+		case ctx.Err() != nil:
+			return "", ctx.Err()
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			lost++
+		case err != nil:
+			return "", err
+		case !bytes.Equal(got[:m], b):
+			return "", fmt.Errorf("sent %d bytes and got %d others back", len(b), m)
+		default:
+			i++
+		}
+	}
+	each := ((time.Since(began) - time.Duration(lost)*time.Second) / n).Round(time.Microsecond)
+	return fmt.Sprintf("%d datagrams of up to %d bytes there and back, %v each, %d lost", n, len(sent), each, lost), nil
+}
+
 // echoed sends 16 MiB and our end of the stream, and expects both back.
 func echoed(ctx context.Context, c duplex) (string, error) {
 	defer c.Close()
@@ -471,6 +521,7 @@ func (d *demo) printCommands() {
 		curl(filesHost, "/hello.txt"),
 		curl(filesHost, "/"+bigFile) + " -o /dev/null",
 		fmt.Sprintf("  nc 127.0.0.1 %d", d.tcpPort),
+		fmt.Sprintf("  echo hello | nc -u -w 1 127.0.0.1 %d", d.udpPort),
 		tunnelctl + " status",
 		tunnelctl + " forward " + demoSite + "/operators-echo",
 	} {

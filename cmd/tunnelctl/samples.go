@@ -19,9 +19,10 @@ import (
 
 // samples are the servers of the demo: what an intranet may have, on loopback ports of their own.
 type samples struct {
-	web   net.Listener // HTTP, and echoing WebSockets at /echo
-	tcp   net.Listener // echoes bytes
-	files string       // a folder for the private relay to serve
+	web   net.Listener   // HTTP, and echoing WebSockets at /echo
+	tcp   net.Listener   // echoes bytes
+	udp   net.PacketConn // echoes datagrams
+	files string         // a folder for the private relay to serve
 	sum   [sha256.Size]byte
 
 	server  *http.Server
@@ -47,12 +48,16 @@ func startSamples(dir string) (_ *samples, err error) {
 	if s.tcp, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return nil, err
 	}
+	if s.udp, err = net.ListenPacket("udp", "127.0.0.1:0"); err != nil {
+		return nil, err
+	}
 	if err := s.writeFiles(); err != nil {
 		return nil, err
 	}
 	s.server = &http.Server{Handler: http.HandlerFunc(serveWeb), ReadHeaderTimeout: 10 * time.Second}
 	s.running.Go(func() { _ = s.server.Serve(s.web) }) // ends with close
 	s.running.Go(s.serveTCP)
+	s.running.Go(s.serveUDP)
 	return s, nil
 }
 
@@ -64,6 +69,9 @@ func (s *samples) close() {
 		if ln != nil {
 			ln.Close()
 		}
+	}
+	if s.udp != nil {
+		s.udp.Close()
 	}
 	s.running.Wait()
 }
@@ -123,6 +131,20 @@ func (s *samples) serveTCP() {
 			return // closed
 		}
 		conns.Go(func() { echoBytes(c.(*net.TCPConn)) })
+	}
+}
+
+// serveUDP sends each datagram back.
+func (s *samples) serveUDP() {
+	buf := make([]byte, 64<<10)
+	for {
+		n, from, err := s.udp.ReadFrom(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil {
+			_, _ = s.udp.WriteTo(buf[:n], from) // a datagram may be lost
+		}
 	}
 }
 
