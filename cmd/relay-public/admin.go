@@ -108,6 +108,7 @@ func status(st *state, r *public.Relay, started time.Time, here net.Addr) *admin
 			s.Services = append(s.Services, admin.Service{
 				Site: session.Site, Name: svc.Name, Publish: svc.Publish, Target: svc.Target,
 				Visitors: svc.Visitors, Total: svc.Total, Received: svc.Received, Sent: svc.Sent,
+				DatagramsReceived: svc.Datagrams.Received, DatagramsSent: svc.Datagrams.Sent, DatagramsDropped: svc.Datagrams.Dropped,
 			})
 		}
 	}
