@@ -159,10 +159,20 @@ func (s *session) serve(in *link.Incoming, from netip.AddrPort, resumed bool) {
 		Session: s.id, Resume: s.secret, Resumed: resumed, Active: s.group.active == s, Software: s.relay.Software,
 	})
 	c.Link, c.transport = l, l.Transport()
+	l.OnTuned = s.tuned
 	l.Serve(s.tun, in.Role(), func(l *link.Link, err error) { s.linkLost(l, err) })
 	if s.relay.draining.Load() {
 		s.drain()
 	}
+}
+
+// tuned is told how a link has adapted to its path, or that it could not.
+func (s *session) tuned(what string, err error) {
+	if err != nil {
+		s.relay.log.Warn("link: "+what, "site", s.site, "err", err)
+		return
+	}
+	s.relay.log.Info("link: "+what, "site", s.site)
 }
 
 // take makes room for a link that is about to be attached.
