@@ -54,6 +54,16 @@ func (s *Session) Lost(l Link, err error, now time.Time) {
 	}
 }
 
+// Ping asks every link for a sign of life.
+func (s *Session) Ping(now time.Time) {
+	s.enter(now)
+	for _, c := range s.carriers {
+		if !c.wantPing && !c.pingSent {
+			s.ping(c)
+		}
+	}
+}
+
 // lose forgets a link.
 func (s *Session) lose(c *carrier) {
 	c.gone = true

@@ -630,6 +630,15 @@ func TestPing(t *testing.T) {
 	c.happens("the streams wait", `open 2 ""`)
 }
 
+// An owner that doubts its links asks them all, once.
+func TestPingOnRequest(t *testing.T) {
+	c := newScript(t, Config{Client: true})
+	c.start()
+	c.s.Ping(c.now)
+	c.s.Ping(c.now)
+	c.sends("at once", "06 00000000 000008 0000000000000002")
+}
+
 // An owner that slept, as a laptop does, asks before it gives up.
 func TestPingAfterSleep(t *testing.T) {
 	c := newScript(t, Config{Client: true})
