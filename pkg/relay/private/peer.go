@@ -204,6 +204,9 @@ func (p *peer) choose(look bool) {
 	r := reading{quic: quic.link != nil}
 	if look && r.quic {
 		r = p.read(quic)
+		if p.busy() {
+			p.session.Ping(p.now()) // for the next look
+		}
 	}
 	if (look || !r.quic) && p.choice.step(p.now(), r) {
 		if p.choice.quic {
@@ -316,6 +319,7 @@ func (p *peer) doubt() {
 		p.doubts[l.Link] = l.Received
 		wait = max(wait, 4*l.RTT)
 	}
+	p.session.Ping(p.now())
 	p.loop.Arm(&p.judgeAt, wait, p.judge)
 }
 
