@@ -82,6 +82,7 @@ type server struct {
 	loop    *evloop.Loop
 	session *tunnel.Session
 	lost    chan error
+	serving func(*Link) // may be nil
 }
 
 // side runs a session on a loop.
@@ -129,6 +130,8 @@ func (e *echo) OnData(b []byte) int {
 func (e *echo) OnEOF()        { e.s.CloseWrite() }
 func (e *echo) OnDrain()      { e.s.Resume() }
 func (e *echo) OnClose(error) {}
+
+func (e *echo) OnDatagram(b []byte) { e.s.SendDatagram(b) }
 
 // http finds the end of the request, as the relay's http layer does.
 type http struct {
@@ -184,6 +187,9 @@ func (s *server) hello(in *Incoming, err error) {
 			s.session = newSide(loop, false, func(st *tunnel.Stream, header []byte) { st.SetHandler(&echo{st}) }).session
 		}
 		l.Serve(s.session, tunnel.RoleInteractive, func(_ *Link, err error) { s.lost <- err })
+		if s.serving != nil {
+			s.serving(l)
+		}
 	})
 }
 

@@ -262,6 +262,10 @@ func TestQUICOpenLink(t *testing.T) {
 		reason string
 	}{
 		{"bad frame", func(c *quicClient) { c.control.Write([]byte("\x06\x00\x00\x00\x00\x00\x00\x09long ping")) }, websocket.StatusProtocolError, ""},
+		{"bad lane", func(c *quicClient) {
+			ln := must(c.OpenUniStream())
+			ln.Write([]byte("\x06\x00\x00\x00\x00\x00\x00\x09long ping"))
+		}, websocket.StatusProtocolError, ""},
 		{"lane reset", func(c *quicClient) {
 			ln := must(c.OpenUniStream())
 			ln.Write([]byte{1})
@@ -508,6 +512,170 @@ func TestQUICPath(t *testing.T) {
 	if err := <-lost; !errors.Is(err, tunnel.ErrLinkTimeout) || time.Since(began) > 10*time.Second {
 		t.Errorf("lost after %v: %v", time.Since(began), err)
 	}
+}
+
+// Streams that move much have lanes while they do, and none afterwards.
+func TestQUICLanes(t *testing.T) {
+	n := &network{transport: QUIC}
+	_, core, key := start(t, n, true)
+	loop := core.Loop(0)
+	var me *side
+	on(loop, func() { me = newSide(loop, true, nil) })
+	lost := make(chan error, 1)
+	var pumps []*pump
+	d := dial(loop, t.Context(), n.config(key), func(l *Link) {
+		l.Serve(me.session, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
+		for range 20 {
+			st, _ := me.session.Open([]byte("header"))
+			pumps = append(pumps, newPump(st, 2<<20))
+		}
+	})
+	if d.err != nil {
+		t.Fatal(d.err)
+	}
+	lanes := func() (n int) {
+		on(loop, func() { n = d.link.quic.lanes })
+		return n
+	}
+	most := 0
+	for _, p := range pumps {
+		for over := false; !over; {
+			select {
+			case err := <-p.done:
+				if err != nil {
+					t.Fatal(err)
+				}
+				over = true
+			case err := <-lost:
+				t.Fatal("lost:", err)
+			case <-time.After(5 * time.Millisecond):
+				most = max(most, lanes())
+			}
+		}
+	}
+	if most < 2 {
+		t.Errorf("%d lanes for %d streams", most, len(pumps))
+	}
+	for range 2000 {
+		if lanes() == 0 {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if n := lanes(); n != 0 {
+		t.Errorf("%d lanes are left", n)
+	}
+}
+
+// flow is a stream whose datagrams a test sees.
+type flow struct {
+	st  *tunnel.Stream
+	got chan []byte
+}
+
+func (f *flow) OnData(b []byte) int { return len(b) }
+func (f *flow) OnEOF()              {}
+func (f *flow) OnDrain()            {}
+func (f *flow) OnClose(error)       {}
+func (f *flow) OnDatagram(b []byte) {
+	select {
+	case f.got <- bytes.Clone(b):
+	default:
+	}
+}
+
+// Datagrams of any size come whole, those that fit as datagrams of QUIC.
+func TestQUICDatagrams(t *testing.T) {
+	n := &network{transport: QUIC}
+	_, core, key := start(t, n, true)
+	loop := core.Loop(0)
+	var me *side
+	on(loop, func() { me = newSide(loop, true, nil) })
+	f := &flow{got: make(chan []byte, 1000)}
+	d := dial(loop, t.Context(), n.config(key), func(l *Link) {
+		l.Serve(me.session, tunnel.RoleDatagram, func(*Link, error) {})
+		f.st, _ = me.session.Open([]byte("header"))
+		f.st.SetHandler(f)
+	})
+	if d.err != nil {
+		t.Fatal(d.err)
+	}
+	for _, size := range []int{0, 1, 512, 1200, 1400, 1472, 9000, tunnel.MaxDatagram} {
+		want := bytes.Repeat([]byte{byte(size)}, size)
+		for try := 0; ; try++ { // it may be lost
+			on(loop, func() { f.st.SendDatagram(want) })
+			var got []byte
+			select {
+			case got = <-f.got:
+			case <-time.After(time.Second):
+				if try < 10 {
+					continue
+				}
+				t.Fatalf("a datagram of %d bytes does not come", size)
+			}
+			if !bytes.Equal(got, want) {
+				t.Errorf("a datagram of %d bytes comes as one of %d", size, len(got))
+			}
+			break
+		}
+	}
+	on(loop, func() {
+		if !d.link.SendDatagram(2, make([]byte, 1000)) || d.link.SendDatagram(2, make([]byte, 1500)) {
+			t.Error("1000 bytes should fit into a packet, and 1500 not")
+		}
+		// However many are sent at once, the oldest make room.
+		for range 10_000 {
+			d.link.SendDatagram(4, make([]byte, 100))
+		}
+		q := d.link.quic
+		q.mu.Lock()
+		waiting := 0
+		if q.outgoing != nil {
+			waiting = len(q.outgoing.b) - q.first
+		}
+		q.mu.Unlock()
+		if waiting > maxOutgoing || q.dropped.Load() == 0 {
+			t.Errorf("%d bytes wait, %d datagrams were dropped", waiting, q.dropped.Load())
+		}
+	})
+}
+
+// A loop that is busy does not have the datagrams pile up that come meanwhile.
+func TestQUICDatagramFlood(t *testing.T) {
+	n := &network{transport: QUIC}
+	s, _, key := start(t, n, false)
+	c := newQUICClient(t, n.addr)
+	served := make(chan *Link, 1)
+	s.serving = func(l *Link) { served <- l }
+	if answer := c.hello(key, nil); !strings.Contains(answer, `"session"`) {
+		t.Fatal(answer)
+	}
+	l := <-served
+	free := make(chan bool)
+	l.loop().Post(func() { <-free })
+	for range 3 * maxArrived {
+		if err := c.SendDatagram(make([]byte, 100)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Microsecond) // QUIC keeps 128
+	}
+	l.quic.mu.Lock()
+	n1 := len(l.quic.arrived)
+	l.quic.mu.Unlock()
+	close(free)
+	if n1 > maxArrived || n1 == 0 {
+		t.Errorf("%d datagrams wait", n1)
+	}
+	on(l.loop(), func() {})
+	on(l.loop(), func() {
+		l.quic.mu.Lock()
+		defer l.quic.mu.Unlock()
+		if len(l.quic.arrived) > 0 && !l.quic.posted {
+			t.Error("datagrams are left")
+		}
+	})
+	c.CloseWithError(StatusAway, "")
+	<-s.lost
 }
 
 // The end of a core is the end of its links, which tell it.
