@@ -92,6 +92,10 @@ func (v *visitor) forward(name string, head, close bool) bool {
 		v.move(s.loop, v.serve)
 		return false
 	}
+	if s.group.undecided {
+		v.hold()
+		return false
+	}
 	svc := s.service(service)
 	if svc == nil {
 		v.answer(troubleService, head, close)
@@ -156,7 +160,11 @@ func (r *Relay) ServeForward(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	found := make(chan *trouble, 1)
-	s.loop.Post(func() {
+	find := func() {
+		if s = s.group.active; s == nil {
+			found <- troubleAway
+			return
+		}
 		switch svc := s.service(service); {
 		case svc == nil:
 			found <- troubleService
@@ -164,6 +172,11 @@ func (r *Relay) ServeForward(w http.ResponseWriter, req *http.Request) {
 			found <- troubleFlow
 		default:
 			found <- nil
+		}
+	}
+	s.loop.Post(func() {
+		if !s.group.hold(find) {
+			find()
 		}
 	})
 	select {

@@ -172,7 +172,7 @@ func (g *group) hold(f func()) bool {
 // know. A notice that it has not heard yet is overtaken.
 func (s *session) notify() {
 	active := s.group.active == s
-	if s.ended || s.told == active {
+	if s.ended || !s.welcomed || s.told == active {
 		return
 	}
 	what := relay.NoticeStandby

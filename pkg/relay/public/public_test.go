@@ -114,6 +114,7 @@ type testSite struct {
 	onStream func(st *tunnel.Stream, h relay.Header) bool // if it returns true, the stream is its own
 	link     *memLink                                     // the public side's
 	hello    relay.Hello
+	notices  []string
 }
 
 // memLink carries batches to the other side, in later turns of the same loop.
@@ -146,7 +147,10 @@ func (l *memLink) Close(err error) {
 	if l.dead {
 		return
 	}
-	l.dead, l.peer.dead = true, true
+	l.dead = true
+	if !l.silent {
+		l.peer.dead = true
+	}
 	told := error(&link.CloseError{Status: link.StatusAway})
 	if l.src.Closed() {
 		told = &link.CloseError{Status: link.StatusOver}
@@ -256,8 +260,12 @@ func (ts *testSite) attachTo(h relay.Hello) {
 	a.peer = b
 	c.Link = a
 	ts.link = a
-	ts.session.tun.Attach(a, tunnel.RoleInteractive, loop.Now())
-	ts.peer.Attach(b, tunnel.RoleInteractive, loop.Now())
+	role := tunnel.RoleInteractive
+	if h.Role == relay.RoleBulk {
+		role = tunnel.RoleBulk
+	}
+	ts.session.tun.Attach(a, role, loop.Now())
+	ts.peer.Attach(b, role, loop.Now())
 }
 
 // flush is the end of a turn for the private side.
@@ -306,6 +314,11 @@ func (ts *testSite) accept(st *tunnel.Stream, header []byte) {
 	h, err := relay.DecodeHeader(header)
 	if err != nil {
 		panic(err)
+	}
+	if h.Kind == relay.KindNotice {
+		ts.notices = append(ts.notices, h.Service)
+		st.SetHandler(&funcHandler{eof: func() { st.CloseWrite() }})
+		return
 	}
 	if ts.onStream != nil && ts.onStream(st, h) {
 		return

@@ -40,7 +40,7 @@ const (
 	shaking phase = iota // before the end of the TLS handshake
 	idle                 // no byte of the next request has come
 	reading              // part of a request head has come
-	held                 // a request waits for its site to come back, see Relay.Grace
+	held                 // a request waits for its site to come back, see Relay.Grace, or for a takeover
 	moving               // on the way to the loop of the session that its request belongs to
 	asking               // the relay's own domain answers, or a link is made
 	busy                 // an exchange is under way
@@ -402,6 +402,10 @@ func (v *visitor) readHead(b []byte) int {
 	if s := routes.find(l.host, req.Path, v.secure); s != nil {
 		if s.session.loop != l {
 			v.move(s.session.loop, v.serve)
+			return 0
+		}
+		if s.session.group.undecided {
+			v.hold()
 			return 0
 		}
 		v.begin(s)
