@@ -48,7 +48,7 @@ type config struct {
 
 	// Links is how many WebSocket links the session with each relay has, 1 to 8. The first is for what people
 	// wait for, the others are for streams that move much; each does it all when the others are lost. The
-	// default is 1. More than two help a single site on a lossy path, if its kernel has no BBR.
+	// default is 2. More than that help a single site on a lossy path, if its kernel has no BBR.
 	Links int `toml:"links"`
 
 	// Proxy is the way out to the public relays: "http://HOST:PORT" or "https://HOST:PORT" of a proxy that
@@ -106,7 +106,7 @@ type settings struct {
 
 // defaults is the config before anything is read into it.
 func defaults() config {
-	return config{Transport: private.TransportAuto, Links: 1, DrainTimeout: daemon.Duration(30 * time.Second)}
+	return config{Transport: private.TransportAuto, Links: 2, DrainTimeout: daemon.Duration(30 * time.Second)}
 }
 
 // load reads a configuration file. Its error holds every mistake in it.
