@@ -26,6 +26,9 @@ type Flow struct {
 	links    [2]struct{ before, after *Flow } // in the list of the table, and in that of its source
 }
 
+// Last is when the last datagram came.
+func (f *Flow) Last() time.Time { return f.last }
+
 // Flows is a table of flows: which have been silent for how long. The longest silent
 // one makes room where there are too many, first one that was never answered, so that
 // a flood of datagrams from invented addresses does not end what others are at. The
@@ -36,7 +39,6 @@ type Flows struct {
 
 	lists   [2]flowList // unanswered and answered
 	sources map[netip.Addr]*flowSource
-	idle    [2]time.Duration // instead of FlowUnanswered and FlowIdle, if not 0
 }
 
 type flowSource struct {
@@ -100,9 +102,6 @@ func (t *Flows) Remove(f *Flow) {
 func (t *Flows) Expire(now time.Time) (next time.Time) {
 	for i := range t.lists {
 		l, idle := &t.lists[i], [...]time.Duration{FlowUnanswered, FlowIdle}[i]
-		if t.idle[i] != 0 {
-			idle = t.idle[i]
-		}
 		for l.first != nil && now.Sub(l.first.last) >= idle {
 			t.expire(l.first)
 		}
@@ -123,9 +122,6 @@ func (t *Flows) End() {
 		}
 	}
 }
-
-// Hurry shortens how long flows may be silent from now on. Call Expire after it.
-func (t *Flows) Hurry(idle time.Duration) { t.idle = [2]time.Duration{idle, idle} }
 
 func (t *Flows) expire(f *Flow) {
 	t.Remove(f)

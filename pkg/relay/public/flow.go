@@ -21,7 +21,7 @@ const (
 	flowCheck = time.Second
 )
 
-// flows are those of one udp service. They are owned by the session's loop.
+// flows are those of one port. They are owned by the session's loop.
 type flows struct {
 	port  *port
 	loop  *loop
@@ -68,6 +68,10 @@ func newFlows(t *port, s *session, address string) (*flows, error) {
 func (fs *flows) receive(b []byte, from evloop.PacketAddr) {
 	now := fs.loop.Now()
 	f := fs.of[from]
+	if f != nil && f.stale() {
+		f.end()
+		f = nil
+	}
 	if f != nil {
 		fs.table.Touch(&f.Flow, false, now)
 		f.reopen(now)
@@ -139,16 +143,39 @@ func (fs *flows) expire() {
 	}
 }
 
-// hurry ends the flows as soon as they fall silent: the session has not long to live.
-func (fs *flows) hurry() {
-	fs.table.Hurry(lastSilence)
-	fs.expire()
+// finish ends the flows of s as soon as they fall silent.
+func (fs *flows) finish(s *service) {
+	left := false
+	for _, f := range fs.of {
+		switch {
+		case f.service != s:
+		case fs.loop.Now().Sub(f.Last()) >= lastSilence:
+			f.end()
+		default:
+			left = true
+		}
+	}
+	if left {
+		fs.loop.Arm(&s.silence, lastSilence, func() { fs.finish(s) })
+	}
 }
 
 func (fs *flows) close() {
 	fs.table.End()
 	fs.timer.Stop()
 	fs.conn.Close()
+}
+
+// stale reports whether another service has the port now, and the flow, unlike that
+// of a session which has been replaced and is still there, cannot go on as it is.
+func (f *flow) stale() bool {
+	now, old := f.flows.port.service, f.service
+	return now != old && (f.stream == nil || old.session == now.session || old.session.leaving || len(old.session.links) == 0)
+}
+
+func (f *flow) end() {
+	f.flows.table.Remove(&f.Flow)
+	f.Expire()
 }
 
 // Expire ends the flow, which has left the table. Another datagram of the visitor
@@ -185,8 +212,7 @@ func (f *flow) OnClose(err error) {
 	}
 	f.stream = nil
 	if e, ok := errors.AsType[*tunnel.StreamError](err); !ok || e.Code == tunnel.CodeCancelled {
-		f.flows.table.Remove(&f.Flow)
-		f.Expire()
+		f.end()
 		return
 	}
 	f.again = f.flows.loop.Now().Add(restTime)

@@ -58,7 +58,7 @@ func newTestRelay(t testing.TB, portable bool, change func(*Relay)) *testRelay {
 	if change != nil {
 		change(r)
 	}
-	r.Reload([]Site{{Name: "office", Keys: []string{"k"}, Publish: patterns("https://*.test", "http://*.test", "tcp://127.0.0.1:*")},
+	r.Reload([]Site{{Name: "office", Keys: []string{"k"}, Publish: patterns("https://*.test", "http://*.test", "tcp://127.0.0.1:*", "udp://127.0.0.1:*")},
 		{Name: "home", Keys: []string{"k"}, Publish: patterns("https://*.test", "https://*.home.test")}})
 	if err := r.Listen(); err != nil {
 		t.Fatal(err)
@@ -222,8 +222,8 @@ func (r *testRelay) connectAs(h relay.Hello, targets map[string]string, publish 
 func announcements(publish ...string) (list []relay.Announcement) {
 	for i := 0; i < len(publish); i += 2 {
 		scheme := "http"
-		if strings.HasPrefix(publish[i+1], "tcp:") {
-			scheme = "tcp"
+		if port, _, _ := strings.Cut(publish[i+1], ":"); port == "tcp" || port == "udp" {
+			scheme = port
 		}
 		list = append(list, relay.Announcement{Name: publish[i], Publish: publish[i+1], TargetScheme: scheme})
 	}

@@ -44,7 +44,8 @@ type service struct {
 	received uint64 // bytes from visitors, but see bytes
 	sent     uint64 // and to them
 
-	flows     *flows // of a udp service
+	flows     *flows // of a udp service; those of the port, which another service may have by now
+	silence   evloop.Timer
 	datagrams Datagrams
 }
 
@@ -217,9 +218,6 @@ func (s *service) sweep() {
 func (s *service) remove() {
 	s.removed = true
 	s.empty()
-	if s.flows != nil {
-		s.flows.table.End()
-	}
 }
 
 // finish ends what nobody uses, and flows as soon as nobody does: the session has
@@ -227,7 +225,7 @@ func (s *service) remove() {
 func (s *service) finish() {
 	s.empty()
 	if s.flows != nil {
-		s.flows.hurry()
+		s.flows.finish(s)
 	}
 }
 
