@@ -39,6 +39,7 @@ type Flows struct {
 
 	lists   [2]flowList // unanswered and answered
 	sources map[netip.Addr]*flowSource
+	idle    time.Duration // instead of FlowUnanswered and FlowIdle, if not 0
 }
 
 type flowSource struct {
@@ -102,6 +103,9 @@ func (t *Flows) Remove(f *Flow) {
 func (t *Flows) Expire(now time.Time) (next time.Time) {
 	for i := range t.lists {
 		l, idle := &t.lists[i], [...]time.Duration{FlowUnanswered, FlowIdle}[i]
+		if t.idle != 0 {
+			idle = t.idle
+		}
 		for l.first != nil && now.Sub(l.first.last) >= idle {
 			t.expire(l.first)
 		}
@@ -122,6 +126,9 @@ func (t *Flows) End() {
 		}
 	}
 }
+
+// Hurry shortens how long flows may be silent from now on. Call Expire after it.
+func (t *Flows) Hurry(idle time.Duration) { t.idle = idle }
 
 func (t *Flows) expire(f *Flow) {
 	t.Remove(f)

@@ -65,6 +65,12 @@ func TestFlowsExpire(t *testing.T) {
 	if !a.Last().Equal(at(200)) || !b.Last().Equal(at(201)) {
 		t.Errorf("the last datagrams came at %v and %v", a.Last(), b.Last())
 	}
+
+	// In a hurry silence is short, whoever was answered.
+	table.Hurry(time.Second)
+	if next := table.Expire(at(201)); over.String() != "a " || !next.Equal(at(202)) {
+		t.Errorf("in a hurry %q is over, next at %v", over.String(), next.Sub(start))
+	}
 	table.End()
 	table.Remove(&b.Flow)
 	if over.String() != "a b " || table.Len() != 0 {
