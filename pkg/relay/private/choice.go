@@ -43,8 +43,9 @@ type choice struct {
 	since time.Time // of quic; zero: from the start
 	votes int       // looks in a row that speak for a change
 
-	text string    // what was chosen and why: at most relay.MaxChoice bytes of visible ASCII
-	of   situation // that text is for
+	problem string    // why QUIC does not get through, or ""
+	text    string    // what was chosen and why: at most relay.MaxChoice bytes of visible ASCII
+	of      situation // that text is for
 }
 
 // situation is what an explanation depends on, but for the numbers in it.
@@ -84,20 +85,19 @@ func (c *choice) step(now time.Time, r reading) bool {
 	return true
 }
 
-// explain makes the text. It returns true if there is something new to tell. problem is why there is no QUIC
-// link, or "".
-func (c *choice) explain(r reading, problem string) bool {
-	now := situation{r.quic, c.quic, problem}
+// explain makes the text. It returns true if there is something new to tell.
+func (c *choice) explain(r reading) bool {
+	now := situation{r.quic, c.quic, c.problem}
 	if c.text != "" && c.of == now {
 		return false
 	}
 	c.of = now
 	ms := func(d time.Duration) string { return fmt.Sprintf("%d ms", d.Milliseconds()) }
 	switch {
-	case !r.quic && problem == "":
+	case !r.quic && c.problem == "":
 		c.text = "wss; quic is being tried"
 	case !r.quic:
-		c.text = printable("wss; quic does not get through: " + problem)
+		c.text = printable("wss; quic does not get through: " + c.problem)
 	case c.quic:
 		c.text = fmt.Sprintf("quic for small streams and datagrams, wss for bulk: wss loses %.1f%% and takes %s, quic %s",
 			100*r.loss, ms(r.wssRTT), ms(r.quicRTT))

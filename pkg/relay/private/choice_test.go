@@ -90,8 +90,8 @@ func TestExplain(t *testing.T) {
 		{reading{quic: true, wssRTT: 200 * time.Millisecond}, true, "", ""},
 		{reading{}, false, "grüße\n" + strings.Repeat("x", 300), "wss; quic does not get through: gr??e?" + strings.Repeat("x", 162)},
 	} {
-		c.quic = tt.quic
-		if c.explain(tt.r, tt.problem) != (tt.want != "") || tt.want != "" && c.text != tt.want {
+		c.quic, c.problem = tt.quic, tt.problem
+		if c.explain(tt.r) != (tt.want != "") || tt.want != "" && c.text != tt.want {
 			t.Errorf("%q, want %q", c.text, tt.want)
 		}
 		if len(c.text) > relay.MaxChoice {

@@ -144,6 +144,9 @@ func (ln *line) dialled(a *attempt, l *link.Link, w relay.Welcome, err error) {
 	old := ln.link
 	ln.state, ln.link, ln.since, ln.sent, ln.problem = linked, l, p.now(), 0, ""
 	l.OnTuned = ln.tuned
+	if ln.wish() {
+		p.choice.problem = ""
+	}
 	p.relay.log.Info("link up", "relay", p.address, "transport", ln.transport.String(), "role", ln.role.String(), "resumed", w.Resumed, "software", w.Software)
 	l.Serve(p.session, a.role, ln.lost)
 	if ln.role != a.role { // it was changed meanwhile
@@ -181,6 +184,9 @@ func (ln *line) lost(l *link.Link, err error) {
 		p.end()
 	case err != nil && p.session != nil && !p.ending:
 		ln.report("link lost", err)
+		if ln.wish() && p.choice.quic {
+			p.choose(false)
+		}
 	}
 	switch {
 	case p.links() == 0 && p.ending:
@@ -244,6 +250,12 @@ func (ln *line) refused(err error) {
 		p.finish(err)
 		return
 	}
+	if ln.wish() {
+		p.choice.problem = reason(err)
+		if d, ok := errors.AsType[*link.DialError](err); ok && d.Hint != "" {
+			p.choice.problem = d.Hint // what to do, as it is to fit into a sentence
+		}
+	}
 	ln.report("no link", err)
 	ln.again()
 	if refusal == nil && ln == p.lines[0] && p.links() == 0 {
@@ -265,16 +277,12 @@ func advice(code relay.RefusalCode) string {
 // report logs why there is no link, once until the reason changes.
 func (ln *line) report(event string, err error) {
 	p := ln.peer
-	problem := reason(err)
-	if d, ok := errors.AsType[*link.DialError](err); ok && d.Hint != "" && ln.wish() {
-		problem = d.Hint // what to do, as it is to fit into a sentence
-	}
-	if ln.problem != problem {
+	if problem := reason(err); ln.problem != problem {
 		ln.problem = problem
 		switch log := p.relay.log.With("relay", p.address, "transport", ln.transport.String(), "role", ln.role.String(), "err", err); {
 		case p.links() == 0:
 			log.Warn(event + ", trying again")
-		case ln.wish():
+		case ln.wish() && p.choice.problem != "":
 			p.choose(false) // says it
 		default:
 			log.Info(event + ", trying again; the other links go on")

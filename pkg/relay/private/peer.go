@@ -82,7 +82,7 @@ func newPeer(r *Relay, address string, loop *evloop.Loop, ended chan<- error) *p
 		p.choice.text = "wss: the proxy on the way carries no quic"
 	default:
 		add(link.QUIC, tunnel.RoleDatagram)
-		p.choice.explain(reading{}, "")
+		p.choice.explain(reading{})
 	}
 	p.setStatus()
 	return p
@@ -217,7 +217,7 @@ func (p *peer) choose(look bool) {
 			quic.setRole(tunnel.RoleDatagram)
 		}
 	}
-	if p.choice.explain(r, quic.problem) {
+	if p.choice.explain(r) {
 		p.relay.log.Info("transport", "relay", p.address, "choice", p.choice.text)
 		p.notify()
 	}
