@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/link"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
 )
@@ -603,6 +604,92 @@ func TestManyStandbys(t *testing.T) {
 		}
 		if who := p.who(); who != "a" {
 			t.Errorf("%s answers", who)
+		}
+	})
+}
+
+// A session lives as long as one of its links does.
+func TestSeveralLinks(t *testing.T) {
+	inPairs(t, func(p *pairing) {
+		links := func() string {
+			var list []string
+			for _, s := range p.Status(context.Background()).Sessions {
+				if s.ID == p.a.session.shortID() {
+					for _, l := range s.Links {
+						list = append(list, l.Transport+" "+l.Role)
+					}
+				}
+			}
+			return strings.Join(list, ", ")
+		}
+		first := p.a.link
+		p.a.hello.Role = relay.RoleBulk
+		if refusal := p.a.resume(1); refusal != nil {
+			t.Fatal(refusal)
+		}
+		synctest.Wait()
+		if got := links(); got != "wss interactive, wss bulk" {
+			t.Errorf("links: %s", got)
+		}
+		under := p.slow()
+		p.on(func() { first.Close(errors.New("cut")) })
+		time.Sleep(time.Minute / 2)
+		p.finish(under, "a")
+		if got := links(); got != "wss bulk" || p.active() != p.a.session {
+			t.Errorf("links after the first has gone: %s", got)
+		}
+
+		// The private relay says that it has no other: what there was goes first.
+		second := p.a.link
+		p.a.hello.Role = ""
+		if refusal := p.a.resume(0); refusal != nil {
+			t.Fatal(refusal)
+		}
+		synctest.Wait()
+		if got := links(); got != "wss interactive" || !second.dead || p.active() != p.a.session {
+			t.Errorf("links after a new beginning: %s", got)
+		}
+
+		// There is a bound.
+		for p.a.session.linked < relay.MaxLinks {
+			a, refusal := p.admit(p.a.again(1), p.loops[0])
+			if refusal != nil || a.session != p.a.session {
+				t.Fatal(refusal)
+			}
+		}
+		if _, refusal := p.admit(p.a.again(1), p.loops[0]); refusal == nil || refusal.Code != relay.RefuseBusy {
+			t.Errorf("one link too many: %v", refusal)
+		}
+		for p.a.session.linked > 1 { // they fail on their way
+			p.unlink(p.a.session)
+		}
+
+		// One link says that the session is over. The other one may finish.
+		p.a.hello.Role = relay.RoleBulk
+		if refusal := p.a.resume(1); refusal != nil {
+			t.Fatal(refusal)
+		}
+		under = p.slow()
+		third := p.a.link
+		p.on(func() { third.end(&link.CloseError{Status: link.StatusOver}) })
+		start := time.Now()
+		if who := p.who(); who != "b" {
+			t.Errorf("%s answers", who)
+		}
+		within(t, start, 100*time.Millisecond)
+		if res, _ := under.response("POST"); res.StatusCode != 503 {
+			t.Errorf("what was under way: %s", res.Status)
+		}
+		took(t, start, partTime)
+		if s := p.states(); s != "A" {
+			t.Errorf("sessions: %s", s)
+		}
+		// With the last link it is over at once.
+		c := p.named("c", machine('c', '1'))
+		p.on(func() { c.peer.Close(nil) })
+		synctest.Wait()
+		if s := p.states(); s != "A" {
+			t.Errorf("sessions: %s", s)
 		}
 	})
 }

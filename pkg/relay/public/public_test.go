@@ -230,10 +230,16 @@ func announcements(publish ...string) (list []relay.Announcement) {
 	return list
 }
 
-// resume attaches a new link to the session, as a private relay does that has others.
-func (ts *testSite) resume(others int) *relay.Refusal {
+// again is the Hello of a further link.
+func (ts *testSite) again(others int) relay.Hello {
 	h := ts.hello
 	h.Session, h.Resume, h.Links = ts.session.id, ts.session.secret, others
+	return h
+}
+
+// resume attaches a new link to the session, as a private relay does that has others.
+func (ts *testSite) resume(others int) *relay.Refusal {
+	h := ts.again(others)
 	a, refusal := ts.session.relay.admit(h, ts.session.relay.loops[0])
 	if refusal == nil {
 		if a.session != ts.session || !a.resumed {
