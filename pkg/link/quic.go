@@ -34,9 +34,9 @@ const (
 	maxIntake = 4
 
 	// Datagrams that wait for QUIC, in bytes with their lengths, and for the
-	// loop, in number: 25 ms of 20,000 in a second.
-	maxOutgoing = 256 << 10
-	maxArrived  = 1024
+	// loop, in number: 50 to 100 ms of 20,000 a second.
+	maxOutgoing = 512 << 10
+	maxArrived  = 2048
 
 	// farewell is how long a side that closes a link in good order waits for the
 	// other one to have read everything, and linger how long it answers whoever has

@@ -160,7 +160,7 @@ func (d *dialer) shake(ctx context.Context, addr netip.AddrPort) quicDial {
 	if err != nil {
 		return quicDial{phase: PhaseDial, err: err}
 	}
-	tr := &quic.Transport{Conn: pc}
+	tr := &quic.Transport{Conn: QUICSocket(pc)}
 	cfg := QUICConfig()
 	cfg.MaxIncomingStreams = -1
 	conn, err := tr.Dial(ctx, net.UDPAddrFromAddrPort(addr), &tls.Config{

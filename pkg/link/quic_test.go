@@ -44,7 +44,7 @@ func acceptQUIC(t testing.TB, addr, alpn string, f func(*quic.Conn)) net.Addr {
 	}
 	cfg := certs().server.Clone()
 	cfg.NextProtos = []string{alpn}
-	tr := &quic.Transport{Conn: pc}
+	tr := &quic.Transport{Conn: QUICSocket(pc.(*net.UDPConn))}
 	ln, err := tr.Listen(cfg, QUICConfig())
 	if err != nil {
 		t.Fatal(err)

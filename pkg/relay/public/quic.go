@@ -57,7 +57,7 @@ func (r *Relay) listenQUIC() error {
 	}
 	q := &quicListener{relay: r, from: make(map[netip.Addr]int)}
 	q.transport = &quic.Transport{
-		Conn:                pc,
+		Conn:                link.QUICSocket(pc),
 		ConnectionIDLength:  8,
 		StatelessResetKey:   (*quic.StatelessResetKey)(derive(secret, "culvert quic stateless reset")),
 		TokenGeneratorKey:   (*quic.TokenGeneratorKey)(derive(secret, "culvert quic token")),
