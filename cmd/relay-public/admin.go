@@ -143,7 +143,7 @@ func session(s public.SessionStatus) admin.Session {
 	one := admin.Session{
 		ID: s.ID, Active: s.Active, Key: s.Key, Machine: s.Machine, Process: s.Process,
 		Remote: s.Remote, Software: s.Software, Choice: s.Choice, RTT: ms(s.RTT), Links: []admin.Link{},
-		Streams: s.Streams, Received: s.Received, Sent: s.Sent, Buffered: s.Buffered,
+		Streams: s.Streams, Received: s.Received, Sent: s.Sent, Buffered: s.Buffered, Dropped: s.Dropped,
 		ConnectedSince: s.Since, Offers: s.Announced,
 	}
 	switch {

@@ -102,7 +102,8 @@ type Session struct {
 	Streams        int        `json:"streams"`
 	Received       uint64     `json:"received"`
 	Sent           uint64     `json:"sent"`
-	Buffered       int        `json:"buffered"` // bytes that its streams keep here
+	Buffered       int        `json:"buffered"`                    // bytes that its streams keep here
+	Dropped        uint64     `json:"datagrams_dropped,omitempty"` // they came faster than its links take them, or it had none
 	ConnectedSince time.Time  `json:"connected_since"`
 	SuspendedSince *time.Time `json:"suspended_since,omitempty"`
 	Offers         int        `json:"offers"`            // services that it has announced
@@ -136,8 +137,8 @@ type Service struct {
 	Received uint64 `json:"received"` // bytes from visitors
 	Sent     uint64 `json:"sent"`     // bytes to visitors
 
-	// Of a udp service, whose visitors are flows. Dropped are those that the public relay could not pass on:
-	// there was a limit, or a buffer was full.
+	// Of a udp service, whose visitors are flows. Dropped are those that were lost at its port: there was a
+	// limit, or a buffer was full.
 	DatagramsReceived uint64 `json:"datagrams_received,omitempty"`
 	DatagramsSent     uint64 `json:"datagrams_sent,omitempty"`
 	DatagramsDropped  uint64 `json:"datagrams_dropped,omitempty"`

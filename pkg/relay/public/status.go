@@ -56,6 +56,7 @@ type SessionStatus struct {
 	Received  uint64          // bytes of streams, from the site
 	Sent      uint64          // and to it
 	Buffered  int             // bytes
+	Dropped   uint64          // datagrams, here: they came faster than the links take them, or there was none
 	Announced int             // services that the private relay offers
 	Refused   []ServiceError  // of them; the first maxShown
 	Services  []ServiceStatus // that are published: none of a stand-by
@@ -78,7 +79,7 @@ type ServiceError struct{ Name, Error string }
 type Datagrams struct {
 	Received uint64 // from visitors
 	Sent     uint64 // to them
-	Dropped  uint64 // of either direction, here: there was a limit, no link, or a full buffer
+	Dropped  uint64 // at the port: there was a limit, or a full buffer
 }
 
 // ServiceStatus is a service that is published.
@@ -144,7 +145,7 @@ func (s *session) status() SessionStatus {
 		Site: s.site, ID: s.shortID(), Active: s.group.active == s, Leaving: s.leaving,
 		Key: s.key, Machine: s.machine, Process: s.process,
 		Since: s.since, Remote: s.remote.String(), Software: s.software, Choice: s.choice, Lost: s.lostAt,
-		RTT: t.RTT, Carried: t.Links, Streams: t.Streams, Received: t.Received, Sent: t.Sent, Buffered: t.Buffered,
+		RTT: t.RTT, Carried: t.Links, Streams: t.Streams, Received: t.Received, Sent: t.Sent, Buffered: t.Buffered, Dropped: t.DatagramsDropped,
 		Announced: len(s.announced), Refused: s.refused,
 	}
 	for _, l := range s.tun.Links() {
