@@ -245,7 +245,7 @@ func (s *Session) reroute() {
 		return
 	}
 	for _, c := range s.carriers {
-		if c.suspect && !s.control.suspect && (c.streams > 0 || c == old) {
+		if c.suspect && !s.control.suspect {
 			s.abandon(c)
 		}
 	}
@@ -298,7 +298,6 @@ func (s *Session) watch(c *carrier) {
 		s.drop(c, ErrLinkTimeout)
 	case due && asked:
 		c.suspect = true
-		s.abandon(c)
 		s.reroute()
 		if s.cfg.OnSuspect != nil {
 			s.events = append(s.events, event{call: func() { s.cfg.OnSuspect(c.link) }})
@@ -375,8 +374,10 @@ func (s *Session) receiveRole(c *carrier, role Role) {
 func (s *Session) closeDrained() {
 	for i := len(s.carriers) - 1; i >= 0; i-- {
 		c := s.carriers[i]
-		needed := c == s.control && (len(s.streams) > 0 || len(s.tombs) > 0)
-		if c.drains && c.left && !needed && c.streams == 0 && c.resetAcks.empty() && c.acks.empty() {
+		if !c.drains || !c.left || c.streams > 0 || !c.resetAcks.empty() || !c.acks.empty() {
+			continue
+		}
+		if c != s.control || len(s.streams) == 0 && len(s.tombs) == 0 {
 			s.drop(c, nil)
 		}
 	}

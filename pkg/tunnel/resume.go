@@ -100,7 +100,7 @@ func (s *Session) abandon(c *carrier) {
 
 // closing reports whether st has finished but for an acknowledgement. The peer may have
 // none to send any more: it had everything, has ended the stream, and its last CREDIT
-// was lost with a link. It answers a DATA with FIN.
+// was lost with a link. It answers any DATA.
 func (st *Stream) closing() bool {
 	return st.flags&(flagFin|flagPeerFin) == flagFin|flagPeerFin && st.next == st.end+1 && st.acked < st.next
 }

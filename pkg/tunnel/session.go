@@ -289,13 +289,16 @@ func (s *Session) wakeIfDraining() {
 
 // drained reports whether a GoAway is finished.
 func (s *Session) drained() bool {
+	if !(s.goaway && s.sentGoaway || s.peerGoaway) || s.control == nil || len(s.streams) > 0 ||
+		len(s.tombs) > 0 || !s.credits.empty() || len(s.owed) > 0 {
+		return false
+	}
 	for _, c := range s.carriers {
 		if !c.resetAcks.empty() || !c.acks.empty() {
 			return false
 		}
 	}
-	return (s.goaway && s.sentGoaway || s.peerGoaway) && s.control != nil && len(s.streams) == 0 &&
-		len(s.tombs) == 0 && s.credits.empty() && len(s.owed) == 0
+	return true
 }
 
 // Close ends the session now. Every stream gets OnClose with CodeSessionLost, then

@@ -294,19 +294,25 @@ func (s *Session) receiveDataHeader(c *carrier, rx *decoder, id uint32, off uint
 	}
 	rx.st, rx.off, rx.left, rx.fin = st, off, size, fin
 	switch {
-	case !fin:
 	case st == nil:
-		return s.receiveLateFin(c, id, off+uint64(size)+1)
-	case size == 0:
+		if fin {
+			size++
+		}
+		return s.receiveLate(c, id, off+uint64(size))
+	case size == 0 && fin:
 		return s.receiveData(st, off, nil, true)
 	}
 	return nil
 }
 
-// receiveLateFin answers for a stream that has ended here: if it was not reset, its peer
-// waits for an acknowledgement that was lost.
-func (s *Session) receiveLateFin(c *carrier, id uint32, received uint64) error {
+// receiveLate answers data up to an offset of a stream that has ended here. If it was not
+// reset, all of it was received, and the acknowledgement was lost: its peer may wait.
+func (s *Session) receiveLate(c *carrier, id uint32, received uint64) error {
 	if _, tomb := s.tombs[id]; tomb {
+		return nil
+	}
+	if last := len(c.acks.items) - 1; last >= 0 && !c.acks.empty() && c.acks.items[last].id == id {
+		c.acks.items[last].received = max(c.acks.items[last].received, received)
 		return nil
 	}
 	if c.acks.len() > s.cfg.MaxStreams+maxAnswers {

@@ -18,7 +18,9 @@ func (s *Session) Flush(now time.Time) {
 		sent := false
 		for _, c := range s.carriers {
 			sent = s.flushLink(c) || sent
-			sent = s.flushLane(c) || sent
+			if c.laned.head != nil {
+				sent = s.flushLane(c) || sent
+			}
 		}
 		if sent || len(s.events) > 0 {
 			continue

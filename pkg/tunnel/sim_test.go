@@ -237,6 +237,13 @@ func (s *sim) fault() {
 	if len(live) == 0 {
 		return
 	}
+	if len(s.apps) > 0 && s.rng.IntN(4) == 0 { // what was just opened ends at once
+		for _, a := range s.apps[s.key] {
+			if a != nil && a.closes == 0 && a.reset == 0 && a.st.flags&flagConfirmed == 0 {
+				a.doReset(CodeCancelled)
+			}
+		}
+	}
 	w := live[s.rng.IntN(len(live))]
 	if s.rng.IntN(3) == 0 {
 		s.count.Blackholes++
@@ -658,9 +665,12 @@ func (side *simSide) open() {
 	s := side.sim
 	s.key++
 	a := &simApp{side: side, key: s.key, total: s.size()}
-	var header [16]byte
-	binary.BigEndian.PutUint64(header[:], a.key)
-	st, err := side.s.Open(header[:])
+	header := make([]byte, 8+s.rng.IntN(100))
+	if s.rng.IntN(3) == 0 {
+		header = make([]byte, MaxHeader)
+	}
+	binary.BigEndian.PutUint64(header, a.key)
+	st, err := side.s.Open(header)
 	if err != nil {
 		s.failf("open: %v", err)
 	}

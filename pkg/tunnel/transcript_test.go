@@ -191,7 +191,7 @@ func TestTranscriptOfAnOpener(t *testing.T) {
 	c.sends("but not long", "03 00000001 000010 0000000000000003 0000000000010002")
 	c.recv("data", "credit", "reset")
 	c.happens("late frames of a finished stream are ignored")
-	c.sends("but a reset is acknowledged", "reset ack")
+	c.sends("but acknowledged", "reset ack", "03 00000001 000010 0000000000000005 0000000000000005")
 	if s := c.s.Stats(); s.Streams != 0 || s.Buffered != 0 || s.Sent != 11 || s.Received != 2 {
 		t.Fatalf("%+v", s)
 	}
@@ -327,7 +327,7 @@ func TestCutWithManyStreams(t *testing.T) {
 	}
 }
 
-func TestLateFinIsAcknowledged(t *testing.T) {
+func TestLateDataIsAcknowledged(t *testing.T) {
 	c := newScript(t, Config{})
 	c.start()
 	c.recv("open", "82 00000001 000009 0000000000000000 21")
@@ -337,9 +337,9 @@ func TestLateFinIsAcknowledged(t *testing.T) {
 	c.recv("03 00000001 000010 0000000000000001 0000000000010000")
 	c.happens("it has ended", `open 1 "header"`, `data 1 "!"`, "eof 1", "close 1 <nil>")
 	c.recv("02 00000001 000009 0000000000000000 21")
-	c.sends("data of it is dropped")
-	c.recv("82 00000001 000009 0000000000000000 21", "data")
-	c.sends("its end is acknowledged again", "03 00000001 000010 0000000000000002 0000000000000002")
+	c.sends("what comes of it is acknowledged again", "03 00000001 000010 0000000000000001 0000000000000001")
+	c.recv("02 00000001 000009 0000000000000000 21", "82 00000001 000008 0000000000000001")
+	c.sends("once", "03 00000001 000010 0000000000000002 0000000000000002")
 	c.recv("01 00000003 000000")
 	c.last.Reset(CodeRefused)
 	c.recv("82 00000003 000009 0000000000000000 21")
