@@ -85,7 +85,7 @@ func (t *tuner) room(c *evloop.Conn) int {
 	if unsent == 0 {
 		unsent = startUnsent
 	}
-	if c.Pending() > unsent/4 {
+	if c.Pending() > min(unsent/2, c.HighMark()) {
 		c.NotifyDrain()
 		return 0
 	}
