@@ -49,11 +49,18 @@ func newFlows(t *port, s *session, address string) (*flows, error) {
 		port: t, loop: s.loop, of: make(map[evloop.PacketAddr]*flow),
 		table: forward.Flows{Limit: r.MaxFlows, PerSource: r.MaxFlowsPerAddress},
 	}
-	conn, err := s.loop.ListenPacket("udp", address, fs.receive)
+	var conn *evloop.PacketConn
+	var err error
+	name := t.service.publish.String()
+	if files := r.inherited(name, "udp", address); len(files) > 0 {
+		conn, err = s.loop.ListenPacketFile(files[0], fs.receive)
+	} else {
+		conn, err = s.loop.ListenPacket("udp", address, fs.receive)
+	}
 	if err != nil {
 		return nil, err
 	}
-	conn.OnError = r.listenerError(t.service.publish.String())
+	conn.OnError = r.listenerError(name)
 	fs.conn = conn
 	if n, _ := conn.Buffers(); n > 0 && n < evloop.PacketBuffer {
 		r.smallBuffers.Do(func() {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -255,6 +256,31 @@ func TestFlowsTakeover(t *testing.T) {
 	if r.udpPort("office") != addr {
 		t.Error("the port has changed")
 	}
+}
+
+// A port that was there before the relay is used, and stays when the service goes.
+func TestFlowsInherited(t *testing.T) {
+	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	f, err := c.File()
+	if err != nil {
+		t.Skip(err) // Windows
+	}
+	defer f.Close()
+	addr := c.LocalAddr().String()
+	r := newTestRelay(t, false, func(r *Relay) {
+		r.Inherited = func(name, network, at string) []*os.File {
+			if name == "udp://"+addr && network == "udp" && at == addr {
+				return []*os.File{f}
+			}
+			return nil
+		}
+	})
+	flowsOf(r.connect("office", nil, "echo", "udp://"+addr), "office")
+	newPacketVisitor(t, addr).ask("one", "office one")
 }
 
 // When the relay drains, flows end as soon as they fall silent.
