@@ -71,6 +71,7 @@ type attempt struct {
 	cancel  context.CancelFunc
 	session string // that it is to join, or "" for a new one
 	role    tunnel.Role
+	choice  string // that it tells
 }
 
 // start dials, when it is the line's turn.
@@ -85,7 +86,7 @@ func (ln *line) start() {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	a := &attempt{cancel: cancel, session: p.id, role: ln.role}
+	a := &attempt{cancel: cancel, session: p.id, role: ln.role, choice: p.choice.text}
 	ln.state, ln.attempt = dialling, a
 	others := p.links()
 	if ln.link != nil {
@@ -151,6 +152,9 @@ func (ln *line) dialled(a *attempt, l *link.Link, w relay.Welcome, err error) {
 	l.Serve(p.session, a.role, ln.lost)
 	if ln.role != a.role { // it was changed meanwhile
 		p.session.SetRole(l, ln.role)
+	}
+	if a.choice != p.choice.text {
+		p.notify()
 	}
 	if old != nil {
 		old.Close(tunnel.ErrSuperseded)
