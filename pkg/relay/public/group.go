@@ -18,6 +18,10 @@ const (
 	// stand-by takes over: a link that is made again at once is back by then.
 	takeoverTime = 500 * time.Millisecond
 
+	// doubtMax bounds how long a private relay has to say that it lives, where the
+	// round trip is long.
+	doubtMax = 2 * time.Second
+
 	// maxLinked is how many sessions of a site may have links, and maxSessions how
 	// many there may be, those that wait for a link included.
 	maxLinked, maxSessions = 8, 16
@@ -120,6 +124,30 @@ func (s *session) steady(now time.Time) bool {
 // ready reports whether s could serve visitors right now.
 func (s *session) ready() bool {
 	return len(s.links) > 0 && !s.leaving && s.announced != nil
+}
+
+// predecessors are the sessions of the same machine that came before s, by another
+// process: s is the machine's restart, unless somebody runs it twice.
+func (g *group) predecessors(s *session) (before []*session) {
+	g.relay.mu.Lock()
+	defer g.relay.mu.Unlock()
+	for _, o := range g.sessions {
+		if o == s || s.machine == "" {
+			break
+		}
+		if o.machine == s.machine && o.process != s.process {
+			before = append(before, o)
+		}
+	}
+	return before
+}
+
+// restarted reports whether the machine of s has another process by now.
+func (g *group) restarted(s *session) bool {
+	g.relay.mu.Lock()
+	sessions := slices.Clone(g.sessions)
+	g.relay.mu.Unlock()
+	return slices.ContainsFunc(sessions, func(o *session) bool { return slices.Contains(g.predecessors(o), s) })
 }
 
 // activate makes s active, nil meaning that nobody is. On the loop.

@@ -211,6 +211,40 @@ func TestTakeoverBlackhole(t *testing.T) {
 	})
 }
 
+// A process that dies leaves a TCP link that is reset and a QUIC link that is silent. One
+// that lives says so on the other link.
+func TestTakeoverOfHalfSilent(t *testing.T) {
+	for _, silent := range []bool{true, false} {
+		inPairs(t, func(p *pairing) {
+			first := p.a.link
+			p.a.hello.Role = relay.RoleBulk
+			if refusal := p.a.resume(1); refusal != nil {
+				t.Fatal(refusal)
+			}
+			synctest.Wait()
+			start := time.Now()
+			p.on(func() {
+				p.a.link.silent, p.a.link.peer.silent = silent, silent
+				first.Close(errors.New("connection reset"))
+			})
+			if !silent {
+				time.Sleep(5 * time.Second)
+				if p.active() != p.a.session || p.a.link.dead {
+					t.Error("a private relay that answers has lost its place")
+				}
+				return
+			}
+			for p.active() == p.a.session && time.Since(start) < time.Minute {
+				time.Sleep(10 * time.Millisecond)
+			}
+			within(t, start, takeoverTime+50*time.Millisecond)
+			if who := p.who(); who != "b" {
+				t.Errorf("%s answers", who)
+			}
+		})
+	}
+}
+
 // A link that is made again at once is no reason.
 func TestNoTakeover(t *testing.T) {
 	inPairs(t, func(p *pairing) {
@@ -524,8 +558,19 @@ func TestRestartedMachine(t *testing.T) {
 		if s := p.states(); s != "A s" {
 			t.Errorf("sessions: %s", s)
 		}
+		// One whose links are just silent is asked whether it lives.
+		old := p.named("d", machine('d', '1'))
+		p.on(func() { old.link.silent, old.link.peer.silent = true, true })
+		start = time.Now()
+		d2 := p.named("d2", machine('d', '2'))
+		for ended := false; !ended && time.Since(start) < time.Minute; time.Sleep(10 * time.Millisecond) {
+			p.on(func() { ended = old.session.ended })
+		}
+		within(t, start, takeoverTime+50*time.Millisecond)
+		p.on(func() { d2.session.close(nil) })
 		// Another process on the same machine leaves one alone that has a link.
 		p.named("a3", machine('a', '3'))
+		time.Sleep(5 * time.Second)
 		if s := p.states(); s != "A s s" || p.active() != other.session {
 			t.Errorf("sessions: %s", s)
 		}

@@ -181,16 +181,14 @@ func (s *session) take(h relay.Hello, from netip.AddrPort) *carrier {
 		s.start()
 	}
 	if h.Links == 0 { // the private relay has given up what it had
-		for _, c := range s.links {
-			s.tun.Lost(c.Link, errSuperseded, s.loop.Now())
-			c.Close(errSuperseded)
-			s.relay.unlink(s)
-		}
-		s.links = nil
+		s.forsake(errSuperseded)
 	}
 	c := &carrier{remote: from}
 	s.links = append(s.links, c)
 	s.attached(h, from)
+	for _, o := range s.group.predecessors(s) {
+		o.doubt()
+	}
 	return c
 }
 
@@ -213,8 +211,13 @@ func (s *session) linkLost(l tunnel.Link, err error) {
 		s.loop.Arm(&s.parting, partTime, func() { s.close(nil) })
 		s.onGoAway()
 	}
+	_, orderly := errors.AsType[*link.CloseError](err)
 	switch {
-	case s.ended || len(s.links) > 0:
+	case s.ended:
+	case len(s.links) > 0:
+		if !orderly {
+			s.doubt()
+		}
 	case s.parted:
 		s.close(nil)
 	default:

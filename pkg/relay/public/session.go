@@ -45,6 +45,8 @@ type session struct {
 	lostAt    time.Time    // since when there is no link; zero: there is one
 	takeAt    time.Time    // with lostAt: when a stand-by may take over
 	parting   evloop.Timer // the end of a session that parted
+	doubts    evloop.Timer // the end of doubt
+	doubted   bool         // it runs
 	cut       evloop.Timer // resets what is under way on a session that is active no more
 	remote    netip.AddrPort
 	software  string
@@ -180,6 +182,46 @@ func (s *session) lost(err error) {
 	s.relay.log.Warn(s.standing()+" lost its link", "site", s.site, "session", s.shortID(), "err", err)
 	s.wake()
 	s.group.settle()
+	if s.group.restarted(s) {
+		s.close(errReplaced)
+	}
+}
+
+// doubt gives the private relay a moment to say that it lives, and gives up its links
+// if it does not: of a process that dies the system ends the TCP connections, but QUIC
+// ones just fall silent.
+func (s *session) doubt() {
+	if s.ended || s.doubted || len(s.links) == 0 {
+		return
+	}
+	s.doubted = true
+	asked, wait := s.loop.Now(), takeoverTime
+	received := make(map[tunnel.Link]uint64)
+	for _, l := range s.tun.Links() {
+		received[l.Link] = l.Received
+		wait = max(wait, min(3*l.RTT, doubtMax))
+	}
+	s.tun.Ping(asked)
+	s.loop.Arm(&s.doubts, wait, func() {
+		s.doubted = false
+		for _, l := range s.tun.Links() {
+			if n, there := received[l.Link]; !there || l.Received > n {
+				return
+			}
+		}
+		s.forsake(tunnel.ErrLinkTimeout)
+		s.lost(tunnel.ErrLinkTimeout)
+	})
+}
+
+// forsake gives up the links that there are.
+func (s *session) forsake(err error) {
+	for _, c := range s.links {
+		s.tun.Lost(c.Link, err, s.loop.Now())
+		c.Close(err)
+		s.relay.unlink(s)
+	}
+	s.links = nil
 }
 
 // lostFor is how long the session has been without a link.
@@ -203,6 +245,7 @@ func (s *session) onClose(err error) {
 	s.ended = true
 	s.timer.Stop()
 	s.parting.Stop()
+	s.doubts.Stop()
 	s.cut.Stop()
 	s.relay.removeSession(s)
 	s.group.settle()
