@@ -119,7 +119,6 @@ func (s *Session) dropDatagrams() {
 func (s *Session) fillDatagrams(c *carrier, b []byte, most int) []byte {
 	d := &s.dgrams
 	if d.size == 0 {
-		c.allowance = 0
 		return b
 	}
 	c.allowance = min(c.allowance+(most-Headroom)/2, batchSize)
@@ -150,6 +149,9 @@ func (s *Session) fillDatagrams(c *carrier, b []byte, most int) []byte {
 		c.allowance -= n
 		s.stats.DatagramsSent++
 		d.again(f)
+	}
+	if d.size == 0 {
+		c.allowance = 0
 	}
 	return b
 }

@@ -507,6 +507,7 @@ func TestBytes(t *testing.T) {
 func TestEverySplit(t *testing.T) {
 	frames := []string{
 		"end", "open", "data", "unknown, flags", "data, offset", "datagram", "01 00000003 000000", "ping",
+		"0b 00000003 000004 01020304", "0b 00000003 000000",
 		"82 00000003 000009 0000000000000000 21", "data, fin", "04 00000001 000002 0001", "pong",
 		"0c 00000000 000000", "goaway", "05 00000001 000000",
 	}
@@ -519,11 +520,11 @@ func TestEverySplit(t *testing.T) {
 				log = &three
 			}
 			fmt.Fprintf(log, "open %q ", header)
-			st.SetHandler(&funcs{
+			st.SetHandler(&taker{&funcs{
 				data:  func(b []byte) int { log.Write(b); return len(b) },
 				eof:   func() { log.WriteString(" eof") },
 				close: func(err error) { fmt.Fprint(log, " close ", err) },
-			})
+			}, func(b []byte) { fmt.Fprintf(log, "[%x] ", b) }})
 		}})
 		c.attach()
 		c.s.Flush(c.now)
@@ -538,7 +539,7 @@ func TestEverySplit(t *testing.T) {
 		return fmt.Sprintf("%s\n%s\n%x", &one, &three, c.link.sent)
 	}
 	want := run()
-	if !strings.HasPrefix(want, "open \"header\" helloworld! eof close stream reset by peer: cancelled\nopen \"\" ! eof\n") {
+	if !strings.HasPrefix(want, "open \"header\" helloworld! eof close stream reset by peer: cancelled\nopen \"\" [01020304] [] ! eof\n") {
 		t.Fatal(want)
 	}
 	var each []int
