@@ -59,7 +59,7 @@ var arrows = map[string][]string{
 
 // readsEnvironment are the packages outside cmd that look at the environment, with the reason.
 var readsEnvironment = map[string]string{
-	"pkg/daemon": "NOTIFY_SOCKET is a protocol of the service manager, not a setting of ours",
+	"pkg/daemon": "NOTIFY_SOCKET, WATCHDOG_USEC and LISTEN_FDS are a protocol of the service manager, not settings of ours",
 }
 
 // listed is one package of `go list -json`.

@@ -131,8 +131,10 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, log) })
 	defer stop()
 	go daemon.Trim(running)
-	go daemon.Watchdog(running, core.NumLoops(), func(i int, f func()) bool { return core.Loop(i).Post(f) })
-	go daemon.Report(running, func() string { return summary(r) })
+	alive, end := context.WithCancel(context.Background()) // and so while it drains
+	defer end()
+	go daemon.Watchdog(alive, core.NumLoops(), func(i int, f func()) bool { return core.Loop(i).Post(f) })
+	go daemon.Report(alive, func() string { return summary(running, r) })
 	stopping := context.AfterFunc(running, func() {
 		log.Info("stopping: streams may finish", "timeout", s.drainTimeout)
 		daemon.Stopping(s.drainTimeout)
@@ -142,9 +144,12 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 }
 
 // summary is the service manager's line about the relay.
-func summary(r *private.Relay) string {
+func summary(running context.Context, r *private.Relay) string {
 	st := r.Status()
 	var b strings.Builder
+	if running.Err() != nil {
+		b.WriteString("draining; ")
+	}
 	for _, p := range st.Relays {
 		switch {
 		case p.Linked:

@@ -123,8 +123,10 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	running, stop := daemon.Signals(ctx, func() { reload(o.config, s, st, log) })
 	defer stop()
 	go daemon.Trim(running)
-	go daemon.Watchdog(running, core.NumLoops(), func(i int, f func()) bool { return core.Loop(i).Post(f) })
-	go daemon.Report(running, func() string { return summary(running, r) })
+	alive, end := context.WithCancel(context.Background()) // and so while it drains
+	defer end()
+	go daemon.Watchdog(alive, core.NumLoops(), func(i int, f func()) bool { return core.Loop(i).Post(f) })
+	go daemon.Report(alive, func() string { return summary(alive, r) })
 	daemon.Ready(log, ready...)
 	st.sayNext(adminAddress)
 
@@ -160,7 +162,11 @@ func summary(ctx context.Context, r *public.Relay) string {
 		}
 		services += len(s.Services)
 	}
-	return fmt.Sprintf("%d sessions, %d of them linked; %d services; %d visitors", len(st.Sessions), linked, services, st.Visitors)
+	text := fmt.Sprintf("%d sessions, %d of them linked; %d services; %d visitors", len(st.Sessions), linked, services, st.Visitors)
+	if st.Draining {
+		return "draining; " + text
+	}
+	return text
 }
 
 // reload takes the sites and the certificate of the file as it is now. A bad file changes nothing.

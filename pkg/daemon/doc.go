@@ -1,5 +1,6 @@
 // Package daemon is what a long-running command does around its work: it reads a strict configuration file,
-// makes a logger, reports readiness, waits for signals and chooses an exit code. It knows nothing of what the
+// makes a logger, takes sockets from the service manager and tells it of readiness and life, waits for signals, locks
+// its folder and chooses an exit code. It knows nothing of what the
 // command is for.
 //
 //	func run(ctx context.Context) error {
@@ -10,6 +11,7 @@
 //		ctx, stop := daemon.Signals(ctx, reload)
 //		defer stop()
 //		...
+//		go daemon.Watchdog(ctx, loops, post)
 //		daemon.Ready(log, "https", addr)
 //		<-ctx.Done() // SIGTERM
 //		daemon.Stopping(drainTimeout)
