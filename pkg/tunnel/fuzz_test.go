@@ -3,6 +3,7 @@ package tunnel
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 )
@@ -90,6 +91,96 @@ func FuzzReceive(f *testing.F) {
 			if n != 1 {
 				t.Fatalf("OnClose of stream %d was called %d times", st.ID(), n)
 			}
+		}
+	})
+}
+
+// FuzzLinks gives a session with two links and a lane arbitrary bytes on each of them, and
+// datagrams, while the links come and go, change their roles and take no more. Each piece of
+// the input begins with what to do and the length.
+func FuzzLinks(f *testing.F) {
+	piece := func(op byte, name string) []byte {
+		b := unhex(f, golden[name])
+		return append([]byte{op, byte(len(b))}, b...)
+	}
+	open := slices.Concat(piece(0, "end"), piece(1, "end"), piece(0, "open"))
+	f.Add(slices.Concat(open, piece(2, "data")))
+	f.Add(slices.Concat(open, piece(1, "data"), []byte{4, 0, 5, 1, 6, 0, 7, 4, 1, 2, 3, 4}))
+	f.Add(slices.Concat(open, piece(1, "role"), piece(0, "data, fin")))
+	f.Add(slices.Concat(open, piece(2, "data"), []byte{4, 1}, piece(1, "credit")))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		now := time.Unix(1e9, 0)
+		s := New(Config{MaxStreams: 16, Budget: 256 << 10, Accept: func(st *Stream, header []byte) {
+			st.SetHandler(&taker{&funcs{
+				data: func(b []byte) int { st.Write(bytes.Repeat(b, 100)); return len(b) },
+				eof:  st.CloseWrite,
+			}, st.SendDatagram})
+		}}, now)
+		for range 3 {
+			st, err := s.Open([]byte("ours"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			st.SetHandler(&funcs{})
+			st.Write(make([]byte, 100<<10))
+		}
+		links := [2]*tapLaneLink{{}, {}}
+		attach := func(i int) {
+			links[i] = &tapLaneLink{none: links[i].none}
+			s.Attach(links[i], Role(i), now)
+		}
+		attach(0)
+		attach(1)
+		lane := s.NewLaneReceiver(links[1])
+		for len(b) >= 2 {
+			op, n := b[0], min(int(b[1]), len(b)-2)
+			p := bytes.Clone(b[2 : 2+n])
+			b = b[2+n:]
+			i := int(op>>3) & 1
+			var err error
+			switch op & 7 {
+			case 0, 1:
+				i = int(op & 1)
+				err = s.Receive(links[i], p, now)
+			case 2:
+				i = 1
+				err = s.ReceiveLane(lane, p, now)
+			case 3:
+				s.ReceiveDatagram(links[i], uint32(n), p, now)
+			case 4:
+				s.Lost(links[i], nil, now)
+				attach(i)
+				lane = s.NewLaneReceiver(links[1])
+			case 5:
+				s.SetRole(links[i], Role(n&3))
+			case 6:
+				links[i].full = !links[i].full
+				links[i].none = n&1 == 0
+				for _, l := range links[i].lanes {
+					l.full = links[i].full
+					s.LaneDrained(l, now)
+				}
+			case 7:
+				now = now.Add(time.Duration(n) * 10 * time.Millisecond)
+				s.Advance(now)
+			}
+			if err != nil {
+				if !errors.Is(err, ErrProtocol) {
+					t.Fatal(err)
+				}
+				s.Lost(links[i], err, now)
+				attach(i)
+				lane = s.NewLaneReceiver(links[1])
+			}
+			s.Flush(now)
+			if len(s.carriers) > 2 || len(s.streams) > 16 {
+				t.Fatalf("%d links, %d streams", len(s.carriers), len(s.streams))
+			}
+			audit(t, s)
+		}
+		s.Close(nil)
+		if s.pool.used != 0 || s.unacked != 0 || s.dgrams.size != 0 || len(s.full) != 0 {
+			t.Fatalf("left: %d bytes, %d unacked, %d of datagrams", s.pool.used, s.unacked, s.dgrams.size)
 		}
 	})
 }
