@@ -1,7 +1,6 @@
 // Package daemon is what a long-running command does around its work: it reads a strict configuration file,
 // makes a logger, takes sockets from the service manager and tells it of readiness and life, waits for signals, locks
-// its folder and chooses an exit code. It knows nothing of what the
-// command is for.
+// its folder and chooses an exit code. It knows nothing of what the command is for.
 //
 //	func run(ctx context.Context) error {
 //		var c config
