@@ -1,5 +1,5 @@
-// Package link carries a session between two relays: a WebSocket in TLS, driven by
-// the event loop that owns the session. A Link is a tunnel.Link.
+// Package link carries a session between two relays: over a WebSocket in TLS, driven
+// by the event loop that owns the session, or over QUIC. A Link is a tunnel.Link.
 //
 //	link.Dial(ctx, loop, link.DialConfig{Address: "relay.example.com:443", Site: "office", Key: key}, done)
 //	func done(l *link.Link, w relay.Welcome, err error) { l.Serve(session, role, lost) }
@@ -9,7 +9,9 @@
 //		l.Serve(session, role, lost)
 //	})
 //
-// The frames are made here, from pkg/websocket, and not by a library that blocks:
+//	link.AcceptQUIC(loop, conn, hello) // a connection of quic-go
+//
+// The WebSocket's frames are made here, from pkg/websocket, and not by a library that blocks:
 // what a visitor sends goes through its stream, into a frame, through crypto/tls
 // and to the socket in the same turn of the loop, without another goroutine being
 // woken; and all that a turn has collected leaves in one message and one write.
@@ -17,12 +19,18 @@
 // mask is applied in place, so the only copy on the way is the one into the TLS
 // record.
 //
+// QUIC has goroutines of its own, and costs more. What it gives for that are lanes, so
+// that a packet that was lost holds up one stream, datagrams, and links that
+// outlive a change of the address.
+//
 // # Invariants
 //
-//   - A Link belongs to the loop of its connection, which is the session's.
+//   - A Link belongs to one loop, which is the session's. What the goroutines of QUIC
+//     have for it they post there.
 //   - Nothing of the session is sent before the site has proved itself over this
 //     very TLS connection, and been let in.
-//   - Before that, a peer may use 10 seconds, 8 KiB of answer and 4 KiB of message.
+//   - Before that, a peer may use 10 seconds, 8 KiB of answer and 4 KiB of message; and
+//     what QUIC keeps for it, see QUICConfig.
 //   - The owner hears of the end of a Link exactly once, some time after it.
 package link
 
@@ -39,7 +47,7 @@ import (
 )
 
 // handshakeTimeout bounds all of a dial, and on the other side the time from the
-// upgrade to the Hello.
+// upgrade, or the handshake of QUIC, to the Hello.
 const handshakeTimeout = 10 * time.Second
 
 // maxBatch is the largest batch that the session makes.
