@@ -232,11 +232,11 @@ func (s *Session) reroute() {
 			c == old && c.rank(&forControl) == s.control.rank(&forControl) {
 			s.control = c
 		}
-		if c.lanes != nil && (s.direct == nil || c.rank(&forDatagrams) < s.direct.rank(&forDatagrams)) {
+		if c.lanes != nil && !c.suspect && (s.direct == nil || c.rank(&forDatagrams) < s.direct.rank(&forDatagrams)) {
 			s.direct = c
 		}
 	}
-	s.choice = s.ready > 1 || s.direct != nil
+	s.choice = s.ready > 1 || s.control != nil && s.control.lanes != nil
 	if s.control == nil {
 		if old != nil {
 			s.lostAt = s.now

@@ -1,5 +1,6 @@
 // Package tunnel is the session between a private and a public relay: many
-// flow-controlled byte streams over one link, which outlive the link.
+// flow-controlled byte streams, and datagrams, over one or several links, which the
+// session outlives.
 //
 // The package does no I/O. Bytes of a [Link], and the time, go in; events
 // (a [Handler] of each [Stream]) and batches of frames ([Link.Send]) come out.
@@ -24,11 +25,16 @@
 //   - Every byte of a stream has an absolute 64-bit offset. A receiver drops what
 //     it already has, so re-sending is always harmless; a gap is a violation.
 //   - What is sent is kept until the peer says it received it. The peer's window
-//     bounds it. After a cut both sides say what they have ([Session.Attach]) and
-//     the rest is sent again: no byte is lost or doubled, no stream is reset.
+//     bounds it. When a link is lost the rest is sent again on another one, or on the
+//     next: no byte is lost or doubled, no stream is reset.
+//   - A stream's DATA is in flight on one path at a time, a link or a lane of it. The
+//     sender alone chooses it, and changes it only with nothing in flight, or by going
+//     back to what is acknowledged (see carrier.go, which has all of the choice).
+//   - All but DATA and datagrams is harmless when it comes twice, late or out of order,
+//     and is sent again when it may be lost (see resume.go).
 //   - Credits and acknowledgements are absolute: a late or repeated one is harmless.
-//   - A reset is remembered until it is acknowledged, and is sent again after a
-//     cut: it arrives once, with its code.
+//   - A reset is remembered until it is acknowledged, and is sent again: it arrives
+//     once, with its code.
 //   - OnData is lent the link's own bytes; a byte is copied only when its stream
 //     is paused, or when its handler did not use it.
 //   - OnClose is called exactly once for each stream, last. It, OnDrain, and what
