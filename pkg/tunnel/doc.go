@@ -29,9 +29,9 @@
 //     next: no byte is lost or doubled, no stream is reset.
 //   - A stream's DATA is in flight on one path at a time, a link or a lane of it. The
 //     sender alone chooses it, and changes it only with nothing in flight, or by going
-//     back to what is acknowledged (see carrier.go, which has all of the choice).
+//     back to what is acknowledged (path.go has all of the choice).
 //   - All but DATA and datagrams is harmless when it comes twice, late or out of order,
-//     and is sent again when it may be lost (see resume.go).
+//     and is sent again when it may be lost (resume.go).
 //   - Credits and acknowledgements are absolute: a late or repeated one is harmless.
 //   - A reset is remembered until it is acknowledged, and is sent again: it arrives
 //     once, with its code.
