@@ -12,16 +12,16 @@ const (
 	// lossy is the loss from which on streams that share a TCP connection wait for each other noticeably, and
 	// clean the one below which they do not. What lies between changes nothing.
 	lossy = 0.003
-	clean = 0.0005
+	clean = 0.001
 
 	// enoughToTell is how many bytes the WebSocket links must have sent between two looks.
 	enoughToTell = 64 << 10
 
-	// minDwell is how long a choice lasts at least, and lossyLooks and cleanLooks are how many looks in a row
+	// minDwell is how long a choice lasts at least, and goLooks and returnLooks are how many looks in a row
 	// have to agree before it is another one.
-	minDwell   = 30 * time.Second
-	lossyLooks = 2
-	cleanLooks = 12
+	minDwell    = 30 * time.Second
+	goLooks     = 2
+	returnLooks = 12
 )
 
 // reading is what is known of the links at one look.
@@ -65,11 +65,12 @@ func (c *choice) step(now time.Time, r reading) bool {
 		return changed
 	}
 	var agree bool
-	need := lossyLooks
+	need := goLooks
 	faster := r.quicRTT > 0 && r.wssRTT > r.quicRTT+max(r.quicRTT/5, 5*time.Millisecond)
 	if c.quic {
-		agree = r.lossKnown && r.loss < clean && !faster || r.wssRTT > 0 && r.quicRTT > r.wssRTT+max(r.wssRTT/5, 5*time.Millisecond)
-		need = cleanLooks
+		// The WebSocket's round trip is one beside bulk now, so it says little.
+		agree = r.lossKnown && r.loss < clean || r.wssRTT > 0 && r.quicRTT > r.wssRTT+max(r.wssRTT/5, 5*time.Millisecond)
+		need = returnLooks
 	} else {
 		agree = r.lossKnown && r.loss >= lossy && faster
 	}

@@ -48,6 +48,7 @@ func TestChoice(t *testing.T) {
 		{bad, lookInterval, 0, true},
 		{calm, 2 * time.Minute, 1, false},
 		{bad, time.Minute, 1, true},
+		{lossyOnly, 2 * time.Minute, 0, true},
 		{slowQUIC, 2 * time.Minute, 1, false},
 		{bad, time.Minute, 1, true},
 		{gone, lookInterval, 1, false}, // at once
