@@ -22,6 +22,9 @@ const (
 	// round trip is long.
 	doubtMax = 2 * time.Second
 
+	// doubtTick is how often it is looked whether it has.
+	doubtTick = 20 * time.Millisecond
+
 	// maxLinked is how many sessions of a site may have links, and maxSessions how
 	// many there may be, those that wait for a link included.
 	maxLinked, maxSessions = 8, 16
@@ -49,7 +52,7 @@ type group struct {
 	// Owned by the loop.
 	ports     map[relay.Publish]*port
 	timer     evloop.Timer // of the takeover
-	undecided bool         // the active session has no link, and a stand-by may take over
+	undecided bool         // the active session has no link, or is in doubt, and a stand-by may take over
 	held      []func()     // visitors that wait for the decision
 
 	// Guarded by relay.mu; active changes on the loop only, which so may read it.
@@ -71,9 +74,11 @@ func (g *group) settle() {
 		}
 	}
 	g.undecided = false
-	if a := g.active; a != nil && !a.lostAt.IsZero() && slices.ContainsFunc(sessions, (*session).ready) {
+	if a := g.active; a != nil && (a.doubted || !a.lostAt.IsZero()) && slices.ContainsFunc(sessions, func(s *session) bool { return s != a && s.ready() }) {
 		g.undecided = true
-		g.loop.Arm(&g.timer, a.takeAt.Sub(g.loop.Now()), g.settle)
+		if !a.doubted {
+			g.loop.Arm(&g.timer, a.takeAt.Sub(g.loop.Now()), g.settle)
+		}
 	} else {
 		g.timer.Stop()
 		held := g.held

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"culvert.dev/pkg/evloop"
@@ -46,7 +47,7 @@ type session struct {
 	takeAt    time.Time    // with lostAt: when a stand-by may take over
 	parting   evloop.Timer // the end of a session that parted
 	doubts    evloop.Timer // the end of doubt
-	doubted   bool         // it runs
+	doubted   bool         // it runs: nobody knows whether the private relay lives
 	cut       evloop.Timer // resets what is under way on a session that is active no more
 	remote    netip.AddrPort
 	software  string
@@ -174,6 +175,8 @@ func (s *session) lost(err error) {
 	if s.ended {
 		return
 	}
+	s.doubted = false
+	s.doubts.Stop()
 	s.lostAt = s.loop.Now()
 	s.takeAt = s.lostAt.Add(takeoverTime)
 	if errors.Is(err, tunnel.ErrLinkTimeout) { // nothing has come for longer than that
@@ -195,23 +198,32 @@ func (s *session) doubt() {
 		return
 	}
 	s.doubted = true
-	asked, wait := s.loop.Now(), takeoverTime
+	wait := takeoverTime
 	received := make(map[tunnel.Link]uint64)
 	for _, l := range s.tun.Links() {
 		received[l.Link] = l.Received
 		wait = max(wait, min(3*l.RTT, doubtMax))
 	}
-	s.tun.Ping(asked)
-	s.loop.Arm(&s.doubts, wait, func() {
-		s.doubted = false
-		for _, l := range s.tun.Links() {
-			if n, there := received[l.Link]; !there || l.Received > n {
-				return
-			}
+	until := s.loop.Now().Add(wait)
+	var look func()
+	look = func() {
+		switch {
+		case slices.ContainsFunc(s.tun.Links(), func(l tunnel.LinkStats) bool {
+			n, there := received[l.Link]
+			return !there || l.Received > n
+		}):
+			s.doubted = false
+			s.group.settle()
+		case s.loop.Now().Before(until):
+			s.loop.Arm(&s.doubts, doubtTick, look)
+		default:
+			s.forsake(tunnel.ErrLinkTimeout)
+			s.lost(tunnel.ErrLinkTimeout)
 		}
-		s.forsake(tunnel.ErrLinkTimeout)
-		s.lost(tunnel.ErrLinkTimeout)
-	})
+	}
+	s.tun.Ping(s.loop.Now())
+	s.loop.Arm(&s.doubts, doubtTick, look)
+	s.group.settle()
 }
 
 // forsake gives up the links that there are.
