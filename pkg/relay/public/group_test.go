@@ -837,6 +837,28 @@ func TestDrainStandbys(t *testing.T) {
 	})
 }
 
+// What has not finished in time is cut, and the private relays are told that it is over.
+func TestDrainTimeout(t *testing.T) {
+	inPairs(t, func(p *pairing) {
+		under := p.slow()
+		p.on(p.b.cut)
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		start := time.Now()
+		if err := p.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		took(t, start, 30*time.Second)
+		if res, _ := under.response("POST"); res.StatusCode != 503 {
+			t.Errorf("what was under way: %s", res.Status)
+		}
+		synctest.Wait()
+		if s := p.states(); s != "" || !strings.Contains(fmt.Sprint(p.a.ended), fmt.Sprint(link.StatusOver)) {
+			t.Errorf("sessions: %s; the link of the active one ended with %v", s, p.a.ended)
+		}
+	})
+}
+
 // An operator's connections come through a takeover as visitors do.
 func TestForwardDuringTakeover(t *testing.T) {
 	r := newTestRelay(t, false, nil)

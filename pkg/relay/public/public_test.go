@@ -115,6 +115,7 @@ type testSite struct {
 	link     *memLink                                     // the public side's
 	hello    relay.Hello
 	notices  []string
+	ended    error // how its last link did, for the private relay
 }
 
 // memLink carries batches to the other side, in later turns of the same loop.
@@ -262,7 +263,7 @@ func (ts *testSite) attachTo(h relay.Hello) {
 	loop := ts.session.loop
 	c := ts.session.take(h, netip.AddrPort{})
 	a := &memLink{loop: loop.Loop, src: ts.session.tun, dst: ts.peer, after: ts.flush, lost: ts.session.linkLost}
-	b := &memLink{loop: loop.Loop, src: ts.peer, dst: ts.session.tun, peer: a, after: ts.session.wake, lost: func(tunnel.Link, error) {}}
+	b := &memLink{loop: loop.Loop, src: ts.peer, dst: ts.session.tun, peer: a, after: ts.session.wake, lost: func(_ tunnel.Link, err error) { ts.ended = err }}
 	a.peer = b
 	c.Link = a
 	ts.link = a

@@ -339,8 +339,8 @@ func (r *Relay) Reload(sites []Site) {
 
 // Drain stops listening, closes the visitors that wait for nothing, serves those
 // that have just come, and asks every session to end with its last stream. It
-// returns when the last visitor has gone, or with the context's error. The Core may
-// then be closed.
+// returns when the last visitor has gone, or with the context's error, when it has cut
+// what was left. The Core may then be closed.
 func (r *Relay) Drain(ctx context.Context) error {
 	r.prepare()
 	r.draining.Store(true)
@@ -362,6 +362,7 @@ func (r *Relay) Drain(ctx context.Context) error {
 	select {
 	case <-drained:
 	case <-ctx.Done():
+		r.cut(drained)
 		return ctx.Err()
 	}
 	// What the last streams have brought may not have been read yet.
@@ -375,6 +376,25 @@ func (r *Relay) Drain(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// cutTime is how long the end of a session may take.
+const cutTime = time.Second
+
+// cut ends the sessions that have not finished in time. The private relays hear of it, so
+// they close at once what is left.
+func (r *Relay) cut(drained <-chan struct{}) {
+	r.mu.Lock()
+	for _, g := range r.groups {
+		for _, s := range g.sessions {
+			s.loop.Post(func() { s.close(nil) })
+		}
+	}
+	r.mu.Unlock()
+	select {
+	case <-drained:
+	case <-time.After(cutTime):
+	}
 }
 
 // checkDrained notes the end of the last session. r.mu is held.
