@@ -7,6 +7,9 @@
 //	}
 //	err := r.Run(ctx) // until ctx ends and the streams have finished, or a relay refuses for good
 //
+// A session is a peer (peer.go). It has a line (line.go) for each link that it is to have: so many WebSockets, QUIC,
+// or both, between which a choice is made by measurement (choice.go).
+//
 // A byte takes this way: link → [tunnel.Session] → accept (stream.go) → the target's connection, joined by
 // [forward.Splice]; all of it on the loop that owns the session.
 //

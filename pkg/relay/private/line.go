@@ -159,7 +159,7 @@ func (ln *line) dialled(a *attempt, l *link.Link, w relay.Welcome, err error) {
 	if old != nil {
 		old.Close(tunnel.ErrSuperseded)
 	}
-	p.linkUp(ln, w)
+	p.linkUp(w)
 }
 
 // tuned is told what was done about a path that loses.

@@ -151,8 +151,8 @@ func (p *peer) help() {
 	}
 }
 
-// linkUp is told that a line has a new link.
-func (p *peer) linkUp(ln *line, w relay.Welcome) {
+// linkUp is told that a line has a new link, and what was said on it.
+func (p *peer) linkUp(w relay.Welcome) {
 	p.setStandby(!w.Active)
 	if !w.Resumed {
 		p.announce()
