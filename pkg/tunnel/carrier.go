@@ -44,6 +44,7 @@ type carrier struct {
 	drains   bool          // SetRole(RoleNone) was called here: this side closes it
 	left     bool          // the peer's streams have left it
 	echo     bool          // the peer drains it: ROLE tells when the streams of this side have left
+	roleAt   time.Duration // when the peer has earned the last change of the role
 	drainAt  time.Duration // when it is closed at last; 0: not being drained
 
 	// Answers, which go where the question came from: whoever asks knows that

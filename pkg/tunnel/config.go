@@ -104,6 +104,10 @@ const (
 	// drainTimeout is how long a link that is being drained may stay.
 	drainTimeout = 5 * time.Second
 
+	// A peer may change the role of a link every roleInterval, and roleBurst times at
+	// once.
+	roleInterval, roleBurst = time.Second, 16
+
 	// maxDatagrams bounds the datagrams that wait for a link, in bytes.
 	maxDatagrams = 512 << 10
 

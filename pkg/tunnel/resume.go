@@ -25,7 +25,7 @@ func (s *Session) Attach(l Link, role Role, now time.Time) {
 	}
 	s.serial++
 	s.stats.Links++
-	c := &carrier{link: l, serial: s.serial, role: role, since: s.now, heard: s.now}
+	c := &carrier{link: l, serial: s.serial, role: role, since: s.now, heard: s.now, roleAt: s.now - roleBurst*roleInterval}
 	c.lanes, _ = l.(LaneLink)
 	c.own.c = c
 	c.rx.buf = c.buf[:]

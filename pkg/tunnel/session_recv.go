@@ -206,10 +206,7 @@ func (s *Session) receiveFrame(c *carrier, rx *decoder, b []byte) error {
 	case framePong:
 		s.receivePong(c, binary.BigEndian.Uint64(p))
 	case frameRole:
-		if p[0] > byte(RoleNone) {
-			return fmt.Errorf("role %d: %w", p[0], ErrProtocol)
-		}
-		s.receiveRole(c, Role(p[0]))
+		return s.receiveRole(c, p[0])
 	case frameEnd:
 		if c.gotEnd {
 			return fmt.Errorf("END twice: %w", ErrProtocol)

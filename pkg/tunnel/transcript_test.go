@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -399,6 +400,7 @@ func TestViolations(t *testing.T) {
 		"a long ping":                         {"06 00000000 000009"},
 		"an acknowledgement of nothing":       {"open", "03 00000001 000010 0000000000000001 0000000000010000"},
 		"END twice":                           {"end"},
+		"more roles than anybody needs":       slices.Repeat([]string{"role"}, roleBurst+1),
 		"a role that is none":                 {"08 00000000 000001 04"},
 		"a datagram too long":                 {"0b 00000001 00ffe4"},
 	} {

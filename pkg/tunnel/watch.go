@@ -1,6 +1,9 @@
 package tunnel
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // hear notes a sign of life: something came on c, or what was sent on it is acknowledged.
 func (s *Session) hear(c *carrier) {
@@ -85,7 +88,7 @@ func (s *Session) drop(c *carrier, err error) {
 
 // SetRole changes the role of l, for this side and, by a ROLE frame, for the peer.
 // RoleNone drains l: its streams leave it, and it gets Close(nil) when nothing needs
-// it, after 5 s at most.
+// it, after 5 s at most. The peer takes one change a second, and 16 at once.
 func (s *Session) SetRole(l Link, role Role) {
 	c := s.carrier(l)
 	if c == nil || c.role == role {
@@ -107,14 +110,22 @@ func (s *Session) setRole(c *carrier, role Role) {
 }
 
 // receiveRole takes the peer's wish. Its RoleNone is a request to leave the link, and
-// the answer to ours.
-func (s *Session) receiveRole(c *carrier, role Role) {
+// the answer to ours. A change looks at every stream, so a peer may not have many.
+func (s *Session) receiveRole(c *carrier, b byte) error {
+	role := Role(b)
+	if role > RoleNone {
+		return fmt.Errorf("role %d: %w", b, ErrProtocol)
+	}
+	if c.roleAt = max(c.roleAt, s.now-roleBurst*roleInterval) + roleInterval; c.roleAt > s.now {
+		return fmt.Errorf("too many changes of the role: %w", ErrProtocol)
+	}
 	c.left = role == RoleNone
 	if role != c.role {
 		c.drains, c.echo = false, c.left
 		s.setRole(c, role)
 	}
 	s.wake()
+	return nil
 }
 
 // closeDrained closes the drained links that nothing needs any more.
