@@ -260,18 +260,22 @@ func (o *outlet) kick() {
 	}
 }
 
-// Room is that of tunnel.Link and tunnel.Lane.
+// Room is that of tunnel.Link and tunnel.Lane: half of the queue at least, as small
+// batches cost as much as large ones.
 func (o *outlet) Room() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.closed {
+	switch {
+	case o.closed:
 		return 0
-	}
-	if o.queue == nil {
+	case o.queue == nil:
 		return maxQueued
 	}
 	room := maxQueued - len(o.queue.b)
-	o.full = room <= 0
+	if room < maxQueued/2 {
+		o.full = true
+		return 0
+	}
 	return room
 }
 

@@ -479,14 +479,14 @@ func TestQUICPath(t *testing.T) {
 	loop := core.Loop(0)
 	var me *side
 	on(loop, func() {
-		me = newSideConfig(loop, tunnel.Config{Client: true, PingInterval: 500 * time.Millisecond, PingTimeout: time.Second})
+		me = newSideConfig(loop, tunnel.Config{Client: true, PingInterval: time.Second, PingTimeout: 2 * time.Second})
 	})
 	lost := make(chan error, 1)
 	var p *pump
 	d := dial(loop, t.Context(), n.config(key), func(l *Link) {
 		l.Serve(me.session, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
 		st, _ := me.session.Open([]byte("header"))
-		p = newPump(st, 16<<20)
+		p = newPump(st, 8<<20)
 	})
 	if d.err != nil {
 		t.Fatal(d.err)
@@ -525,9 +525,9 @@ func TestQUICLanes(t *testing.T) {
 	var pumps []*pump
 	d := dial(loop, t.Context(), n.config(key), func(l *Link) {
 		l.Serve(me.session, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
-		for range 20 {
+		for range 12 {
 			st, _ := me.session.Open([]byte("header"))
-			pumps = append(pumps, newPump(st, 2<<20))
+			pumps = append(pumps, newPump(st, 1<<20))
 		}
 	})
 	if d.err != nil {
@@ -646,7 +646,9 @@ func TestQUICDatagramFlood(t *testing.T) {
 	s, _, key := start(t, n, false)
 	c := newQUICClient(t, n.addr)
 	served := make(chan *Link, 1)
+	s.mu.Lock()
 	s.serving = func(l *Link) { served <- l }
+	s.mu.Unlock()
 	if answer := c.hello(key, nil); !strings.Contains(answer, `"session"`) {
 		t.Fatal(answer)
 	}
