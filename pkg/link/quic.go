@@ -38,6 +38,11 @@ const (
 	maxOutgoing = 512 << 10
 	maxArrived  = 2048
 
+	// maxBurst is how many datagrams are sent in burstTime; others go as frames. The
+	// peer's quic-go keeps 128 for a goroutine that may have to wait for a processor.
+	maxBurst  = 64
+	burstTime = 10 * time.Millisecond
+
 	// farewell is how long a side that closes a link in good order waits for the
 	// other one to have read everything, and linger how long it answers whoever has
 	// missed the end.
@@ -80,6 +85,8 @@ type quicConn struct {
 	lanes   int       // open ones of ours
 	largest int       // datagram that fits; 0: none
 	asked   time.Time // for largest
+	burst   int       // datagrams since bursts
+	bursts  time.Time
 
 	mu       sync.Mutex
 	outgoing *buffer  // datagrams, each behind its length in two bytes; nil: none
@@ -479,6 +486,12 @@ func (q *quicConn) sendDatagram(id uint32, b []byte) bool {
 	}
 	n := 4 + len(b)
 	if n > q.largest {
+		return false
+	}
+	if now := q.loop.Load().Now(); now.Sub(q.bursts) >= burstTime {
+		q.bursts, q.burst = now, 0
+	}
+	if q.burst++; q.burst > maxBurst {
 		return false
 	}
 	q.mu.Lock()

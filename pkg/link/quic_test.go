@@ -623,11 +623,19 @@ func TestQUICDatagrams(t *testing.T) {
 		if !d.link.SendDatagram(2, make([]byte, 1000)) || d.link.SendDatagram(2, make([]byte, 1500)) {
 			t.Error("1000 bytes should fit into a packet, and 1500 not")
 		}
-		// However many are sent at once, the oldest make room.
-		for range 10_000 {
+		// Of many at once, the rest goes as frames.
+		q := d.link.quic
+		q.burst = 0
+		for i := range 2 * maxBurst {
+			if d.link.SendDatagram(4, make([]byte, 100)) != (i < maxBurst) {
+				t.Errorf("datagram %d of a burst: %v", i, i >= maxBurst)
+			}
+		}
+		// When QUIC takes none, the oldest make room.
+		for range 50_000 {
+			q.burst = 0
 			d.link.SendDatagram(4, make([]byte, 100))
 		}
-		q := d.link.quic
 		q.mu.Lock()
 		waiting := 0
 		if q.outgoing != nil {
