@@ -124,9 +124,9 @@ func TestTrust(t *testing.T) {
 		first := s.privateRelay("office", s.file("office.key"))
 		first.await(t, 0, `"msg":"ready"`)
 		second := s.privateRelay("office", s.file("office.key"))
-		second.await(t, 0, "busy")
+		second.await(t, 0, `"msg":"ready"`, `"standby":true`)
 		first.stop()
-		second.await(t, 0, `"msg":"ready"`)
+		second.await(t, 0, "active: the site's visitors come here")
 		second.stop()
 	})
 }
