@@ -130,7 +130,7 @@ func TestPath(t *testing.T) {
 	if running {
 		t.Error("a silent link looks at its path")
 	}
-	if runtime.GOOS == "linux" && (path.RTT <= 0 || path.MinRTT <= 0 || path.DeliveryRate == 0 || path.Congestion == "" || path.Loss != 0) {
+	if runtime.GOOS == "linux" && (path.RTT <= 0 || path.MinRTT <= 0 || path.DeliveryRate == 0 || path.Congestion == "" || path.Loss > 0.5) {
 		t.Errorf("a path of %+v", path)
 	}
 }

@@ -48,11 +48,11 @@ func TestGrace(t *testing.T) {
 		v := r.dial(true)
 		v.send("POST / HTTP/1.1\r\nHost: app.test\r\nContent-Length: 4\r\n\r\nbody")
 		waitFor(t, func() bool {
-			held := make(chan bool, len(r.loops))
+			isHeld := false
 			for _, l := range r.loops {
-				l.Post(func() { held <- l.first != nil && l.first.asked })
+				onLoop(l.Loop, func() { isHeld = isHeld || l.first != nil && l.first.phase == held })
 			}
-			return <-held || <-held
+			return isHeld
 		})
 		if got := r.status(true, "GET / HTTP/1.1\r\nHost: elsewhere.example\r\n\r\n"); got != 404 {
 			t.Errorf("a host of nobody: %d, want 404", got)
