@@ -60,4 +60,5 @@ type LinkStats struct {
 	Since          time.Time     // it was attached
 	Suspect        bool          // something is owed, and nothing comes
 	Sent, Received uint64        // bytes of frames, lanes and datagrams included
+	Asked          bool          // a ping is not answered
 }

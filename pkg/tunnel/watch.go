@@ -145,7 +145,7 @@ func (s *Session) closeDrained() {
 func (s *Session) Links() []LinkStats {
 	var all []LinkStats
 	for _, c := range s.carriers {
-		all = append(all, LinkStats{c.link, c.role, c.rtt, s.start.Add(c.since), c.suspect, c.sent, c.rcvd})
+		all = append(all, LinkStats{c.link, c.role, c.rtt, s.start.Add(c.since), c.suspect, c.sent, c.rcvd, c.wantPing || c.pingSent})
 	}
 	return all
 }

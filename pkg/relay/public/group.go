@@ -73,19 +73,19 @@ func (g *group) settle() {
 			g.activate(next, "")
 		}
 	}
-	g.undecided = false
-	if a := g.active; a != nil && (a.doubted || !a.lostAt.IsZero()) && slices.ContainsFunc(sessions, func(s *session) bool { return s != a && s.ready() }) {
-		g.undecided = true
-		if !a.doubted {
-			g.loop.Arm(&g.timer, a.takeAt.Sub(g.loop.Now()), g.settle)
-		}
-	} else {
-		g.timer.Stop()
+	a := g.active
+	g.undecided = a != nil && (a.doubted || !a.lostAt.IsZero()) && !r.draining.Load() &&
+		slices.ContainsFunc(sessions, func(s *session) bool { return s != a && s.ready() })
+	g.timer.Stop()
+	switch {
+	case !g.undecided:
 		held := g.held
 		g.held = nil
 		for _, f := range held {
 			f()
 		}
+	case !a.doubted:
+		g.loop.Arm(&g.timer, a.takeAt.Sub(g.loop.Now()), g.settle)
 	}
 }
 
@@ -128,7 +128,7 @@ func (s *session) steady(now time.Time) bool {
 
 // ready reports whether s could serve visitors right now.
 func (s *session) ready() bool {
-	return len(s.links) > 0 && !s.leaving && s.announced != nil
+	return len(s.links) > 0 && !s.doubted && !s.leaving && s.announced != nil
 }
 
 // predecessors are the sessions of the same machine that came before s, by another

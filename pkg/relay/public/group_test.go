@@ -837,6 +837,31 @@ func TestDrainStandbys(t *testing.T) {
 	})
 }
 
+// A link that is lost while the relay drains does not make it think.
+func TestDrainLosesLink(t *testing.T) {
+	inPairs(t, func(p *pairing) {
+		under, other := p.slow(), p.b
+		if _, err := p.Promote("office", "", -1); err != nil {
+			t.Fatal(err)
+		}
+		p.slow()
+		drained := make(chan error, 1)
+		go func() { drained <- p.Drain(context.Background()) }()
+		time.Sleep(settleTime + time.Second)
+		p.on(other.cut)
+		time.Sleep(5 * time.Second)
+		p.on(func() {
+			if g := p.a.session.group; g.undecided || g.active != other.session {
+				t.Errorf("undecided %v", g.undecided)
+			}
+		})
+		p.finish(under, "a")
+		if err := <-drained; err != nil { // when the resume timeout is over
+			t.Error(err)
+		}
+	})
+}
+
 // What has not finished in time is cut, and the private relays are told that it is over.
 func TestDrainTimeout(t *testing.T) {
 	inPairs(t, func(p *pairing) {

@@ -190,40 +190,35 @@ func (s *session) lost(err error) {
 	}
 }
 
-// doubt gives the private relay a moment to say that it lives, and gives up its links
-// if it does not: of a process that dies the system ends the TCP connections, but QUIC
-// ones just fall silent.
+// doubt gives the private relay a moment to answer a ping, and gives up its links if it
+// does not: of a process that dies the system ends the TCP connections, but QUIC ones
+// just fall silent. What else comes may be older.
 func (s *session) doubt() {
 	if s.ended || s.doubted || len(s.links) == 0 {
 		return
 	}
-	s.doubted = true
-	wait := takeoverTime
-	received := make(map[tunnel.Link]uint64)
+	now, wait := s.loop.Now(), takeoverTime
 	for _, l := range s.tun.Links() {
-		received[l.Link] = l.Received
 		wait = max(wait, min(3*l.RTT, doubtMax))
 	}
-	until := s.loop.Now().Add(wait)
-	var look func()
-	look = func() {
-		switch {
-		case slices.ContainsFunc(s.tun.Links(), func(l tunnel.LinkStats) bool {
-			n, there := received[l.Link]
-			return !there || l.Received > n
-		}):
-			s.doubted = false
-			s.group.settle()
-		case s.loop.Now().Before(until):
-			s.loop.Arm(&s.doubts, doubtTick, look)
-		default:
-			s.forsake(tunnel.ErrLinkTimeout)
-			s.lost(tunnel.ErrLinkTimeout)
-		}
-	}
-	s.tun.Ping(s.loop.Now())
-	s.loop.Arm(&s.doubts, doubtTick, look)
+	s.doubted = true
+	s.tun.Ping(now)
+	s.loop.Arm(&s.doubts, doubtTick, func() { s.resolve(now.Add(wait)) })
 	s.group.settle()
+}
+
+// resolve ends the doubt when a link has answered, or none has by then.
+func (s *session) resolve(until time.Time) {
+	switch {
+	case slices.ContainsFunc(s.tun.Links(), func(l tunnel.LinkStats) bool { return !l.Asked }):
+		s.doubted = false
+		s.group.settle()
+	case s.loop.Now().Before(until):
+		s.loop.Arm(&s.doubts, doubtTick, func() { s.resolve(until) })
+	default:
+		s.forsake(tunnel.ErrLinkTimeout)
+		s.lost(tunnel.ErrLinkTimeout)
+	}
 }
 
 // forsake gives up the links that there are.
