@@ -14,30 +14,41 @@ import (
 	"testing"
 	"text/tabwriter"
 	"time"
+
+	"culvert.dev/pkg/netem"
 )
 
 var (
 	profileDir  = flag.String("profile", "", "write a CPU profile of relay-public for each row of BenchmarkTable to this folder")
 	benchRounds = flag.Int("rounds", 3, "rounds of each row of BenchmarkTable; its figures are medians")
 	benchWindow = flag.Duration("window", 2*time.Second, "length of one measurement of BenchmarkTable")
-	benchPaths  = flag.String("paths", "direct,chain,culvert", "paths that BenchmarkTable measures")
+	benchPaths  = flag.String("paths", strings.Join(columns, ","), "paths that BenchmarkTable measures; over loopback there are the first three alone")
 	benchSilent = flag.Int("silent", 20000, "silent connections of BenchmarkTable, at most what the limit of descriptors allows")
 )
+
+// columns are the paths of the table. Culvert comes as it is by default, and with its
+// transport and number of links chosen.
+var columns = []string{"direct", "chain", "culvert", "wss-1", "wss-2", "quic"}
 
 // path is one way from the load to the target.
 type path struct {
 	name                    string
 	echo, bulk, http, https string
+	udp                     string // a service over UDP; "" if the path has none
 	host                    string
+	from                    *netem.Namespace // where the load is
+	system                  *system          // nil if it is none of ours
 	pids                    map[string][]int // public, private; nil for the direct path
 	processes               map[string]*process
 }
 
 // bench is what all rows share.
 type bench struct {
+	b      *testing.B // of the whole table
 	paths  []path
 	target targetAddrs
-	system *system // nil if the path is not measured
+	system *system   // nil if the path is not measured
+	over   *overLink // nil until a row needs it
 	cells  []cell
 }
 
@@ -57,7 +68,7 @@ func BenchmarkTable(b *testing.B) {
 	// the delay that the loaded row measures.
 	_, bulk := startTarget(b)
 	a.Bulk, a.Count = bulk.Bulk, bulk.Count
-	t := &bench{target: a}
+	t := &bench{b: b, target: a}
 	t.paths, t.system = startPaths(b, target, a)
 	for _, r := range []struct {
 		name string
@@ -74,6 +85,13 @@ func BenchmarkTable(b *testing.B) {
 		{"http", t.requests(false)},
 		{"loaded", t.loaded},
 		{"recover", t.recover},
+		{"suspended", t.suspended},
+		{"link-0", t.overLink(0)},
+		{"link-0.1", t.overLink(0.001)},
+		{"link-1", t.overLink(0.01)},
+		{"link-3", t.overLink(0.03)},
+		{"udp", t.datagrams},
+		{"pause", t.pauses},
 		{"silent-tcp", t.silent("idle", false)},
 		{"silent-wss", t.silent("idle-ws", true)},
 	} {
@@ -99,6 +117,7 @@ func startPaths(b *testing.B, target *process, a targetAddrs) (paths []path, s *
 			paths = append(paths, path{name: name, echo: c.echo, bulk: c.bulk, http: c.http, https: c.https, host: "localhost",
 				pids:      map[string][]int{"public": c.public.pids(), "private": c.private.pids()},
 				processes: map[string]*process{"public": c.public, "private": c.private}})
+		case "wss-1", "wss-2", "quic":
 		case "culvert":
 			s = startSystemDirect(b,
 				service{"echo", "tcp://:{port}", "tcp://" + a.Echo},
@@ -109,7 +128,7 @@ func startPaths(b *testing.B, target *process, a targetAddrs) (paths []path, s *
 				pids:      map[string][]int{"public": s.public.pids(), "private": s.private.pids()},
 				processes: map[string]*process{"public": s.public, "private": s.private}})
 		default:
-			b.Fatalf("-paths %q: want direct, chain, culvert", *benchPaths)
+			b.Fatalf("-paths %q: want some of %s", *benchPaths, strings.Join(columns, ","))
 		}
 	}
 	return paths, s
@@ -142,7 +161,7 @@ func (t *bench) measure(b *testing.B, make func(path) job) map[string][]outcome 
 		for _, p := range t.paths {
 			j := make(p)
 			j.Warm, j.Window, j.Host, j.Pids = 500*time.Millisecond, *benchWindow, p.host, p.pids
-			m[p.name] = append(m[p.name], load(b, nil, j))
+			m[p.name] = append(m[p.name], load(b, p.from, j))
 		}
 	}
 	return m
@@ -318,7 +337,7 @@ func settled(p *process) int64 {
 func (t *bench) print() {
 	var out bytes.Buffer
 	w := tabwriter.NewWriter(&out, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(w, "row\tfigure\tunit\tdirect\tchain\tculvert\tculvert/chain\tbudget\t")
+	fmt.Fprintf(w, "row\tfigure\tunit\t%s\tculvert/chain\tbudget\t\n", strings.Join(columns, "\t"))
 	missed := 0
 	for _, c := range t.cells {
 		budget, mark, ratio := "", "", ""
@@ -349,11 +368,15 @@ func (t *bench) print() {
 				}
 			}
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.row, c.figure, c.unit,
-			number(c.values, "direct"), number(c.values, "chain"), number(c.values, "culvert"), ratio, budget, mark)
+		fmt.Fprintf(w, "%s\t%s\t%s\t", c.row, c.figure, c.unit)
+		for _, name := range columns {
+			fmt.Fprintf(w, "%s\t", number(c.values, name))
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", ratio, budget, mark)
 	}
 	w.Flush()
-	fmt.Printf("\nThe chain is two nginx joined by TLS 1.3. Medians of %d rounds of %v; %s.\n\n%s\n%d budgets missed.\n",
+	fmt.Printf("\nThe chain is two nginx joined by TLS 1.3. Medians of %d rounds of %v; %s.\n"+
+		"Rows from link-0 on: one round, over an emulated link of 200 Mbit/s and 2 x 25 ms, with a queue of 50 ms, that loses 0 to 3 %% of the packets, congestion control cubic.\n\n%s\n%d budgets missed.\n",
 		*benchRounds, *benchWindow, machine(), out.String(), missed)
 }
 

@@ -28,12 +28,13 @@ import (
 
 // job tells a client process what load to make.
 type job struct {
-	Kind   string           // down, up, echo, connect, http, idle, idle-ws
+	Kind   string           // down, up, echo, connect, http, udp, idle, idle-ws
 	Addr   string           // where to connect
 	Host   string           // virtual host; with TLS also the name in the certificate
 	TLS    bool             // speak TLS to Addr
 	CA     string           // file of the CA for TLS
-	Count  string           // up: the Count listener of the target
+	Count  string           // up, udp: the Count listener of the target
+	Rate   int              // udp: datagrams per second, of 512 bytes
 	Conns  int              // connections at the same time
 	Warm   time.Duration    // load before the measurement
 	Window time.Duration    // the measurement; latencies and counts outside of it are dropped
@@ -44,8 +45,10 @@ type job struct {
 type outcome struct {
 	Seconds  float64            // real length of the window
 	Bytes    int64              // payload that arrived in the window: down, up
-	Ops      int64              // round trips, connections or requests in the window
+	Ops      int64              // round trips, connections, requests or datagrams in the window
+	Sent     int64              // udp: datagrams sent in the window
 	P50, P99 time.Duration      // of one operation
+	Max      time.Duration      // of one operation, also of one that began before the window
 	CPU      map[string]float64 // seconds by the keys of Pids, in the window
 	Open     int                // idle: connections that are open and proven
 	Err      string             // first error, "" when all went well
@@ -149,6 +152,7 @@ type client struct {
 	stop atomic.Bool  // set when the window is over: the workers end
 	from atomic.Int64 // start of the window, nanoseconds since epoch; 0 before
 	down atomic.Int64 // bytes received by bulk downloads
+	sent atomic.Int64 // datagrams
 
 	mu    sync.Mutex
 	err   error
@@ -191,18 +195,18 @@ func runClient() int {
 // timed runs a worker per connection and measures one window.
 func (c *client) timed() (outcome, error) {
 	work := map[string]func(net.Conn) error{
-		"down": c.download, "up": c.upload, "echo": c.echo, "http": c.http,
+		"down": c.download, "up": c.upload, "echo": c.echo, "http": c.http, "udp": c.udp,
 	}[c.Kind]
 	if work == nil && c.Kind != "connect" {
 		return outcome{}, fmt.Errorf("job %q: unknown", c.Kind)
 	}
-	var count net.Conn
-	if c.Kind == "up" {
+	var counter net.Conn
+	if c.Kind == "up" || c.Kind == "udp" {
 		var err error
-		if count, err = net.Dial("tcp", c.Count); err != nil {
+		if counter, err = net.Dial("tcp", c.Count); err != nil {
 			return outcome{}, err
 		}
-		defer count.Close()
+		defer counter.Close()
 	}
 	var wg sync.WaitGroup
 	var conns []net.Conn
@@ -220,17 +224,18 @@ func (c *client) timed() (outcome, error) {
 	}
 	time.Sleep(c.Warm)
 	before := c.cpu()
-	bytes, err := c.moved(count)
+	bytes, err := c.moved(counter)
 	if err != nil {
 		return outcome{}, err
 	}
-	began := time.Now()
+	began, sent := time.Now(), c.sent.Load()
 	c.from.Store(began.UnixNano())
 	time.Sleep(c.Window)
-	after, err := c.moved(count)
+	after, err := c.moved(counter)
 	if err != nil {
 		return outcome{}, err
 	}
+	sent = c.sent.Load() - sent
 	out := outcome{Seconds: time.Since(began).Seconds(), Bytes: after - bytes, CPU: c.cpu()}
 	c.stop.Store(true)
 	for k := range out.CPU {
@@ -244,9 +249,14 @@ func (c *client) timed() (outcome, error) {
 		}
 	}
 	wg.Wait()
+	if c.Kind == "udp" {
+		out.Ops, out.Sent, out.Bytes = out.Bytes, sent, 0
+		return out, c.err
+	}
 	out.Ops = int64(len(c.times))
 	if len(c.times) > 0 {
 		slices.Sort(c.times)
+		out.Max = c.times[len(c.times)-1]
 		out.P50 = c.times[len(c.times)/2]
 		out.P99 = c.times[len(c.times)*99/100]
 	}
@@ -261,12 +271,15 @@ func (c *client) cpu() map[string]float64 {
 	return m
 }
 
-// moved is the number of bytes that have arrived at the receiving end so far.
-func (c *client) moved(count net.Conn) (int64, error) {
-	if count == nil {
-		return c.down.Load(), nil
+// moved is the number of bytes, or datagrams, that have arrived at the receiving end so far.
+func (c *client) moved(counter net.Conn) (int64, error) {
+	switch c.Kind {
+	case "up":
+		return count(counter, 0)
+	case "udp":
+		return count(counter, 'U')
 	}
-	return countDropped(count)
+	return c.down.Load(), nil
 }
 
 // fail keeps the first error of a worker; those after the window are its end.
@@ -281,13 +294,18 @@ func (c *client) fail(err error) {
 	}
 }
 
-// dial connects as visitor number i, each hundred from an address of its own.
+// dial connects as visitor number i, over loopback each hundred from an address of its own.
 func (c *client) dial(i int) (net.Conn, error) {
+	if c.Kind == "udp" {
+		return net.Dial("udp", c.Addr)
+	}
 	d := net.Dialer{
 		Timeout:   20 * time.Second,
-		LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, byte(1+i/100/250), byte(1+i/100%250))},
 		KeepAlive: -1,
 		Control:   bindLate,
+	}
+	if strings.HasPrefix(c.Addr, "127.") {
+		d.LocalAddr = &net.TCPAddr{IP: net.IPv4(127, 0, byte(1+i/100/250), byte(1+i/100%250))}
 	}
 	nc, err := d.Dial("tcp", c.Addr)
 	if err != nil || !c.TLS {
@@ -343,6 +361,22 @@ func (c *client) upload(nc net.Conn) error {
 	return nil
 }
 
+// udp sends datagrams at an even rate, some each millisecond.
+func (c *client) udp(nc net.Conn) error {
+	defer nc.Close()
+	b := make([]byte, 512)
+	for began := time.Now(); !c.stop.Load(); time.Sleep(time.Millisecond) {
+		for due := int64(time.Since(began).Seconds() * float64(c.Rate)); c.sent.Load() < due; {
+			if _, err := nc.Write(b); err == nil {
+				c.sent.Add(1)
+			} else if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.ENOBUFS) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // record keeps the latencies of one worker that lie in the window.
 func (c *client) record(times []time.Duration) {
 	c.mu.Lock()
@@ -360,11 +394,12 @@ func (c *client) echo(nc net.Conn) error {
 	var buf [messageSize]byte
 	for !c.stop.Load() {
 		began := time.Now()
-		if err := roundTrip(nc, buf[:]); err != nil {
-			return err
-		}
-		if c.from.Load() != 0 {
+		err := roundTrip(nc, buf[:])
+		if c.from.Load() != 0 { // and if it failed, because it was still on its way at the end
 			times = append(times, time.Since(began))
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil

@@ -9,10 +9,17 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"culvert.dev/pkg/netem"
 )
 
 // startNginx runs nginx with the given blocks of http and stream servers.
 func startNginx(t testing.TB, name, http, stream string) *process {
+	t.Helper()
+	return startNginxIn(t, nil, name, http, stream)
+}
+
+func startNginxIn(t testing.TB, n *netem.Namespace, name, http, stream string) *process {
 	t.Helper()
 	dir := tempDir(t)
 	program := tool(t, "nginx", "nginx-light", "/usr/sbin/nginx")
@@ -37,7 +44,7 @@ func startNginx(t testing.TB, name, http, stream string) *process {
 	}
 	file := filepath.Join(dir, "nginx.conf")
 	writeFile(t, file, conf.String())
-	p := start(t, name, exec.Command(program, "-p", dir, "-c", file, "-e", "stderr"))
+	p := startIn(t, n, name, exec.Command(program, "-p", dir, "-c", file, "-e", "stderr"))
 	return p
 }
 
@@ -51,12 +58,18 @@ type chain struct {
 // startChain runs the two nginx before a target.
 func startChain(t testing.TB, a targetAddrs) *chain {
 	t.Helper()
+	return startChainIn(t, nil, nil, a)
+}
+
+func startChainIn(t testing.TB, inside, outside *netem.Namespace, a targetAddrs) *chain {
+	t.Helper()
 	addr := func() string { return fmt.Sprintf("127.0.0.1:%d", freePort(t)) }
 	c := &chain{echo: addr(), bulk: addr(), http: addr(), https: addr()}
-	echo, bulk, web := addr(), addr(), addr() // the links
+	link := func() string { return fmt.Sprintf("%s:%d", inside.Addr(), freePort(t)) }
+	echo, bulk, web := link(), link(), link()
 	cert := fmt.Sprintf("ssl_certificate %s; ssl_certificate_key %s; ssl_protocols TLSv1.3;", certFile("cert.pem"), certFile("key.pem"))
 	serverTLS := cert
-	c.private = startNginx(t, "nginx private", fmt.Sprintf(`
+	c.private = startNginxIn(t, inside, "nginx private", fmt.Sprintf(`
 upstream target { server %s; keepalive 128; }
 map $http_upgrade $connection_upgrade { default upgrade; "" ""; }
 server { listen %s ssl; %s
@@ -67,7 +80,7 @@ server { listen %s ssl; %s proxy_pass %s; }
 server { listen %s ssl; %s proxy_pass %s; }
 `, echo, serverTLS, a.Echo, bulk, serverTLS, a.Bulk))
 	verify := fmt.Sprintf("proxy_ssl_protocols TLSv1.3; proxy_ssl_verify on; proxy_ssl_trusted_certificate %s; proxy_ssl_name localhost; proxy_ssl_server_name on;", certFile("ca.pem"))
-	c.public = startNginx(t, "nginx public", fmt.Sprintf(`
+	c.public = startNginxIn(t, outside, "nginx public", fmt.Sprintf(`
 upstream link { server %s; keepalive 128; }
 map $http_upgrade $connection_upgrade { default upgrade; "" ""; }
 server { listen %s; listen %s ssl; %s
@@ -79,10 +92,10 @@ server { listen %s; proxy_pass %s; proxy_ssl on; %s }
 server { listen %s; proxy_pass %s; proxy_ssl on; %s }
 `, c.echo, echo, verify, c.bulk, bulk, verify))
 	for _, a := range []string{c.echo, c.bulk, c.http, c.https} {
-		awaitPort(t, c.public, "tcp", a)
+		awaitPortIn(t, outside, c.public, "tcp", a)
 	}
 	for _, a := range []string{echo, bulk, web} {
-		awaitPort(t, c.private, "tcp", a)
+		awaitPortIn(t, inside, c.private, "tcp", a)
 	}
 	return c
 }

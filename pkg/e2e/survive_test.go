@@ -36,7 +36,7 @@ func newLink(t testing.TB, c netem.Config) *netem.Link {
 }
 
 // transports are the options of private.toml by which the tests of this file are repeated.
-var transports = []string{"wss"}
+var transports = []string{"wss", "quic", "auto"}
 
 // over are the options for a transport.
 func over(transport string) string { return fmt.Sprintf("transport = %q\n", transport) }

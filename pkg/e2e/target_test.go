@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"culvert.dev/pkg/netem"
 )
 
@@ -24,7 +26,8 @@ import (
 type targetAddrs struct {
 	Echo  string // returns every byte
 	Bulk  string // the first byte says which way: 'D' sends for ever, 'U' counts and drops
-	Count string // answers each byte with the u64 number of bytes that Bulk has dropped
+	UDP   string // counts and drops datagrams
+	Count string // answers each byte with the u64 number of bytes that Bulk has dropped, 'U' with that of the datagrams
 	HTTP  string // answers every request with two bytes; upgrades to a WebSocket that echoes "hi"
 	HTTPS string // the same over TLS
 }
@@ -35,10 +38,11 @@ func startTarget(t testing.TB) (*process, targetAddrs) {
 	return startTargetIn(t, nil)
 }
 
+// startTargetIn starts a target at the address that a namespace has on its link.
 func startTargetIn(t testing.TB, n *netem.Namespace) (*process, targetAddrs) {
 	t.Helper()
 	cmd := worker(t, "target")
-	cmd.Args = append(cmd.Args, certFile("cert.pem"), certFile("key.pem"))
+	cmd.Args = append(cmd.Args, certFile("cert.pem"), certFile("key.pem"), n.Addr().String())
 	p := startIn(t, n, "target", cmd)
 	var a targetAddrs
 	if err := json.Unmarshal([]byte(p.await(t, 0, "{")), &a); err != nil {
@@ -59,8 +63,9 @@ func worker(t testing.TB, role string) *exec.Cmd {
 	return cmd
 }
 
-// dropped counts what the target's bulk listener has received.
-var dropped atomic.Int64
+// dropped counts the bytes that the target's bulk listener has received, datagrams the
+// datagrams of the other one.
+var dropped, datagrams atomic.Int64
 
 // runTarget is main of a target process. It ends with the process.
 func runTarget() int {
@@ -81,7 +86,7 @@ func runTarget() int {
 		{&a.HTTP, serveHTTP, false},
 		{&a.HTTPS, serveHTTP, true},
 	} {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		ln, err := net.Listen("tcp", os.Args[3]+":0")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
@@ -92,6 +97,16 @@ func runTarget() int {
 		}
 		go acceptLoop(ln, s.serve)
 	}
+	udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(os.Args[3])})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if c, err := udp.SyscallConn(); err == nil { // more than net.core.rmem_max, where one may
+		c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) })
+	}
+	a.UDP = udp.LocalAddr().String()
+	go countDatagrams(udp)
 	b, _ := json.Marshal(a)
 	fmt.Printf("%s\n", b)
 	select {}
@@ -150,6 +165,15 @@ func serveBulk(c net.Conn) {
 	}
 }
 
+func countDatagrams(c *net.UDPConn) {
+	b := make([]byte, 1<<16)
+	for {
+		if _, _, err := c.ReadFromUDPAddrPort(b); err == nil {
+			datagrams.Add(1)
+		}
+	}
+}
+
 func serveCount(c net.Conn) {
 	defer c.Close()
 	var buf [8]byte
@@ -157,7 +181,11 @@ func serveCount(c net.Conn) {
 		if _, err := io.ReadFull(c, buf[:1]); err != nil {
 			return
 		}
-		binary.BigEndian.PutUint64(buf[:], uint64(dropped.Load()))
+		n := &dropped
+		if buf[0] == 'U' {
+			n = &datagrams
+		}
+		binary.BigEndian.PutUint64(buf[:], uint64(n.Load()))
 		if _, err := c.Write(buf[:]); err != nil {
 			return
 		}
@@ -224,9 +252,10 @@ func serveWebSocket(c net.Conn, buf []byte, n int) {
 	}
 }
 
-// countDropped asks a target process for its number of dropped bytes.
-func countDropped(c io.ReadWriter) (int64, error) {
-	var buf [8]byte
+// count asks a target process for its number of dropped bytes, or of datagrams if what is
+// 'U'.
+func count(c io.ReadWriter, what byte) (int64, error) {
+	buf := [8]byte{what}
 	if _, err := c.Write(buf[:1]); err != nil {
 		return 0, err
 	}
