@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -719,4 +720,20 @@ func FuzzMessage(f *testing.F) {
 			t.Errorf("%q is %q, and %d bytes are left", b, m, r.Len())
 		}
 	})
+}
+
+// A socket with a small buffer is reported, with what to do.
+func TestBufferHint(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("nothing is known to be done")
+	}
+	pc, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pc.Close()
+	pc.SetReadBuffer(64 << 10)
+	if hint := BufferHint(pc); !strings.Contains(hint, "128 KiB") && !strings.Contains(hint, "64 KiB") || !strings.Contains(hint, "sysctl") {
+		t.Errorf("hint: %q", hint)
+	}
 }
