@@ -409,21 +409,28 @@ func (s *sim) check() {
 			s.failf("side %d leaves %d bytes, %d unacked, %d grown", side.i, ss.pool.used, ss.unacked, ss.grown)
 		}
 	}
-	first := s.sides[s.rng.IntN(2)]
-	first.s.GoAway()
+	s.sides[s.rng.IntN(2)].s.GoAway()
 	for _, side := range s.sides {
 		side.goaway = true
 	}
 	for i := range 5000 {
+		if len(s.live()) == 0 {
+			s.newWire()
+		}
 		for _, side := range s.sides {
+			if !side.over {
+				s.attach(side)
+			}
 			if side.woken {
 				side.flush()
 			}
 		}
 		s.deliverAll()
 		s.advance(5 * time.Millisecond)
-		if i > 1000 && first.over {
-			s.sides[1-first.i].s.Close(nil) // it was told by the end of a link
+		for j, side := range s.sides {
+			if i > 1000 && side.over {
+				s.sides[1-j].s.Close(nil) // the end of a link tells
+			}
 		}
 		if s.sides[0].over && s.sides[1].over {
 			return
