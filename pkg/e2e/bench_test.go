@@ -86,11 +86,12 @@ func BenchmarkTable(b *testing.B) {
 		{"loaded", t.loaded},
 		{"recover", t.recover},
 		{"suspended", t.suspended},
+		{"udp-0", t.datagrams(0, 2*time.Second)},
 		{"link-0", t.overLink(0)},
 		{"link-0.1", t.overLink(0.001)},
 		{"link-1", t.overLink(0.01)},
 		{"link-3", t.overLink(0.03)},
-		{"udp", t.datagrams},
+		{"udp-1", t.datagrams(0.01, 8*time.Second)},
 		{"pause", t.pauses},
 		{"silent-tcp", t.silent("idle", false)},
 		{"silent-wss", t.silent("idle-ws", true)},
@@ -376,7 +377,7 @@ func (t *bench) print() {
 	}
 	w.Flush()
 	fmt.Printf("\nThe chain is two nginx joined by TLS 1.3. Medians of %d rounds of %v; %s.\n"+
-		"Rows from link-0 on: one round, over an emulated link of 200 Mbit/s and 2 x 25 ms, with a queue of 50 ms, that loses 0 to 3 %% of the packets, congestion control cubic.\n\n%s\n%d budgets missed.\n",
+		"Rows from udp-0 on: one round, over an emulated link of 200 Mbit/s and 2 x 25 ms, with a queue of 50 ms, that loses 0 to 3 %% of the packets, congestion control cubic.\n\n%s\n%d budgets missed.\n",
 		*benchRounds, *benchWindow, machine(), out.String(), missed)
 }
 

@@ -7,9 +7,10 @@
 //	go test -short ./pkg/e2e          # smaller transfers and floods
 //	go test ./pkg/e2e -run '^$' -bench BenchmarkTable -benchtime 1x
 //	go test ./pkg/e2e -run '^$' -bench 'BenchmarkTable/rr1$' -benchtime 1x -profile /tmp/prof
+//	go test ./pkg/e2e -run '^$' -bench 'BenchmarkTable/link-1$' -benchtime 1x -paths direct,culvert
 //
-// The tests need Linux (they read /proc and use 127.0.0.0/8 as many visitors) and the
-// Debian packages curl, nginx, libnginx-mod-stream, postgresql, openssh-server,
+// The tests need Linux (they read /proc and use 127.0.0.0/8 as many visitors), root for
+// those that make network namespaces, and the Debian packages curl, nginx, libnginx-mod-stream, postgresql, openssh-server,
 // openssh-client and python3-websockets. A missing program fails the test that needs it;
 // nothing is skipped.
 package e2e

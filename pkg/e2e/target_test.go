@@ -38,17 +38,30 @@ func startTarget(t testing.TB) (*process, targetAddrs) {
 	return startTargetIn(t, nil)
 }
 
-// startTargetIn starts a target at the address that a namespace has on its link.
+// startTargetIn starts a target at every address of a namespace, of which one is 127.0.0.1.
 func startTargetIn(t testing.TB, n *netem.Namespace) (*process, targetAddrs) {
 	t.Helper()
+	host := "127.0.0.1"
+	if n != nil {
+		host = "0.0.0.0"
+	}
 	cmd := worker(t, "target")
-	cmd.Args = append(cmd.Args, certFile("cert.pem"), certFile("key.pem"), n.Addr().String())
+	cmd.Args = append(cmd.Args, certFile("cert.pem"), certFile("key.pem"), host)
 	p := startIn(t, n, "target", cmd)
 	var a targetAddrs
 	if err := json.Unmarshal([]byte(p.await(t, 0, "{")), &a); err != nil {
 		t.Fatal(err)
 	}
-	return p, a
+	return p, a.at("127.0.0.1")
+}
+
+// at is where the target is reached at another of its addresses.
+func (a targetAddrs) at(host string) targetAddrs {
+	for _, addr := range []*string{&a.Echo, &a.Bulk, &a.UDP, &a.Count, &a.HTTP, &a.HTTPS} {
+		_, port, _ := net.SplitHostPort(*addr)
+		*addr = net.JoinHostPort(host, port)
+	}
+	return a
 }
 
 // worker is a command that runs this test binary in another role.
