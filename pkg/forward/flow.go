@@ -75,8 +75,12 @@ func (t *Flows) Add(f *Flow, source netip.Addr, now time.Time) {
 	s.flows.push(f, 1)
 }
 
-// Touch notes a datagram of f, from the target if answer is set.
+// Touch notes a datagram of f, from the target if answer is set. Out of the table it does
+// nothing: a flow that has just expired may still get some.
 func (t *Flows) Touch(f *Flow, answer bool, now time.Time) {
+	if f.of == nil {
+		return
+	}
 	t.list(f).remove(f, 0)
 	f.of.flows.remove(f, 1)
 	f.last = now

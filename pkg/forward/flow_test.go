@@ -71,6 +71,10 @@ func TestFlowsExpire(t *testing.T) {
 	if next := table.Expire(at(201)); over.String() != "a " || !next.Equal(at(202)) {
 		t.Errorf("in a hurry %q is over, next at %v", over.String(), next.Sub(start))
 	}
+	table.Touch(&a.Flow, true, at(202)) // it is over, and its socket may not be closed yet
+	if table.Len() != 1 {
+		t.Errorf("%d flows, want 1", table.Len())
+	}
 	table.End()
 	table.Remove(&b.Flow)
 	if over.String() != "a b " || table.Len() != 0 {
