@@ -27,6 +27,7 @@ type carrier struct {
 	streams  int     // that are bound to it: they have something to send or in flight
 
 	suspect    bool
+	empty      bool          // suspect, and everything has left it
 	rtt        time.Duration // smoothed; 0 until a ping was answered
 	since      time.Duration // when it was attached
 	heard      time.Duration // last sign of life

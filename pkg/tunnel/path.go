@@ -172,7 +172,11 @@ func (s *Session) reroute() {
 		return
 	}
 	for _, c := range s.carriers {
-		if c.suspect && !s.control.suspect {
+		switch {
+		case !c.suspect || s.control.suspect:
+			c.empty = false
+		case !c.empty:
+			c.empty = true
 			s.abandon(c)
 		}
 	}

@@ -108,11 +108,9 @@ func (st *Stream) closing() bool {
 // sweep asks for lost acknowledgements. The peer may notice the loss of a link later
 // than this side, and send into the void until then.
 func (s *Session) sweep() {
-	for _, st := range s.sorted() {
-		if st.closing() {
-			s.rewind(st)
-			s.schedule(st)
-		}
+	for _, st := range s.sorted((*Stream).closing) {
+		s.rewind(st)
+		s.schedule(st)
 	}
 }
 
@@ -158,13 +156,18 @@ func (s *Session) reopen() {
 
 // resume gives everything that waits for a link to those that there are.
 func (s *Session) resume() {
-	for _, st := range s.sorted() {
-		if st.flags&(flagUntold|flagEmitted) == flagUntold|flagEmitted {
+	for _, st := range s.sorted(func(st *Stream) bool { return st.untold() || st.sendable() }) { // few, as a rule
+		if st.untold() {
 			s.pushCredit(st)
 		}
 		s.schedule(st)
 	}
 	s.wake()
+}
+
+// untold reports whether the peer has to hear again what st has received and allows.
+func (st *Stream) untold() bool {
+	return st.flags&(flagUntold|flagEmitted) == flagUntold|flagEmitted
 }
 
 // fillStart adds what a link begins with.
@@ -174,7 +177,7 @@ func (s *Session) fillStart(c *carrier, b []byte, most int) []byte {
 	}
 	if s.control == nil {
 		if c.order == nil {
-			c.order = s.sorted()
+			c.order = s.sorted(nil)
 		}
 		for ; c.told < len(c.order); c.told++ {
 			if !fits(b, creditSize, most) {

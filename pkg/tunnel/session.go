@@ -309,7 +309,7 @@ func (s *Session) Close(err error) {
 	}
 	s.closed = true
 	s.closeErr = err
-	for _, st := range s.sorted() {
+	for _, st := range s.sorted(nil) {
 		s.end(st, &StreamError{Code: CodeSessionLost})
 	}
 	for len(s.carriers) > 0 {
@@ -328,13 +328,16 @@ func (s *Session) Close(err error) {
 // Closed reports whether the session is over.
 func (s *Session) Closed() bool { return s.closed }
 
-// sorted returns the open streams in the order of their ids.
-func (s *Session) sorted() []*Stream {
-	all := make([]*Stream, 0, len(s.streams))
-	keys := make([]uint64, 0, len(s.streams)) // id and index: plain numbers sort fast
+// sorted returns the open streams that is reports, nil meaning all, in the order of
+// their ids.
+func (s *Session) sorted(is func(*Stream) bool) []*Stream {
+	var all []*Stream
+	var keys []uint64 // id and index: plain numbers sort fast
 	for id, st := range s.streams {
-		keys = append(keys, uint64(id)<<32|uint64(len(all)))
-		all = append(all, st)
+		if is == nil || is(st) {
+			keys = append(keys, uint64(id)<<32|uint64(len(all)))
+			all = append(all, st)
+		}
 	}
 	slices.Sort(keys)
 	sorted := make([]*Stream, len(all))

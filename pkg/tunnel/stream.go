@@ -211,7 +211,7 @@ func (st *Stream) Reset(code Code) {
 
 // ResetOpened resets every stream that this side has opened.
 func (s *Session) ResetOpened(code Code) {
-	for _, st := range s.sorted() {
+	for _, st := range s.sorted(nil) {
 		if s.local(st.id) {
 			st.Reset(code)
 		}
