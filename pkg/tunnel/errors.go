@@ -11,7 +11,7 @@ var (
 	// ErrDraining is returned by Open once either side has called GoAway.
 	ErrDraining = errors.New("session is draining")
 	// ErrTooManyStreams is returned by Open when Config.MaxStreams are open, when they
-	// take twice Config.Budget, or when the peer owes the RESET_ACK of too many.
+	// take twice Config.Budget, or when too many that have ended wait for the peer.
 	ErrTooManyStreams = errors.New("too many streams")
 	// ErrHeaderTooLong is returned by Open for a header of more than MaxHeader bytes.
 	ErrHeaderTooLong = errors.New("stream header too long")

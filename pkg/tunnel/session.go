@@ -96,7 +96,8 @@ func (s *Session) Open(header []byte) (*Stream, error) {
 		return nil, ErrDraining
 	case len(header) > MaxHeader:
 		return nil, ErrHeaderTooLong
-	case len(s.streams) >= s.cfg.MaxStreams, len(s.tombs) > s.cfg.MaxStreams+maxTombs, s.pool.used >= 2*s.cfg.Budget:
+	case len(s.streams) >= s.cfg.MaxStreams, s.pool.used >= 2*s.cfg.Budget,
+		len(s.tombs) > s.cfg.MaxStreams+maxTombs, s.opens.len() > s.cfg.MaxStreams+maxTombs:
 		return nil, ErrTooManyStreams
 	}
 	for s.taken(s.nextID) { // only after two thousand million streams

@@ -522,6 +522,29 @@ func TestOpenIsBoundedByUnacknowledgedResets(t *testing.T) {
 	}
 }
 
+// Nor does a peer that does not read: what was opened and reset meanwhile waits for room.
+func TestOpenIsBoundedByUnsent(t *testing.T) {
+	c := newScript(t, Config{Client: true, MaxStreams: 10})
+	c.start()
+	c.link.full = true
+	for range 11 + maxTombs {
+		st, err := c.s.Open(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st.Reset(CodeCancelled)
+		c.s.Flush(c.now)
+	}
+	if _, err := c.s.Open(nil); err != ErrTooManyStreams {
+		t.Fatal(err)
+	}
+	c.link.full = false
+	c.s.Flush(c.now)
+	if _, err := c.s.Open(nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Visitors that come while there is no link do not fill the memory: each new stream may
 // write before its writer looks at the high mark.
 func TestOpenIsBoundedByBudget(t *testing.T) {
