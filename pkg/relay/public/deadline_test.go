@@ -2,6 +2,7 @@ package public
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -212,6 +213,37 @@ func TestWaitForLink(t *testing.T) {
 			t.Errorf("%s", res.Status)
 		}
 		took(t, start, 0)
+	})
+}
+
+// What began before the link was lost waits for as long as the session does.
+func TestRequestOutlivesLink(t *testing.T) {
+	var asked *tunnel.Stream
+	target := func(st *tunnel.Stream, b []byte) {
+		switch {
+		case bytes.HasPrefix(b, []byte("GET")):
+			asked = st
+		case bytes.HasSuffix(b, []byte("end")):
+			ok(st, b)
+		}
+	}
+	inFakeTime(t, target, func(r *testRelay, s *testSite, dial func() *testVisitor) {
+		whole, upload := dial(), dial()
+		whole.send(get)
+		upload.send("POST / HTTP/1.1\r\nHost: app.test\r\nContent-Length: 6\r\n\r\nthe")
+		time.Sleep(time.Second)
+		onLoop(s.session.loop.Loop, s.cut)
+		time.Sleep(50 * time.Second) // of 60
+		if refusal := s.resume(0); refusal != nil {
+			t.Fatal(refusal)
+		}
+		upload.send("end")
+		onLoop(s.session.loop.Loop, func() { ok(asked, nil) })
+		for _, v := range []*testVisitor{whole, upload} {
+			if res, _ := v.response("GET"); res.StatusCode != 200 {
+				t.Errorf("after the link is back: %s", res.Status)
+			}
+		}
 	})
 }
 

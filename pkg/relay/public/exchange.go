@@ -24,7 +24,7 @@ type exchange struct {
 	reqBody, resBody http1.Body
 	response         http1.Response
 	replay           []byte // the request, when it may be sent again
-	progress         int64  // when a byte last moved, in the loop's time
+	began, progress  int64  // when the head came, and a byte last moved, in the loop's time
 	framing          http1.Framing
 
 	minor    int  // the visitor's HTTP version
@@ -70,7 +70,8 @@ func (v *visitor) begin(s *service) {
 	ex.bound = authenticatesConnections(req.Fields, "authorization")
 	ex.reqBody.Reset(req.Framing, req.ContentLength)
 	ex.sent = ex.reqBody.Done()
-	ex.progress = l.since()
+	ex.began = l.since()
+	ex.progress = ex.began
 	v.ex = ex
 	v.phase = busy
 	s.visitors++
@@ -478,7 +479,7 @@ func (ex *exchange) check() {
 	switch {
 	case v.eof && !waiting && quiet >= halfTime, waiting && quiet >= stuckTime:
 		v.conn.Abort(errDeadline)
-	case !ex.answered && quiet >= waitTime && ex.service.session.lostFor() >= waitTime:
+	case !ex.answered && quiet >= waitTime && ex.forlorn():
 		ex.fail(troubleAway)
 	case !ex.sent && quiet >= bodyTime && ex.answered:
 		v.conn.Abort(errDeadline)
@@ -488,6 +489,15 @@ func (ex *exchange) check() {
 	case !ex.answered && quiet >= v.relay.responseTime():
 		ex.fail(troubleSilent)
 	}
+}
+
+// forlorn reports whether nobody need wait for the session's next link any longer. What the site may
+// have begun with waits for as long as the session does, or with a whole request, until another private
+// relay has the visitors.
+func (ex *exchange) forlorn() bool {
+	s, age := ex.service.session, time.Duration(ex.visitor.loop.since()-ex.began)
+	lost := s.lostFor()
+	return lost >= waitTime && (age <= lost || ex.sent && s.group.active != s)
 }
 
 // trouble is an answer of the relay's own.
