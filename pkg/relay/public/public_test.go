@@ -58,7 +58,7 @@ func newTestRelay(t testing.TB, portable bool, change func(*Relay)) *testRelay {
 	if change != nil {
 		change(r)
 	}
-	r.Reload([]Site{{Name: "office", Keys: []string{"k"}, Publish: patterns("https://*.test", "http://*.test", "tcp://127.0.0.1:*", "udp://127.0.0.1:*")},
+	r.Reload([]Site{{Name: "office", Keys: []string{"k", "other"}, Publish: patterns("https://*.test", "http://*.test", "tcp://127.0.0.1:*", "udp://127.0.0.1:*")},
 		{Name: "home", Keys: []string{"k"}, Publish: patterns("https://*.test", "https://*.home.test")}})
 	if err := r.Listen(); err != nil {
 		t.Fatal(err)

@@ -427,6 +427,9 @@ type entry struct {
 func (r *Relay) admit(h relay.Hello, l *loop) (entry, *relay.Refusal) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if !slices.Contains(r.sites[h.Site].Keys, h.Key) { // since it was authenticated
+		return entry{}, &relay.Refusal{Code: relay.RefuseRevoked, Message: fmt.Sprintf("the key of site %q was revoked just now", h.Site)}
+	}
 	g := r.groups[h.Site]
 	if g == nil {
 		g = &group{relay: r, site: h.Site, loop: r.leastLoaded(l)}

@@ -226,6 +226,10 @@ func TestPublish(t *testing.T) {
 	if _, trouble := r.sessionOf("office"); trouble != troubleService {
 		t.Errorf("an operator's connection to a revoked site: %v", trouble)
 	}
+	// Nor does one begin whose key was still good when it was looked at.
+	if _, refusal := r.admit(relay.Hello{Site: "office", Key: "k"}, r.loops[0]); refusal == nil || refusal.Code != relay.RefuseRevoked {
+		t.Errorf("a link with a key that was revoked: %v", refusal)
+	}
 }
 
 func TestForward(t *testing.T) {
