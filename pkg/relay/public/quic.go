@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
@@ -124,6 +125,9 @@ func (q *quicListener) accept(ctx context.Context) {
 	for {
 		conn, err := q.Accept(ctx)
 		if err != nil {
+			if !errors.Is(err, quic.ErrServerClosed) && ctx.Err() == nil { // the socket is broken
+				q.relay.listenerError("quic")(fmt.Errorf("no link over QUIC comes in any more until the relay is restarted: %w", err))
+			}
 			break
 		}
 		q.link(conn) // the one protocol that is offered

@@ -58,7 +58,11 @@ func TestQUIC(t *testing.T) {
 	sites := []Site{{Name: "office", Keys: []string{auth.FormatPublicKey(pub)}, Publish: patterns("https://*.test")}}
 	secret := make([]byte, 32)
 	secret[0] = 1
-	r := newTestRelay(t, false, func(r *Relay) { r.QUIC, r.QUICSecret = "127.0.0.1:0", secret })
+	var log logLines
+	r := newTestRelay(t, false, func(r *Relay) {
+		r.QUIC, r.QUICSecret = "127.0.0.1:0", secret
+		log.use(r)
+	})
 	r.Reload(sites)
 	addr := r.listener("quic")
 	if _, port, _ := net.SplitHostPort(r.https); addr.String() != "127.0.0.1:"+port {
@@ -102,6 +106,7 @@ func TestQUIC(t *testing.T) {
 		}
 	}
 	r.mu.Unlock()
+	waitFor(t, func() bool { return log.count("no link over QUIC comes in any more") == 1 })
 	again := newTestRelay(t, false, func(r *Relay) { r.QUIC, r.QUICSecret = addr.String(), secret })
 	again.Reload(sites)
 	began := time.Now()
