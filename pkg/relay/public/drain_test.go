@@ -7,9 +7,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"culvert.dev/pkg/relay"
 )
 
 // Visitors that came just before the drain get what they came for; those that came for nothing are not waited for.
@@ -113,7 +116,7 @@ func TestInherited(t *testing.T) {
 			if r.https != addresses["https"] {
 				t.Errorf("listens on %s, not on %s", r.https, addresses["https"])
 			}
-			r.connect("office", map[string]string{"app": target(t, okTarget), "echo": echo}, "app", "https://app.test", "echo", published)
+			office := r.connect("office", map[string]string{"app": target(t, okTarget), "echo": echo}, "app", "https://app.test", "echo", published)
 			if got := r.status(true, get); got != 200 {
 				t.Errorf("status %d", got)
 			}
@@ -128,6 +131,23 @@ func TestInherited(t *testing.T) {
 				t.Fatalf("%q, %v", b, err)
 			}
 			early.Close()
+			r.Reload([]Site{
+				{Name: "office", Keys: []string{"k"}, Publish: patterns("https://*.test", "tcp://127.0.0.1:*")},
+				{Name: "home", Keys: []string{"k"}, Publish: patterns("tcp://127.0.0.1:*")},
+			})
+			home := r.connect("home", map[string]string{"echo": echo})
+			steal := func() string {
+				replies := make(chan []relay.AnnounceReply, 1)
+				onLoop(home.session.loop.Loop, func() { home.announce(announcements("echo", published), replies) })
+				return (<-replies)[0].Error
+			}
+			if err := steal(); !strings.Contains(err, "another site has this port") {
+				t.Errorf("a second site on the socket: %q", err)
+			}
+			onLoop(office.session.loop.Loop, func() { office.session.close(nil) })
+			if err := steal(); err != "" {
+				t.Errorf("when the first one is gone: %s", err)
+			}
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel()
 			r.Drain(ctx)

@@ -50,14 +50,18 @@ func newFlows(t *port, s *session, address string) (*flows, error) {
 		table: forward.Flows{Limit: r.MaxFlows, PerSource: r.MaxFlowsPerAddress},
 	}
 	var conn *evloop.PacketConn
-	var err error
 	name := t.service.publish.String()
-	if files := r.inherited(name, "udp", address); len(files) > 0 {
+	files, err := s.borrow(t, "udp", address)
+	if err != nil {
+		return nil, err
+	}
+	if len(files) > 0 {
 		conn, err = s.loop.ListenPacketFile(files[0], fs.receive)
 	} else {
 		conn, err = s.loop.ListenPacket("udp", address, fs.receive)
 	}
 	if err != nil {
+		t.giveBack()
 		return nil, err
 	}
 	conn.OnError = r.listenerError(name)

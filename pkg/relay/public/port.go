@@ -1,8 +1,10 @@
 package public
 
 import (
+	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 
 	"culvert.dev/pkg/evloop"
@@ -46,7 +48,10 @@ func (s *session) listen(svc *service) (*port, error) {
 		}
 		return err
 	}
-	files := s.relay.inherited(p.String(), "tcp", address)
+	files, err := s.borrow(t, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
 	for _, f := range files {
 		if err := add(s.loop.ListenFile(f, accept)); err != nil {
 			t.Close()
@@ -57,6 +62,38 @@ func (s *session) listen(svc *service) (*port, error) {
 		return t, nil
 	}
 	return t, add(s.loop.Listen("tcp", address, accept))
+}
+
+var errLent = errors.New("another site has this port")
+
+// borrow returns the sockets for a port that were there before us, if there are some. Of
+// them the system does not say that somebody listens there already.
+func (s *session) borrow(t *port, network, address string) ([]*os.File, error) {
+	r := s.relay
+	files := r.inherited(t.service.publish.String(), network, address)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range files {
+		if o, ok := r.lent[f]; ok && o.group != s.group {
+			return nil, errLent
+		}
+	}
+	for _, f := range files {
+		r.lent[f] = loan{s.group, t}
+	}
+	return files, nil
+}
+
+// giveBack is the end of borrow.
+func (t *port) giveBack() {
+	r := t.service.session.relay
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for f, o := range r.lent {
+		if o.port == t {
+			delete(r.lent, f)
+		}
+	}
 }
 
 // hand gives the port to another service, which has been announced in place of the
@@ -101,6 +138,7 @@ func (t *port) Addr() net.Addr {
 // Close ends the port. Connections stay; flows, whose datagrams all come through
 // it, end.
 func (t *port) Close() {
+	t.giveBack()
 	if t.flows != nil {
 		t.flows.close()
 		return

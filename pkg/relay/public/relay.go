@@ -144,9 +144,16 @@ type Relay struct {
 	sites     map[string]Site
 	groups    map[string]*group // by site; some are empty
 	claims    map[route]*service
+	lent      map[*os.File]loan // sockets of Inherited that ports use
 	listeners []*Listener
 	drained   chan struct{} // closed when the last session has ended; nil unless draining
 	over      bool          // drained is closed
+}
+
+// loan is who uses an inherited socket.
+type loan struct {
+	group *group
+	port  *port
 }
 
 // Site is a site that may link.
@@ -199,6 +206,7 @@ func (r *Relay) prepare() {
 		r.sites = make(map[string]Site)
 		r.groups = make(map[string]*group)
 		r.claims = make(map[route]*service)
+		r.lent = make(map[*os.File]loan)
 		r.routes.Store(newTable(nil, nil))
 	})
 }
