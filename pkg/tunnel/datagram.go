@@ -59,10 +59,14 @@ func (d *datagrams) push(s *Session, st *Stream, b []byte) {
 	f.queue.push(append([]byte(nil), b...))
 	f.size += cost(b)
 	d.size += cost(b)
-	share := maxDatagrams / len(d.flows)
-	for d.size > maxDatagrams { // so one has more than its share
+	if d.size <= maxDatagrams {
+		return
+	}
+	const enough = maxDatagrams - maxDatagrams/8 // the search for long queues is not for each datagram
+	share := enough / len(d.flows)
+	for d.size > enough { // so one has more than its share
 		f := d.turns.pop()
-		for f.size > share && d.size > maxDatagrams {
+		for f.size > share && d.size > enough {
 			d.pop(f)
 			s.stats.DatagramsDropped++
 		}
