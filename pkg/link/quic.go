@@ -590,7 +590,7 @@ func (q *quicConn) deliver() {
 
 var (
 	errShort   = errors.New("datagram without a stream id")
-	errUnknown = errors.New("the relay does not know the link any more: it has been restarted")
+	errUnknown = errors.New("the relay does not know the link any more: it has given it up, or was restarted")
 )
 
 // quicError is what has ended a connection, in the words of a link.

@@ -34,10 +34,10 @@ type quicDial struct {
 	err     error
 }
 
-// close gives up what has been made.
-func (q *quicDial) close(status int) {
+// close gives up what has been made. The relay may have heard the Hello, and the session goes on.
+func (q *quicDial) close() {
 	if q.conn != nil {
-		q.conn.CloseWithError(quic.ApplicationErrorCode(status), "")
+		q.conn.CloseWithError(StatusAway, "")
 		q.release()
 	}
 }
@@ -52,11 +52,11 @@ func (d *dialer) dialQUIC() {
 			q.control, q.welcome, q.err = d.greetQUIC(q.conn)
 		}
 		if q.err != nil {
-			q.close(StatusOver)
+			q.close()
 			q.conn = nil
 		}
 		if !d.loop.Post(func() { d.dialledQUIC(&q) }) {
-			q.close(StatusAway)
+			q.close()
 		}
 	})
 }
@@ -66,7 +66,7 @@ func (d *dialer) dialledQUIC(q *quicDial) {
 	d.phase = q.phase
 	if q.err == nil && d.cause != nil {
 		q.err = d.cause
-		d.loop.Spawn(func(context.Context) { q.close(StatusAway) })
+		d.loop.Spawn(func(context.Context) { q.close() })
 	}
 	if q.err != nil {
 		d.failed(q.err)
@@ -113,7 +113,7 @@ func (d *dialer) connect() quicDial {
 				cancel()
 				for range begun - ended {
 					late := <-results
-					late.close(StatusOver)
+					late.close()
 				}
 				return q
 			}

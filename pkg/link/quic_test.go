@@ -108,7 +108,15 @@ func TestQUICDialErrors(t *testing.T) {
 	}
 
 	// A relay that says nothing, and one that nothing comes back from.
-	silent := acceptQUIC(t, "127.0.0.1:0", ALPN, func(conn *quic.Conn) { <-conn.Context().Done() }).String()
+	// The first one hears what a link does that leaves a session which goes on.
+	left := make(chan error, 1)
+	silent := acceptQUIC(t, "127.0.0.1:0", ALPN, func(conn *quic.Conn) {
+		if s, err := conn.AcceptStream(t.Context()); err == nil {
+			readMessage(s)
+		}
+		<-conn.Context().Done()
+		left <- quicError(context.Cause(conn.Context()))
+	}).String()
 	hole, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -122,6 +130,9 @@ func TestQUICDialErrors(t *testing.T) {
 		if !errors.As(d.err, &de) || de.Phase != phase || !errors.Is(d.err, context.DeadlineExceeded) {
 			t.Errorf("given up in phase %s: %v", phase, d.err)
 		}
+	}
+	if e, ok := errors.AsType[*CloseError](<-left); !ok || e.Status != StatusAway {
+		t.Errorf("a dial that is given up after its Hello ends with %v", e)
 	}
 	d := dial(core.Loop(0), t.Context(), DialConfig{Transport: QUIC, Address: hole.LocalAddr().String(), RootCAs: certs().roots, Site: "office", Key: key}, nil)
 	if d.err == nil || !strings.Contains(d.err.Error(), "nothing comes back from "+hole.LocalAddr().String()+" over UDP") {
