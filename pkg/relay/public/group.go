@@ -131,28 +131,40 @@ func (s *session) ready() bool {
 	return len(s.links) > 0 && !s.doubted && !s.leaving && s.announced != nil
 }
 
-// predecessors are the sessions of the same machine that came before s, by another
-// process: s is the machine's restart, unless somebody runs it twice.
-func (g *group) predecessors(s *session) (before []*session) {
-	g.relay.mu.Lock()
-	defer g.relay.mu.Unlock()
-	for _, o := range g.sessions {
-		if o == s || s.machine == "" {
-			break
-		}
-		if o.machine == s.machine && o.process != s.process {
-			before = append(before, o)
-		}
-	}
-	return before
-}
-
-// restarted reports whether the machine of s has another process by now.
-func (g *group) restarted(s *session) bool {
+// begun is told that s has its first link. If there are sessions of the same machine by
+// another process, which have links, then s is the machine's restart, and they are
+// about to lose them; unless there are two of that machine.
+func (g *group) begun(s *session) {
 	g.relay.mu.Lock()
 	sessions := slices.Clone(g.sessions)
 	g.relay.mu.Unlock()
-	return slices.ContainsFunc(sessions, func(o *session) bool { return slices.Contains(g.predecessors(o), s) })
+	for _, o := range sessions {
+		if o != s && len(o.links) > 0 && o.machine == s.machine && s.machine != "" && o.process != s.process && !slices.Contains(o.twins, s.process) {
+			o.heirs = append(o.heirs, s)
+			o.doubt()
+		}
+	}
+}
+
+// lives notes that s is alive after all: its heirs are no restarts of it.
+func (s *session) lives() {
+	for _, heir := range s.heirs {
+		s.relay.mu.Lock()
+		s.twin(heir.process)
+		heir.twin(s.process)
+		s.relay.mu.Unlock()
+		s.relay.log.Warn("two private relays say that they are the same machine: is one a copy of the other? Give each a host name and an /etc/machine-id of its own",
+			"site", s.site, "session", s.shortID(), "remote", s.remote, "other", heir.shortID(), "from", heir.remote)
+	}
+	s.heirs = nil
+}
+
+// twin remembers the process of another private relay with the machine of s. relay.mu is held.
+func (s *session) twin(process string) {
+	if len(s.twins) == maxSessions {
+		s.twins = slices.Delete(s.twins, 0, 1)
+	}
+	s.twins = append(s.twins, process)
 }
 
 // activate makes s active, nil meaning that nobody is. On the loop.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -577,6 +578,44 @@ func TestRestartedMachine(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		if s := p.states(); s != "A s s" || p.active() != other.session {
 			t.Errorf("sessions: %s", s)
+		}
+	})
+}
+
+// Two private relays of a copied machine have one machine id. They do not take each other
+// for a restart, whichever loses its link.
+func TestCopiedMachine(t *testing.T) {
+	inPairs(t, func(p *pairing) {
+		var log logLines
+		p.log = slog.New(slog.NewTextHandler(&log, nil))
+		c := p.named("c", machine('a', '2'))
+		time.Sleep(time.Second)
+		for _, s := range []*testSite{p.a, c} {
+			under := p.slow()
+			p.on(s.cut)
+			time.Sleep(takeoverTime / 2)
+			if refusal := s.resume(0); refusal != nil {
+				t.Fatal(refusal)
+			}
+			p.finish(under, "a")
+		}
+		// One that has no link when the other begins anew is none, either.
+		under := p.slow()
+		p.on(func() { c.session.close(nil) })
+		p.on(p.a.cut)
+		c = p.named("c", machine('a', '2'))
+		if refusal := p.a.resume(0); refusal != nil {
+			t.Fatal(refusal)
+		}
+		p.finish(under, "a")
+		if n := log.count("level=WARN msg=\"two private relays"); n != 1 {
+			t.Errorf("%d warnings of one pair", n)
+		}
+		// The link of a process that has died may end when the next one has begun.
+		p.named("c2", machine('a', '3'))
+		p.on(c.cut)
+		if !c.session.ended || p.a.session.ended {
+			t.Errorf("ended: %v, %v", c.session.ended, p.a.session.ended)
 		}
 	})
 }

@@ -185,9 +185,10 @@ func (s *session) take(h relay.Hello, from netip.AddrPort) *carrier {
 	}
 	c := &carrier{remote: from}
 	s.links = append(s.links, c)
+	first := !s.welcomed
 	s.attached(h, from)
-	for _, o := range s.group.predecessors(s) {
-		o.doubt()
+	if first {
+		s.group.begun(s)
 	}
 	return c
 }

@@ -472,7 +472,8 @@ func (r *Relay) admit(h relay.Hello, l *loop) (entry, *relay.Refusal) {
 	for _, s := range g.sessions {
 		switch {
 		case s.replaced:
-		case s.linked == 0 && s.machine == h.Machine && (h.Machine == "" && s.key == h.Key || h.Machine != "" && s.process != h.Process):
+		case s.linked == 0 && s.machine == h.Machine && (h.Machine == "" && s.key == h.Key ||
+			h.Machine != "" && s.process != h.Process && !slices.Contains(s.twins, h.Process)):
 			a.instead[s], s.replaced = errReplaced, true
 		default:
 			n++

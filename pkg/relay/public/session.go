@@ -48,6 +48,7 @@ type session struct {
 	parting   evloop.Timer // the end of a session that parted
 	doubts    evloop.Timer // the end of doubt
 	doubted   bool         // it runs: nobody knows whether the private relay lives
+	heirs     []*session   // of the same machine, that have come meanwhile: it has restarted, unless this one lives
 	cut       evloop.Timer // resets what is under way on a session that is active no more
 	remote    netip.AddrPort
 	software  string
@@ -66,8 +67,9 @@ type session struct {
 	ended     bool
 
 	// Guarded by relay.mu.
-	linked   int  // links, those on the way here included
-	replaced bool // about to be closed
+	linked   int      // links, those on the way here included
+	replaced bool     // about to be closed
+	twins    []string // processes of others that live and have the same machine; changed on the loop only
 }
 
 // carrier is a link of a session.
@@ -185,7 +187,7 @@ func (s *session) lost(err error) {
 	s.relay.log.Warn(s.standing()+" lost its link", "site", s.site, "session", s.shortID(), "err", err)
 	s.wake()
 	s.group.settle()
-	if s.group.restarted(s) {
+	if s.heirs != nil {
 		s.close(errReplaced)
 	}
 }
@@ -212,6 +214,7 @@ func (s *session) resolve(until time.Time) {
 	switch {
 	case slices.ContainsFunc(s.tun.Links(), func(l tunnel.LinkStats) bool { return !l.Asked }):
 		s.doubted = false
+		s.lives()
 		s.group.settle()
 	case s.loop.Now().Before(until):
 		s.loop.Arm(&s.doubts, doubtTick, func() { s.resolve(until) })
