@@ -257,3 +257,13 @@ func TestKeygen(t *testing.T) {
 		t.Error("the key was overwritten")
 	}
 }
+
+func TestMaxFlows(t *testing.T) {
+	for _, tt := range []struct{ files, sessions, want int }{
+		{0, 1, 0}, {1 << 20, 1, 0}, {1 << 17, 2, 32 << 10}, {1024, 1, 512}, {1024, 3, 170}, {1, 1, 1},
+	} {
+		if got := maxFlows(tt.files, tt.sessions); got != tt.want {
+			t.Errorf("%d files, %d sessions: %d flows, want %d", tt.files, tt.sessions, got, tt.want)
+		}
+	}
+}

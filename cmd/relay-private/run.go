@@ -115,6 +115,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		Links:        s.links,
 		Machine:      s.machine,
 		Services:     s.services,
+		MaxFlows:     maxFlows(daemon.MaxFiles(), len(s.relays)),
 		DrainTimeout: s.drainTimeout,
 		Software:     "culvert " + version,
 		Log:          log,
@@ -189,4 +190,13 @@ func reload(r *private.Relay, o options, old *settings, log *slog.Logger) {
 		log.Warn("reload: a change of relay, site, key, ca, transport, links, proxy or drain_timeout needs a restart")
 	}
 	log.Info("reloaded", "services", len(s.services))
+}
+
+// maxFlows is how many flows each of the sessions may have so that half of the files are left for links and for the
+// targets of other services: whoever makes up addresses has as many flows as they like. 0: the default.
+func maxFlows(files, sessions int) int {
+	if n := files / 2 / max(sessions, 1); files > 0 && n < 64<<10 {
+		return max(n, 1)
+	}
+	return 0
 }

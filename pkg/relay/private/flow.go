@@ -1,6 +1,7 @@
 package private
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"time"
@@ -11,8 +12,7 @@ import (
 )
 
 const (
-	// maxFlows bounds the flows of one session, each of which is a socket. The one that has been silent for
-	// longest makes room.
+	// maxFlows is the default of Relay.MaxFlows.
 	maxFlows = 64 << 10
 
 	// maxWaiting bounds the datagrams of a flow that wait for the look-up of their target's name.
@@ -63,7 +63,7 @@ func (p *peer) acceptFlow(s *tunnel.Stream, svc *service, visitor netip.AddrPort
 	s.SetHandler(f)
 	fs := &p.flows
 	fs.loop = p.loop
-	fs.table.Limit = maxFlows
+	fs.table.Limit = cmp.Or(p.relay.MaxFlows, maxFlows)
 	fs.table.Add(&f.Flow, netip.Addr{}, p.now())
 	if !fs.armed {
 		fs.arm(forward.FlowUnanswered)

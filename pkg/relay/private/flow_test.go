@@ -151,6 +151,26 @@ func TestFlow(t *testing.T) {
 	}
 }
 
+// Beyond MaxFlows the flow that has been silent for longest makes room.
+func TestMaxFlows(t *testing.T) {
+	target := newPacketTarget(t, "127.0.0.1:0")
+	s := newSite(t, udpService(t, "addr", "udp://"+target.addr))
+	s.do(func() { s.peer.relay.MaxFlows = 2 })
+	var list []*visitorFlow
+	for range 4 {
+		v := s.flow(relay.KindFlow, "addr")
+		v.send("a")
+		v.expect("A")
+		list = append(list, v)
+	}
+	list[0].wantCode(tunnel.CodeCancelled)
+	list[1].wantCode(tunnel.CodeCancelled)
+	for _, v := range list[2:] {
+		v.send("b")
+		v.expect("B")
+	}
+}
+
 // A target that is not there ends no flow, whether it has no name or no server.
 func TestFlowWithoutTarget(t *testing.T) {
 	target := newPacketTarget(t, "127.0.0.1:0")

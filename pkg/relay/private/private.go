@@ -48,6 +48,10 @@ type Relay struct {
 	// Services are what the site offers from the start; see Reload.
 	Services []Service
 
+	// MaxFlows bounds the flows of one session, each of which is a socket. The one that has been silent for
+	// longest makes room. 0: 65536.
+	MaxFlows int
+
 	// DrainTimeout is how long streams may go on after Run's context has ended. 0: they are cut.
 	DrainTimeout time.Duration
 
