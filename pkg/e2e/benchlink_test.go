@@ -73,16 +73,16 @@ func (t *bench) overLink(loss float64) func(*testing.B, string) {
 		one, eight, alone, beside := map[string][]outcome{}, map[string][]outcome{}, map[string][]outcome{}, map[string][]outcome{}
 		for _, p := range o.paths {
 			run := func(m map[string][]outcome, j job) {
-				j.Addr, j.Window = p.bulk, window
+				j.Addr = p.bulk
 				if j.Kind == "echo" {
 					j.Addr = p.echo
 				}
 				m[p.name] = []outcome{load(b, p.from, j)}
 			}
-			run(alone, job{Kind: "echo", Conns: 1, Warm: 500 * time.Millisecond})
-			run(one, job{Kind: "down", Conns: 1, Warm: warm})
+			run(alone, job{Kind: "echo", Conns: 1, Warm: 500 * time.Millisecond, Window: *benchWindow})
+			run(one, job{Kind: "down", Conns: 1, Warm: warm, Window: window})
 			bulk := startLoad(b, p.from, job{Kind: "down", Addr: p.bulk, Conns: 8, Warm: warm, Window: window})
-			run(beside, job{Kind: "echo", Conns: 1, Warm: warm})
+			run(beside, job{Kind: "echo", Conns: 1, Warm: warm, Window: window})
 			eight[p.name] = []outcome{bulk.result(b)}
 			bulk.stop()
 		}
@@ -134,8 +134,8 @@ func (t *bench) pauses(b *testing.B, row string) {
 				return fmt.Errorf("ss: %w\n%s", err, out)
 			}
 			return nil
-		}, true, 10 * time.Second},
-		{"another address", func() error { return o.link.Inside.Move() }, false, 25 * time.Second},
+		}, true, 6 * time.Second},
+		{"another address", func() error { return o.link.Inside.Move() }, false, 20 * time.Second},
 	} {
 		m := map[string][]outcome{}
 		var mu sync.Mutex
