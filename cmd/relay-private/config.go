@@ -7,10 +7,12 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -276,8 +278,11 @@ func relayAddress(s string) (string, error) {
 	if err != nil {
 		host, port = strings.Trim(s, "[]"), "443"
 	}
-	if host == "" || port == "" || strings.ContainsAny(host, " []") {
+	if _, ipErr := netip.ParseAddr(host); host == "" || strings.ContainsAny(host, " []") || strings.Contains(host, ":") && ipErr != nil {
 		return "", fmt.Errorf("%q: want HOST or HOST:PORT", s)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return "", fmt.Errorf("%q: port %q: want 1 to 65535", s, port)
 	}
 	return net.JoinHostPort(host, port), nil
 }
