@@ -33,9 +33,11 @@ const (
 	readSize  = 64 << 10
 	maxIntake = 4
 
-	// Datagrams that wait for QUIC, in bytes with their lengths, and for the
-	// loop, in number: 50 to 100 ms of 20,000 a second.
-	maxOutgoing = 512 << 10
+	// maxOutgoing bounds the datagrams that wait for QUIC, in bytes with their lengths;
+	// others go as frames, so that a path on which QUIC is held up by loss, or slow,
+	// delays none of them for long. maxArrived bounds those that wait for the loop, in
+	// number: 100 ms of 20,000 a second.
+	maxOutgoing = 32 << 10
 	maxArrived  = 2048
 
 	// maxBurst is how many datagrams are sent in burstTime; others go as frames. The
@@ -90,11 +92,10 @@ type quicConn struct {
 
 	mu       sync.Mutex
 	outgoing *buffer  // datagrams, each behind its length in two bytes; nil: none
-	first    int      // where the oldest of them begins
+	waiting  int      // bytes of them, and of those that are being sent
 	sending  bool     // a goroutine sends them
 	arrived  [][]byte // datagrams for the loop
 	posted   bool     // the loop is about to take them
-	dropped  atomic.Uint64
 }
 
 // An ending is how this side ends a connection. In good order is: everything that
@@ -475,7 +476,7 @@ func (q *quicConn) acceptLanes(context.Context) {
 	}
 }
 
-// sendDatagram sends a datagram if it fits. On the loop.
+// sendDatagram sends a datagram if it fits, and QUIC keeps up. On the loop.
 func (q *quicConn) sendDatagram(id uint32, b []byte) bool {
 	// What fits grows and shrinks with what is known of the path.
 	if now := q.loop.Load().Now(); now.Sub(q.asked) > time.Second {
@@ -495,19 +496,15 @@ func (q *quicConn) sendDatagram(id uint32, b []byte) bool {
 		return false
 	}
 	q.mu.Lock()
+	if q.waiting+2+n > maxOutgoing {
+		q.mu.Unlock()
+		return false
+	}
+	q.waiting += 2 + n
 	if q.outgoing == nil {
 		q.outgoing = outgoing.Get().(*buffer)
 	}
-	out := q.outgoing.b
-	for len(out)-q.first+2+n > maxOutgoing {
-		q.first += 2 + int(binary.BigEndian.Uint16(out[q.first:]))
-		q.dropped.Add(1)
-	}
-	if len(out)+2+n > cap(out) && q.first > 0 {
-		out = append(out[:0], out[q.first:]...)
-		q.first = 0
-	}
-	out = binary.BigEndian.AppendUint16(out, uint16(n))
+	out := binary.BigEndian.AppendUint16(q.outgoing.b, uint16(n))
 	out = binary.BigEndian.AppendUint32(out, id)
 	q.outgoing.b = append(out, b...)
 	idle := !q.sending
@@ -526,21 +523,19 @@ var tooLarge [4 << 10]byte
 func (q *quicConn) sendDatagrams(context.Context) {
 	for {
 		q.mu.Lock()
-		out, rest := q.outgoing, []byte(nil)
-		if out != nil {
-			rest = out.b[q.first:]
-		}
-		q.outgoing, q.first, q.sending = nil, 0, out != nil
+		out := q.outgoing
+		q.outgoing, q.sending = nil, out != nil
 		q.mu.Unlock()
 		if out == nil {
 			return
 		}
-		for len(rest) > 0 {
+		for rest := out.b; len(rest) > 0; {
 			n := 2 + int(binary.BigEndian.Uint16(rest))
-			if q.conn.SendDatagram(rest[2:n]) != nil { // it does not fit any more, or the link is over
-				q.dropped.Add(1)
-			}
+			q.conn.SendDatagram(rest[2:n]) // lost if it does not fit any more, or the link is over
 			rest = rest[n:]
+			q.mu.Lock()
+			q.waiting -= n
+			q.mu.Unlock()
 		}
 		out.b = out.b[:0]
 		outgoing.Put(out)
@@ -555,9 +550,7 @@ func (q *quicConn) receiveDatagrams(context.Context) {
 			return
 		}
 		q.mu.Lock()
-		if len(q.arrived) == maxArrived {
-			q.dropped.Add(1)
-		} else {
+		if len(q.arrived) < maxArrived {
 			q.arrived = append(q.arrived, b)
 		}
 		post := !q.posted

@@ -643,20 +643,19 @@ func TestQUICDatagrams(t *testing.T) {
 				t.Errorf("datagram %d of a burst: %v", i, i >= maxBurst)
 			}
 		}
-		// When QUIC takes none, the oldest make room.
+		// When QUIC does not keep up, the rest goes as frames too.
+		taken := 0
 		for range 50_000 {
 			q.burst = 0
-			d.link.SendDatagram(4, make([]byte, 100))
+			if d.link.SendDatagram(4, make([]byte, 100)) {
+				taken++
+			}
 		}
 		q.mu.Lock()
-		waiting := 0
-		if q.outgoing != nil {
-			waiting = len(q.outgoing.b) - q.first
+		if q.waiting > maxOutgoing || taken == 0 || taken == 50_000 {
+			t.Errorf("%d bytes wait, %d datagrams were taken", q.waiting, taken)
 		}
 		q.mu.Unlock()
-		if waiting > maxOutgoing || q.dropped.Load() == 0 {
-			t.Errorf("%d bytes wait, %d datagrams were dropped", waiting, q.dropped.Load())
-		}
 	})
 }
 
