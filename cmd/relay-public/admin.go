@@ -28,8 +28,8 @@ func serveAdmin(ln net.Listener, st *state, r *public.Relay, drain time.Duration
 		Status:     func() (*admin.Status, error) { return status(st, r, started, ln.Addr()), nil },
 		AddSite:    st.invite,
 		RevokeSite: st.revoke,
-		PromoteSite: func(name string, p admin.Promote) (*admin.Promoted, error) {
-			return promote(r, name, p, drain)
+		PromoteSite: func(ctx context.Context, name string, p admin.Promote) (*admin.Promoted, error) {
+			return promote(ctx, r, name, p, drain)
 		},
 		Forward: http.HandlerFunc(r.ServeForward),
 		Log:     log,
@@ -168,11 +168,11 @@ func session(s public.SessionStatus) admin.Session {
 }
 
 // promote has a stand-by take over.
-func promote(r *public.Relay, name string, p admin.Promote, drain time.Duration) (*admin.Promoted, error) {
+func promote(ctx context.Context, r *public.Relay, name string, p admin.Promote, drain time.Duration) (*admin.Promoted, error) {
 	if !p.Cut {
 		drain = -1
 	}
-	id, err := r.Promote(name, p.Session, drain)
+	id, err := r.Promote(ctx, name, p.Session, drain)
 	switch {
 	case errors.Is(err, public.ErrUnknownSite):
 		return nil, &admin.Error{Code: http.StatusNotFound, Message: fmt.Sprintf("no site %q: `tunnelctl sites` lists those that there are", name)}

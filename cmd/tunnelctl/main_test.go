@@ -44,7 +44,7 @@ func startRelay(t *testing.T, status *admin.Status) []string {
 			}
 			return nil
 		},
-		PromoteSite: func(name string, p admin.Promote) (*admin.Promoted, error) {
+		PromoteSite: func(_ context.Context, name string, p admin.Promote) (*admin.Promoted, error) {
 			if name != "office" {
 				return nil, &admin.Error{Code: 409, Message: `site "lab" has no private relay connected`}
 			}

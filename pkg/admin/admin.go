@@ -22,6 +22,7 @@
 package admin
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -211,7 +212,7 @@ type Handler struct {
 	RevokeSite func(name, key string) error
 
 	// PromoteSite has a stand-by take over. An *Error chooses the answer.
-	PromoteSite func(name string, p Promote) (*Promoted, error)
+	PromoteSite func(ctx context.Context, name string, p Promote) (*Promoted, error)
 
 	// Forward serves the upgrade to a stream; Handler has checked the token. nil: 404.
 	Forward http.Handler
@@ -376,7 +377,7 @@ func (h *Handler) promoteSite(r *http.Request, name string) (any, error) {
 	if err := readBody(r, &p); err != nil {
 		return nil, err
 	}
-	done, err := h.PromoteSite(name, p)
+	done, err := h.PromoteSite(r.Context(), name, p)
 	if err != nil {
 		return nil, err
 	}

@@ -50,7 +50,7 @@ func (r *relay) handler() *Handler {
 			r.revoked = append(r.revoked, name+" "+key)
 			return nil
 		},
-		PromoteSite: func(name string, p Promote) (*Promoted, error) {
+		PromoteSite: func(_ context.Context, name string, p Promote) (*Promoted, error) {
 			if name != "office" {
 				return nil, &Error{http.StatusNotFound, fmt.Sprintf("no site %q", name)}
 			}

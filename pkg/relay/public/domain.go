@@ -200,6 +200,8 @@ func (r *Relay) ServeForward(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
+var errWithdrawn = errors.New("the service is not there any more")
+
 // forward joins a connection that was taken over from net/http to a service. On
 // the loop.
 func (s *session) forward(service string, nc net.Conn, unread *bufio.Reader) {
@@ -209,7 +211,7 @@ func (s *session) forward(service string, nc net.Conn, unread *bufio.Reader) {
 	}
 	svc := s.service(service)
 	if svc == nil || svc.flows != nil {
-		c.Abort(errRevoked)
+		c.Abort(errWithdrawn)
 		return
 	}
 	st, err := svc.openStream(c.RemoteAddr(), "forward", "")

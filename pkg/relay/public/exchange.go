@@ -486,7 +486,7 @@ func (ex *exchange) check() {
 	case !ex.sent && quiet >= bodyTime && ex.stream.Pending() == 0:
 		ex.close = true
 		ex.fail(troubleSlow)
-	case !ex.answered && quiet >= v.relay.responseTime():
+	case !ex.answered && quiet >= v.relay.ResponseTimeout:
 		ex.fail(troubleSilent)
 	}
 }
@@ -544,6 +544,10 @@ func streamTrouble(err error) *trouble {
 		return troubleAnswer
 	}
 	switch e.Code {
+	case tunnel.CodeCancelled:
+		if !e.Remote { // by resetStreams: another private relay serves the site now
+			return troubleAway
+		}
 	case tunnel.CodeRefused, tunnel.CodeUnreachable:
 		return troubleServer
 	case tunnel.CodeTimeout:

@@ -225,7 +225,7 @@ func TestFlowsTakeover(t *testing.T) {
 	a.ask("one", "first one")
 	second := r.connectAs(relay.Hello{Site: "office", Key: "k", Machine: "b"}, nil, "echo", "udp://127.0.0.1:0")
 	flowsOf(second, "second")
-	if _, err := r.Promote("office", "", -1); err != nil {
+	if _, err := r.Promote(t.Context(), "office", "", -1); err != nil {
 		t.Fatal(err)
 	}
 	b := newPacketVisitor(t, addr)

@@ -2,6 +2,7 @@ package public
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -262,8 +263,8 @@ var ErrUnknownSite = errors.New("no such site")
 // it. What they have under way on the other one finishes there; what is left of that
 // after the time cut is reset, unless cut is negative. id is the beginning of a
 // SessionStatus.ID, or "" for the only stand-by there is. It returns that ID. It must not
-// be called on a loop.
-func (r *Relay) Promote(site, id string, cut time.Duration) (string, error) {
+// be called on a loop. If ctx ends first, it may still happen.
+func (r *Relay) Promote(ctx context.Context, site, id string, cut time.Duration) (string, error) {
 	r.prepare()
 	r.mu.Lock()
 	_, known := r.sites[site]
@@ -286,8 +287,12 @@ func (r *Relay) Promote(site, id string, cut time.Duration) (string, error) {
 	}) {
 		return "", errDraining
 	}
-	res := <-done
-	return res.id, res.err
+	select {
+	case res := <-done:
+		return res.id, res.err
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
 }
 
 // promote is Promote on the loop.

@@ -87,7 +87,7 @@ func (r *testRelay) named(name string, h relay.Hello) *testSite {
 				st.Write([]byte(answer))
 			}
 			return len(b)
-		}})
+		}, close: func(err error) { s.closed = err }})
 		return true
 	})
 	return s
@@ -380,7 +380,7 @@ func TestFlapping(t *testing.T) {
 func TestPromote(t *testing.T) {
 	inPairs(t, func(p *pairing) {
 		promote := func(id string, cut time.Duration) string {
-			id, err := p.Promote("office", id, cut)
+			id, err := p.Promote(context.Background(), "office", id, cut)
 			if err != nil {
 				return err.Error()
 			}
@@ -456,9 +456,40 @@ func TestPromote(t *testing.T) {
 		if got := promote("", -1); !strings.Contains(got, "it has no stand-by: connect a second private relay") {
 			t.Errorf("promote nobody: %s", got)
 		}
-		if _, err := p.Promote("home", "", -1); !errors.Is(err, ErrUnknownSite) {
+		if _, err := p.Promote(context.Background(), "home", "", -1); !errors.Is(err, ErrUnknownSite) {
 			t.Errorf("promote of an unknown site: %v", err)
 		}
+	})
+}
+
+// What is cut is cancelled: a private relay has seen it, and does not take it as refused.
+func TestPromoteCut(t *testing.T) {
+	inPairs(t, func(p *pairing) {
+		under := p.slow()
+		if _, err := p.Promote(context.Background(), "office", "", 0); err != nil {
+			t.Fatal(err)
+		}
+		if res, _ := under.response("POST"); res.StatusCode != 503 || res.Header.Get("Retry-After") == "" {
+			t.Errorf("the visitor: %s", res.Status)
+		}
+		synctest.Wait()
+		if e, _ := errors.AsType[*tunnel.StreamError](p.a.closed); e == nil || e.Code != tunnel.CodeCancelled {
+			t.Errorf("the private relay: %v", p.a.closed)
+		}
+	})
+}
+
+// Nobody waits for a loop that does not answer any more.
+func TestPromoteContext(t *testing.T) {
+	inPairs(t, func(p *pairing) {
+		hold := make(chan struct{})
+		p.a.session.loop.Post(func() { <-hold })
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if _, err := p.Promote(ctx, "office", "", -1); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		close(hold)
 	})
 }
 
@@ -528,7 +559,7 @@ func TestPromoteUnderLoad(t *testing.T) {
 			return err
 		})
 		for range 20 {
-			if _, err := r.Promote("office", "", -1); err != nil {
+			if _, err := r.Promote(context.Background(), "office", "", -1); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(10 * time.Millisecond)
@@ -833,7 +864,7 @@ func TestStandbyAnnouncement(t *testing.T) {
 		{Name: "home", Keys: []string{"k"}, Publish: patterns("https://mine.test")},
 	})
 	waitFor(t, func() bool { s := standby(); return len(s.Refused) == 3 && s.Refused[2].Name == "port" })
-	if _, err := r.Promote("office", "", -1); err != nil {
+	if _, err := r.Promote(context.Background(), "office", "", -1); err != nil {
 		t.Fatal(err)
 	}
 	if got := r.status(true, "GET / HTTP/1.1\r\nHost: late.example\r\n\r\n"); got != 200 {
@@ -851,7 +882,7 @@ func TestStandbyAnnouncement(t *testing.T) {
 func TestDrainStandbys(t *testing.T) {
 	inPairs(t, func(p *pairing) {
 		under := p.slow()
-		if _, err := p.Promote("office", "", -1); err != nil {
+		if _, err := p.Promote(context.Background(), "office", "", -1); err != nil {
 			t.Fatal(err)
 		}
 		drained := make(chan error, 1)
@@ -865,7 +896,7 @@ func TestDrainStandbys(t *testing.T) {
 		if _, refusal := p.admit(machine('c', '1'), p.loops[0]); refusal == nil || refusal.Code != relay.RefuseDraining || !refusal.Retry {
 			t.Errorf("a new session: %v", refusal)
 		}
-		if _, err := p.Promote("office", "", -1); !errors.Is(err, errDraining) {
+		if _, err := p.Promote(context.Background(), "office", "", -1); !errors.Is(err, errDraining) {
 			t.Errorf("promote: %v", err)
 		}
 		time.Sleep(20 * time.Second)
@@ -880,7 +911,7 @@ func TestDrainStandbys(t *testing.T) {
 func TestDrainLosesLink(t *testing.T) {
 	inPairs(t, func(p *pairing) {
 		under, other := p.slow(), p.b
-		if _, err := p.Promote("office", "", -1); err != nil {
+		if _, err := p.Promote(context.Background(), "office", "", -1); err != nil {
 			t.Fatal(err)
 		}
 		p.slow()

@@ -116,6 +116,7 @@ type testSite struct {
 	hello    relay.Hello
 	notices  []string
 	ended    error // how its last link did, for the private relay
+	closed   error // how a stream of named did
 }
 
 // memLink carries batches to the other side, in later turns of the same loop.

@@ -421,8 +421,6 @@ func (r *Relay) checkDrained() {
 
 func (r *Relay) loopOf(l *evloop.Loop) *loop { return r.byLoop[l] }
 
-func (r *Relay) responseTime() time.Duration { return r.ResponseTimeout }
-
 // entry is what admit has decided: the session that a link is for.
 type entry struct {
 	session *session

@@ -273,9 +273,9 @@ func (s *session) stopPublishing() {
 
 // resetStreams ends what visitors have under way.
 func (s *session) resetStreams() {
-	noticed := s.notice == nil
-	s.tun.ResetOpened(tunnel.CodeDraining)
-	if !noticed {
+	telling := s.notice != nil // it is reset, too
+	s.tun.ResetOpened(tunnel.CodeCancelled)
+	if telling {
 		s.told = !s.told
 		s.notify()
 	}
