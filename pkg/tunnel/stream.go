@@ -218,6 +218,14 @@ func (s *Session) ResetOpened(code Code) {
 	}
 }
 
+// ResetUnconfirmed resets those of them that the peer has shown no sign of having: they
+// were opened when it, or the links, may have been dead already.
+func (s *Session) ResetUnconfirmed(code Code) {
+	for _, st := range s.sorted(func(st *Stream) bool { return s.local(st.id) && st.flags&flagConfirmed == 0 }) {
+		st.Reset(code)
+	}
+}
+
 // Abort is Reset with the code of err if that is a *StreamError, or else with
 // CodeInternal. OnClose gets err.
 func (st *Stream) Abort(err error) {
