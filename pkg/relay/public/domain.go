@@ -92,8 +92,7 @@ func (v *visitor) forward(name string, head, close bool) bool {
 		v.move(s.loop, v.serve)
 		return false
 	}
-	if s.group.undecided {
-		v.hold()
+	if v.hold(s.group) {
 		return false
 	}
 	svc := s.service(service)

@@ -22,7 +22,7 @@ const (
 	halfTime  = 10 * time.Second      // for the next byte of a response to somebody who has sent the end of stream
 	waitTime  = 10 * time.Second      // in a session that has lost its link
 	busyCheck = 10 * time.Second      // how often the above are looked at during a request
-	holdTime  = 50 * time.Millisecond // between two looks for the service of a request that is held
+	holdTime  = 50 * time.Millisecond // until the first look for the service of a request that is held; doubles thrice
 )
 
 // retryAfter is what Retry-After says: seconds in which a site comes back after
@@ -129,9 +129,10 @@ type visitor struct {
 	verdict verdict
 	secure  bool // https
 	phase   phase
-	asked   bool // a request has come
-	eof     bool // the visitor has sent its end of stream
-	pending int  // of the connection, when it was last looked at
+	looks   uint8 // that have found no service, of a request that is held
+	asked   bool  // a request has come
+	eof     bool  // the visitor has sent its end of stream
+	pending int   // of the connection, when it was last looked at
 }
 
 // accept takes a new connection of an HTTP listener. It runs on the
@@ -275,9 +276,7 @@ func (v *visitor) onTimer() {
 		v.loop.counters.Rejected++
 		v.answer(troubleSlow, false, true)
 	case held:
-		v.phase = reading
-		v.await(headTime)
-		v.conn.Resume()
+		v.release()
 	case busy:
 		v.await(busyCheck)
 		v.ex.check()
@@ -404,10 +403,10 @@ func (v *visitor) readHead(b []byte) int {
 			v.move(s.session.loop, v.serve)
 			return 0
 		}
-		if s.session.group.undecided {
-			v.hold()
+		if v.hold(s.session.group) {
 			return 0
 		}
+		v.looks = 0
 		v.begin(s)
 		return n
 	}
@@ -415,7 +414,7 @@ func (v *visitor) readHead(b []byte) int {
 	switch {
 	case !v.secure && (host == r.Domain || routes.find(l.host, req.Path, true) != nil || routes.allowed(host, path, true)) && v.redirect(head, close):
 	case routes.allowed(host, path, v.secure) && r.hasJustBegun():
-		v.hold()
+		v.look()
 		return 0
 	case routes.allowed(host, path, v.secure):
 		v.answer(troubleAway, head, close)
@@ -425,11 +424,36 @@ func (v *visitor) readHead(b []byte) int {
 	return n
 }
 
-// hold keeps a request, which is read again soon.
-func (v *visitor) hold() {
+// hold keeps a request if it is not decided yet who serves it. It is read again then.
+func (v *visitor) hold(g *group) bool {
+	switch {
+	case !g.undecided:
+		return false
+	case g.hold(v.release):
+		v.phase = held
+		v.conn.Pause()
+		v.stop() // the decision has a deadline of its own
+	default:
+		v.look()
+	}
+	return true
+}
+
+// look keeps a request, which is read again soon, and then later and later.
+func (v *visitor) look() {
 	v.phase = held
 	v.conn.Pause()
-	v.await(holdTime)
+	v.await(holdTime << v.looks)
+	v.looks = min(v.looks+1, 3)
+}
+
+// release has a request that was held read again, if it still is.
+func (v *visitor) release() {
+	if v.phase == held {
+		v.phase = reading
+		v.await(headTime)
+		v.conn.Resume()
+	}
 }
 
 // redirect answers a request in the clear for something that is served by https,
