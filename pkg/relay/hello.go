@@ -138,7 +138,7 @@ func DecodeHello(b []byte) (Hello, error) {
 		return Hello{}, malformed(errors.New("hello: malformed software"))
 	case h.Role != "" && h.Role != RoleInteractive && h.Role != RoleBulk && h.Role != RoleDatagram:
 		return Hello{}, malformed(errors.New("hello: unknown role"))
-	case h.Links < 0 || h.Links > MaxLinks:
+	case h.Links < 0:
 		return Hello{}, malformed(fmt.Errorf("hello: %d links", h.Links))
 	case len(h.Choice) > MaxChoice || !isPrintable(h.Choice):
 		return Hello{}, malformed(errors.New("hello: malformed choice"))

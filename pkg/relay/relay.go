@@ -34,7 +34,6 @@ const (
 	MaxURL      = 512     // bytes of a publish or target URL or of a pattern
 	MaxMessage  = 4 << 10 // bytes of Hello, Welcome and JoinRequest
 	MaxJoin     = 1 << 20 // bytes of a JoinResponse, which may have thousands of patterns
-	MaxLinks    = 64      // links of a session, in Hello
 	MaxChoice   = 200     // bytes of a Hello's choice
 	MaxHeader   = 1 << 10 // bytes of a stream header
 	MaxAnnounce = 1 << 20 // bytes of an announcement or of the reply to it

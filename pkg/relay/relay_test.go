@@ -258,7 +258,6 @@ func TestHello(t *testing.T) {
 		"software":      {func(h *Hello) { h.Software = "a\nb" }, RefuseMalformed},
 		"role":          {func(h *Hello) { h.Role = "none" }, RefuseMalformed},
 		"no links":      {func(h *Hello) { h.Links = -1 }, RefuseMalformed},
-		"many links":    {func(h *Hello) { h.Links = MaxLinks + 1 }, RefuseMalformed},
 		"choice":        {func(h *Hello) { h.Choice = "a\nb" }, RefuseMalformed},
 		"long choice":   {func(h *Hello) { h.Choice = strings.Repeat("a", MaxChoice+1) }, RefuseMalformed},
 		"machine":       {func(h *Hello) { h.Machine = "ab" }, RefuseMalformed},

@@ -66,6 +66,9 @@ const (
 	// MaxHeader is the largest stream header that Open takes.
 	MaxHeader = 1024
 
+	// MaxLinks bounds the links of a session. One more supersedes the oldest.
+	MaxLinks = 16
+
 	// batchSize is the largest batch, Headroom included: four full TLS records,
 	// so that one batch is one write(2) without a short record at its end.
 	batchSize = 64 << 10
@@ -97,9 +100,6 @@ const (
 	// maxTombs and maxAnswers bound, beyond Config.MaxStreams, the resets that
 	// wait for the peer, and the answers that wait for a link.
 	maxTombs, maxAnswers = 64 << 10, 64 << 10
-
-	// maxLinks bounds the links of a session. One more supersedes the oldest.
-	maxLinks = 16
 
 	// drainTimeout is how long a link that is being drained may stay.
 	drainTimeout = 5 * time.Second

@@ -400,12 +400,12 @@ func TestLaneReceives(t *testing.T) {
 func TestLinksAreBounded(t *testing.T) {
 	c := newScript(t, Config{})
 	var links []*tapLink
-	for range maxLinks + 3 {
+	for range MaxLinks + 3 {
 		l := &tapLink{}
 		links = append(links, l)
 		c.s.Attach(l, RoleBulk, c.now)
 	}
-	if n := len(c.s.Links()); n != maxLinks || links[2].closed != ErrSuperseded || links[3].closed != nil {
+	if n := len(c.s.Links()); n != MaxLinks || links[2].closed != ErrSuperseded || links[3].closed != nil {
 		t.Fatalf("%d links", n)
 	}
 }

@@ -40,7 +40,7 @@ func (s *Session) superseded(role Role) *carrier {
 			return c
 		}
 	}
-	if len(s.carriers) >= maxLinks {
+	if len(s.carriers) >= MaxLinks {
 		return s.carriers[0]
 	}
 	return nil

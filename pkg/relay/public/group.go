@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -154,8 +155,8 @@ func (s *session) lives() {
 		s.twin(heir.process)
 		heir.twin(s.process)
 		s.relay.mu.Unlock()
-		s.relay.log.Warn("two private relays say that they are the same machine: is one a copy of the other? Give each a host name and an /etc/machine-id of its own",
-			"site", s.site, "session", s.shortID(), "remote", s.remote, "other", heir.shortID(), "from", heir.remote)
+		s.relay.say(slog.LevelWarn, "two private relays say that they are the same machine: is one a copy of the other? Give each a host name and an /etc/machine-id of its own",
+			s.site, "session", s.shortID(), "remote", s.remote, "other", heir.shortID(), "from", heir.remote)
 	}
 	s.heirs = nil
 }
@@ -180,6 +181,11 @@ func (g *group) activate(s *session, by string) {
 	}
 	g.publish(s, list)
 	if old != nil {
+		if len(old.links) == 0 {
+			for _, svc := range old.services {
+				svc.resetUnseen()
+			}
+		}
 		old.stopPublishing()
 		old.notify()
 	}
@@ -189,7 +195,11 @@ func (g *group) activate(s *session, by string) {
 	s.cut.Stop()
 	s.notify()
 	if old != nil {
-		r.log.Warn("site taken over by a stand-by", "site", g.site, "session", s.shortID(), "remote", s.remote, "from", old.shortID(), "because", cmp.Or(by, old.why()))
+		level := slog.LevelWarn
+		if by != "" || old.leaving && !old.ended { // somebody wants it so
+			level = slog.LevelInfo
+		}
+		r.say(level, "site taken over by a stand-by", g.site, "session", s.shortID(), "remote", s.remote, "from", old.shortID(), "because", cmp.Or(by, old.why()))
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -770,7 +771,7 @@ func TestSeveralLinks(t *testing.T) {
 		}
 
 		// There is a bound.
-		for p.a.session.linked < relay.MaxLinks {
+		for p.a.session.linked < tunnel.MaxLinks {
 			a, refusal := p.admit(p.a.again(1), p.loops[0])
 			if refusal != nil || a.session != p.a.session {
 				t.Fatal(refusal)
@@ -952,6 +953,47 @@ func TestDrainTimeout(t *testing.T) {
 			t.Errorf("sessions: %s; the link of the active one ended with %v", s, p.a.ended)
 		}
 	})
+}
+
+// Who has come to a private relay that was dead already need not wait for it.
+func TestUnseenDuringTakeover(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	echo := target(t, func(c net.Conn, br *bufio.Reader) { io.Copy(c, br) })
+	a := r.connectAs(machine('a', '1'), map[string]string{"port": echo}, "port", "tcp://127.0.0.1:0")
+	r.connectAs(machine('b', '1'), nil, "port", "tcp://127.0.0.1:0")
+	var port string
+	onLoop(a.session.loop.Loop, func() {
+		for _, p := range a.session.group.ports {
+			port = p.Addr().String()
+		}
+	})
+	visit := func() net.Conn {
+		c, err := net.Dial("tcp", port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(10 * time.Second))
+		io.WriteString(c, "hello")
+		return c
+	}
+	seen := visit()
+	if _, err := io.ReadFull(seen, make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	onLoop(a.session.loop.Loop, func() { a.link.silent, a.link.peer.silent = true, true })
+	unseen := visit()
+	for visitors := 0; visitors < 2; {
+		onLoop(a.session.loop.Loop, func() { visitors = a.session.services[0].visitors })
+	}
+	onLoop(a.session.loop.Loop, a.cut)
+	if n, err := unseen.Read(make([]byte, 5)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("who came too late: %d bytes, %v", n, err)
+	}
+	seen.SetDeadline(time.Now().Add(50 * time.Millisecond))
+	if _, err := seen.Read(make([]byte, 5)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("who was there before: %v", err)
+	}
 }
 
 // An operator's connections come through a takeover as visitors do.

@@ -97,6 +97,20 @@ func (r *Relay) refusalLevel(addr netip.Addr, code relay.RefusalCode) slog.Level
 	return slog.LevelDebug
 }
 
+// said is what a site can have logged.
+type said struct{ site, what string }
+
+// maxSaid is how often a minute a site can have the same thing logged as more than debug.
+const maxSaid = 30
+
+// say logs what a site can make happen, as often as it likes.
+func (r *Relay) say(level slog.Level, what, site string, args ...any) {
+	if !r.sayings.allow(said{site, what}, time.Now()) {
+		level = slog.LevelDebug
+	}
+	r.log.Log(context.Background(), level, what, append([]any{"site", site}, args...)...)
+}
+
 // greet lets a private relay in that is who it says, if there is room for it. It
 // runs on the loop of the link.
 func (r *Relay) greet(in *link.Incoming, from netip.AddrPort, l *loop) {
@@ -166,13 +180,14 @@ func (s *session) serve(in *link.Incoming, from netip.AddrPort, resumed bool) {
 	}
 }
 
-// tuned is told how a link has adapted to its path, or that it could not.
+// tuned is told how a link has adapted to its path, or that it could not, which is the
+// same for all of them.
 func (s *session) tuned(what string, err error) {
-	if err != nil {
-		s.relay.log.Warn("link: "+what, "site", s.site, "err", err)
+	if err == nil {
+		s.relay.say(slog.LevelInfo, "link", s.site, "what", what)
 		return
 	}
-	s.relay.log.Info("link: "+what, "site", s.site)
+	s.relay.slowControl.Do(func() { s.relay.log.Warn("link", "site", s.site, "what", what, "err", err) })
 }
 
 // take makes room for a link that is about to be attached.

@@ -47,6 +47,7 @@ import (
 
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tunnel"
 )
 
 // Relay is a public relay. The exported fields are set before Listen or Serve,
@@ -132,11 +133,13 @@ type Relay struct {
 	began    time.Time // immutable once prepared
 
 	smallBuffers sync.Once // it has been logged that the system buffers few datagrams
+	slowControl  sync.Once // it has been logged that links cannot have the congestion control that they need
 
 	log       *slog.Logger
 	admission admission
 	joins     rate[netip.Addr]
 	refusals  rate[refusal]
+	sayings   rate[said]
 	loops     []*loop
 	byLoop    map[*evloop.Loop]*loop // immutable once prepared
 
@@ -192,6 +195,7 @@ func (r *Relay) prepare() {
 		}
 		r.joins = rate[netip.Addr]{most: maxJoins, size: 64 << 10}
 		r.refusals = rate[refusal]{most: 1, size: maxRefused}
+		r.sayings = rate[said]{most: maxSaid, size: 64 << 10}
 		if r.ResponseTimeout == 0 {
 			r.ResponseTimeout = 60 * time.Second
 		}
@@ -454,7 +458,7 @@ func (r *Relay) admit(h relay.Hello, l *loop) (entry, *relay.Refusal) {
 		}
 	}
 	switch {
-	case back != nil && h.Links > 0 && back.linked >= relay.MaxLinks:
+	case back != nil && h.Links > 0 && back.linked >= tunnel.MaxLinks:
 		return entry{}, busy("the session has %d links already", back.linked)
 	case linked >= maxLinked && (back == nil || back.linked == 0):
 		return entry{}, busy("site %q has %d private relays connected already", h.Site, linked)

@@ -316,6 +316,17 @@ func join(c forward.End, st *tunnel.Stream, addr netip.Addr, v verdict, s *servi
 	forward.Splice(c, st, j.over)
 }
 
+// resetUnseen ends the visitors of tcp services whose stream the private relay has given
+// no sign of: it may have been dead when they came, and if they try again they come to
+// another one.
+func (s *service) resetUnseen() {
+	for j := s.joined; j != nil; j = j.after {
+		if !j.stream.Confirmed() {
+			j.stream.Reset(tunnel.CodeCancelled)
+		}
+	}
+}
+
 // over is the end of both connection and stream.
 func (j *splice) over(error) {
 	s := j.service

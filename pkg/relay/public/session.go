@@ -1,7 +1,6 @@
 package public
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -162,9 +161,9 @@ func (s *session) attached(h relay.Hello, remote netip.AddrPort) {
 	s.group.settle()
 	switch {
 	case !s.welcomed:
-		s.relay.log.Info(s.standing()+" up", "site", s.site, "session", s.shortID(), "remote", remote, "software", h.Software)
+		s.relay.say(slog.LevelInfo, s.standing()+" up", s.site, "session", s.shortID(), "remote", remote, "software", h.Software)
 	case gap > 0:
-		s.relay.log.Info(s.standing()+" resumed", "site", s.site, "session", s.shortID(), "remote", remote, "gap", gap.Round(time.Millisecond))
+		s.relay.say(slog.LevelInfo, s.standing()+" resumed", s.site, "session", s.shortID(), "remote", remote, "gap", gap.Round(time.Millisecond))
 	}
 	if !s.welcomed {
 		s.welcomed, s.told = true, s.group.active == s
@@ -184,7 +183,7 @@ func (s *session) lost(err error) {
 	if errors.Is(err, tunnel.ErrLinkTimeout) { // nothing has come for longer than that
 		s.takeAt = s.lostAt
 	}
-	s.relay.log.Warn(s.standing()+" lost its link", "site", s.site, "session", s.shortID(), "err", err)
+	s.relay.say(slog.LevelWarn, s.standing()+" lost its link", s.site, "session", s.shortID(), "err", err)
 	s.wake()
 	s.group.settle()
 	if s.heirs != nil {
@@ -247,11 +246,11 @@ func (s *session) onClose(err error) {
 	if s.ended {
 		return
 	}
-	level := slog.LevelInfo
-	if err != nil {
-		level = slog.LevelWarn
+	if what := s.standing() + " down"; err == nil {
+		s.relay.say(slog.LevelInfo, what, s.site, "session", s.shortID())
+	} else {
+		s.relay.say(slog.LevelWarn, what, s.site, "session", s.shortID(), "err", err)
 	}
-	s.relay.log.Log(context.Background(), level, s.standing()+" down", "site", s.site, "session", s.shortID(), "err", err)
 	s.ended = true
 	s.timer.Stop()
 	s.parting.Stop()
@@ -355,7 +354,7 @@ func (a *announcement) OnEOF() {
 	list, err := relay.DecodeAnnounce(a.list)
 	a.over()
 	if err != nil {
-		a.session.relay.log.Warn("announcement refused", "site", a.session.site, "err", err)
+		a.session.relay.say(slog.LevelWarn, "announcement refused", a.session.site, "err", err)
 		a.stream.Reset(tunnel.CodeForbidden)
 		return
 	}
@@ -409,7 +408,7 @@ func (s *session) publish(list []relay.Announcement) []relay.AnnounceReply {
 	}
 	s.relay.mu.Unlock()
 	refused := s.refuse(list, errs)
-	s.relay.log.Info("services of a stand-by", "site", s.site, "session", s.shortID(), "services", len(list)-refused, "refused", refused)
+	s.relay.say(slog.LevelInfo, "services of a stand-by", s.site, "session", s.shortID(), "services", len(list)-refused, "refused", refused)
 	return replies
 }
 
@@ -472,7 +471,7 @@ func (g *group) publish(s *session, list []relay.Announcement) []relay.AnnounceR
 	}
 	s.services = services
 	refused := s.refuse(list, errs)
-	r.log.Info("services published", "site", g.site, "session", s.shortID(), "services", len(services), "refused", refused, "withdrawn", len(old))
+	r.say(slog.LevelInfo, "services published", g.site, "session", s.shortID(), "services", len(services), "refused", refused, "withdrawn", len(old))
 	return replies
 }
 
@@ -488,7 +487,7 @@ func (s *session) refuse(list []relay.Announcement, errs []error) (refused int) 
 			continue
 		}
 		if refused++; refused <= maxRefusals {
-			s.relay.log.Warn("service refused", "site", s.site, "session", s.shortID(), "service", list[i].Name, "publish", list[i].Publish, "err", err)
+			s.relay.say(slog.LevelWarn, "service refused", s.site, "session", s.shortID(), "service", list[i].Name, "publish", list[i].Publish, "err", err)
 		}
 		if refused <= maxShown {
 			s.refused = append(s.refused, ServiceError{list[i].Name, err.Error()})

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"culvert.dev/pkg/relay"
@@ -237,6 +238,45 @@ func TestServiceBytes(t *testing.T) {
 	if svc := r.Status(context.Background()).Sessions[0].Services[1]; svc.Received > 1<<20 || svc.Sent > 1<<20 {
 		t.Errorf("after an upgrade: %+v", svc)
 	}
+}
+
+// Neither can sites.
+func TestSayings(t *testing.T) {
+	inPairs(t, func(p *pairing) {
+		var log logLines
+		p.log = slog.New(slog.NewTextHandler(&log, nil))
+		time.Sleep(time.Until(time.Now().Truncate(time.Minute).Add(time.Minute)))
+		under := p.slow()
+		for range 2 * maxSaid {
+			p.on(p.a.cut)
+			if refusal := p.a.resume(0); refusal != nil {
+				t.Fatal(refusal)
+			}
+			replies := make(chan []relay.AnnounceReply, 1)
+			p.on(func() { p.a.announce(announcements("app", "http://app.test", "no", "http://no.example"), replies) })
+			<-replies
+			p.on(func() { p.a.session.tuned("loss", errors.New("no bbr")) })
+			p.on(func() { p.a.session.tuned("loss", nil) })
+		}
+		p.finish(under, "a")
+		for what, want := range map[string]int{
+			`"site lost its link"`: maxSaid, `"services published"`: maxSaid, `"service refused"`: maxSaid,
+			`"no bbr"`: 1, "INFO msg=link": maxSaid,
+		} {
+			if n := log.count(what); n != want {
+				t.Errorf("%s: %d lines, want %d", what, n, want)
+			}
+		}
+		time.Sleep(time.Minute)
+		p.on(p.a.peer.GoAway)
+		synctest.Wait()
+		if log.count(`level=INFO msg="site taken over by a stand-by"`) != 1 {
+			t.Error("a private relay that shuts down is no reason for a warning")
+		}
+		if log.count(`level=INFO msg="stand-by down" site=office session=`+p.a.session.shortID()+"\n") != 1 {
+			t.Error("no end of a session in good order")
+		}
+	})
 }
 
 // Strangers cannot fill the log, and a second reason is still heard of.
