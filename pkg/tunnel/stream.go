@@ -78,6 +78,9 @@ type Stream struct {
 // ID returns the stream's number on the wire. It is unique among the open streams.
 func (st *Stream) ID() uint32 { return st.id }
 
+// Confirmed reports whether the peer has shown that it has the stream.
+func (st *Stream) Confirmed() bool { return st.flags&flagConfirmed != 0 }
+
 // Bytes returns how much has been received from the peer, and how much was written,
 // sent or not. It stays what it is when the stream has ended.
 func (st *Stream) Bytes() (received, written uint64) {
@@ -215,14 +218,6 @@ func (s *Session) ResetOpened(code Code) {
 		if s.local(st.id) {
 			st.Reset(code)
 		}
-	}
-}
-
-// ResetUnconfirmed resets those of them that the peer has shown no sign of having: they
-// were opened when it, or the links, may have been dead already.
-func (s *Session) ResetUnconfirmed(code Code) {
-	for _, st := range s.sorted(func(st *Stream) bool { return s.local(st.id) && st.flags&flagConfirmed == 0 }) {
-		st.Reset(code)
 	}
 }
 
