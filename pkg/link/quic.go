@@ -84,6 +84,7 @@ type quicConn struct {
 
 	// Owned by the loop.
 	reading bool
+	parting bool      // the peer ends the link: it reads nothing more
 	lanes   int       // open ones of ours
 	largest int       // datagram that fits; 0: none
 	asked   time.Time // for largest
@@ -168,7 +169,7 @@ func (q *quicConn) watch(ctx context.Context) {
 		case e = <-q.ending:
 		default: // the peer ends it
 			e = ending{status: StatusAway}
-			q.loop.Load().Post(q.control.Close)
+			q.loop.Load().Post(q.part)
 			q.wait(ctx, nil)
 		}
 	}
@@ -185,6 +186,12 @@ func (q *quicConn) watch(ctx context.Context) {
 		}
 	}
 	q.release()
+}
+
+// part answers the peer's end of the link. On the loop.
+func (q *quicConn) part() {
+	q.parting = true
+	q.control.Close()
 }
 
 // wait waits for c, or the end of the connection or of the core, for as long as a
@@ -367,7 +374,7 @@ func (ln *lane) drained() {
 
 // openLane opens a lane. On the loop.
 func (q *quicConn) openLane() tunnel.Lane {
-	if q.lanes == maxLanes {
+	if q.parting || q.lanes == maxLanes {
 		return nil
 	}
 	s, err := q.conn.OpenUniStream()
@@ -478,6 +485,9 @@ func (q *quicConn) acceptLanes(context.Context) {
 
 // sendDatagram sends a datagram if it fits, and QUIC keeps up. On the loop.
 func (q *quicConn) sendDatagram(id uint32, b []byte) bool {
+	if q.parting {
+		return false
+	}
 	// What fits grows and shrinks with what is known of the path.
 	if now := q.loop.Load().Now(); now.Sub(q.asked) > time.Second {
 		q.asked, q.largest = now, 0

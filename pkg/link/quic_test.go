@@ -267,6 +267,8 @@ func TestQUICBadHello(t *testing.T) {
 func TestQUICOpenLink(t *testing.T) {
 	n := &network{transport: QUIC}
 	s, _, key := start(t, n, true)
+	links := make(chan *Link, 1)
+	s.serving = func(l *Link) { links <- l }
 	for _, tt := range []struct {
 		name   string
 		do     func(c *quicClient)
@@ -292,10 +294,15 @@ func TestQUICOpenLink(t *testing.T) {
 			t.Fatalf("%s: %s", tt.name, answer)
 		}
 		tt.do(c)
-		if tt.name == "end" { // it waits for our word, 5 s
+		if l := <-links; tt.name == "end" { // it waits for our word, 5 s
 			if b, err := io.ReadAll(c.control); err != nil {
 				t.Errorf("%q, %v", b, err)
 			}
+			on(l.loop(), func() {
+				if l.OpenLane() != nil || l.SendDatagram(2, []byte("late")) {
+					t.Error("a link that the peer ends takes more")
+				}
+			})
 			c.CloseWithError(StatusAway, "")
 		} else {
 			c.wantClose(tt.name, tt.status, tt.reason)
