@@ -1,9 +1,17 @@
 package private
 
 import (
+	"errors"
+	"math/rand/v2"
+	"time"
+
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
 )
+
+// The wait before an announcement is made again that the relay has no room for doubles with each try, and is
+// jittered down to its half.
+const minReannounce, maxReannounce = time.Second, 30 * time.Second
 
 // announce tells the relay what the site offers. One announcement at a time is under way, so that the relay
 // ends up with the newest.
@@ -19,9 +27,10 @@ func (p *peer) announce() {
 	if err != nil {
 		panic("BUG: " + err.Error())
 	}
+	p.reannounce.Stop()
 	s, err := p.session.Open(header)
 	if err != nil {
-		p.relay.log.Error("announce", "relay", p.address, "err", err)
+		p.announceLater(err)
 		return
 	}
 	list := make([]relay.Announcement, 0, len(p.relay.services.Load().list))
@@ -45,7 +54,7 @@ type announcement struct {
 
 func (a *announcement) OnData(b []byte) int {
 	if len(a.reply)+len(b) > relay.MaxAnnounce {
-		a.stream.Reset(tunnel.CodeOverload)
+		a.stream.Reset(tunnel.CodeInternal)
 		return len(b)
 	}
 	a.reply = append(a.reply, b...)
@@ -60,7 +69,7 @@ func (a *announcement) OnEOF() {
 		a.stream.Reset(tunnel.CodeInternal)
 		return
 	}
-	a.answered = true
+	a.answered, a.peer.announceTries = true, 0
 	for _, reply := range list {
 		if reply.Error != "" {
 			r.log.Warn("service refused", "relay", a.peer.address, "service", reply.Name, "err", reply.Error)
@@ -77,10 +86,28 @@ func (a *announcement) OnEOF() {
 func (a *announcement) OnDrain() {}
 
 func (a *announcement) OnClose(err error) {
-	if !a.answered && a.peer.session == a.session {
-		a.peer.relay.log.Error("announce: the relay did not take the services", "relay", a.peer.address, "err", err)
-		a.over()
+	p := a.peer
+	if a.answered || p.session != a.session {
+		return
 	}
+	e, ok := errors.AsType[*tunnel.StreamError](err)
+	if ok && e.Code != tunnel.CodeForbidden && (e.Remote || e.Code == tunnel.CodeMemory) {
+		p.announcing = false
+		p.announceLater(err)
+		return
+	}
+	p.relay.log.Error("announce: the relay did not take the services", "relay", p.address, "err", err)
+	a.over()
+}
+
+// announceLater tries again while the session lasts. The log hears of the first time in a row.
+func (p *peer) announceLater(err error) {
+	if p.announceTries == 0 {
+		p.relay.log.Warn("announce: the relay did not take the services, trying again", "relay", p.address, "err", err)
+	}
+	d := min(minReannounce<<min(p.announceTries, 16), maxReannounce)
+	p.announceTries++
+	p.loop.Arm(&p.reannounce, d/2+rand.N(d/2), p.announce)
 }
 
 // over lets the next announcement go.

@@ -70,7 +70,6 @@ type line struct {
 type attempt struct {
 	cancel  context.CancelFunc
 	session string // that it is to join, or "" for a new one
-	role    tunnel.Role
 	choice  string // that it tells
 }
 
@@ -86,7 +85,7 @@ func (ln *line) start() {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	a := &attempt{cancel: cancel, session: p.id, role: ln.role, choice: p.choice.text}
+	a := &attempt{cancel: cancel, session: p.id, choice: p.choice.text}
 	ln.state, ln.attempt = dialling, a
 	others := p.links()
 	if ln.link != nil {
@@ -149,10 +148,7 @@ func (ln *line) dialled(a *attempt, l *link.Link, w relay.Welcome, err error) {
 		p.choice.problem = ""
 	}
 	p.relay.log.Info("link up", "relay", p.address, "transport", ln.transport.String(), "role", ln.role.String(), "resumed", w.Resumed, "software", w.Software)
-	l.Serve(p.session, a.role, ln.lost)
-	if ln.role != a.role { // it was changed meanwhile
-		p.session.SetRole(l, ln.role)
-	}
+	l.Serve(p.session, ln.role, ln.lost)
 	if a.choice != p.choice.text {
 		p.notify()
 	}
@@ -162,11 +158,12 @@ func (ln *line) dialled(a *attempt, l *link.Link, w relay.Welcome, err error) {
 	p.linkUp(w)
 }
 
-// tuned is told what was done about a path that loses.
+// tuned is told what was done about a path that loses. That nothing can be is the same for all links.
 func (ln *line) tuned(what string, err error) {
-	log := ln.peer.relay.log.With("relay", ln.peer.address, "role", ln.role.String(), "what", what)
+	r := ln.peer.relay
+	log := r.log.With("relay", ln.peer.address, "role", ln.role.String(), "what", what)
 	if err != nil {
-		log.Warn("path", "err", err)
+		r.slowControl.Do(func() { log.Warn("path", "err", err) })
 	} else {
 		log.Info("path")
 	}
@@ -205,10 +202,16 @@ func (ln *line) lost(l *link.Link, err error) {
 // wish reports whether the line is for a QUIC link beside WebSocket links, which are enough.
 func (ln *line) wish() bool { return ln.transport != ln.peer.lines[0].transport }
 
+// setRole changes what the line is for. A link that is being dialled would come with the old role, and take the place
+// of the one that has it now: it is dialled anew.
 func (ln *line) setRole(role tunnel.Role) {
 	ln.role = role
 	if ln.link != nil {
 		ln.peer.session.SetRole(ln.link, role)
+	}
+	if ln.attempt != nil {
+		ln.rest()
+		ln.start()
 	}
 }
 

@@ -2,8 +2,10 @@ package private
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -115,6 +117,47 @@ func TestTwoLinks(t *testing.T) {
 			}
 		})
 	}, twoLinks, func(w *world) { w.relay.Machine = machine })
+}
+
+// A link that is being dialled while the lines change their roles does not take the place of the one that works.
+func TestRoleWhileDialling(t *testing.T) {
+	files, _ := folder(t, "files", 1)
+	blocked := make(chan chan struct{}, 1)
+	inWorld(t, []Service{files}, func(t *testing.T, w *world) {
+		w.wantRoles("bulk", "interactive")
+		hold := make(chan struct{})
+		blocked <- hold
+		time.Sleep(stableLink)
+		memnet.Cut(w.conn("interactive"))
+		w.wantLines("interactive dialling, bulk linked")
+		p := w.relay.peers[0]
+		done := make(chan struct{})
+		p.loop.Post(func() {
+			p.lines[1].setRole(tunnel.RoleInteractive)
+			p.lines[0].setRole(tunnel.RoleBulk)
+			close(done)
+		})
+		<-done
+		close(hold)
+		time.Sleep(time.Second)
+		w.on(func() {
+			if len(w.hub.ends) != 1 || len(w.hub.links) != 2 {
+				t.Errorf("%d links, the others ended with %v", len(w.hub.links), w.hub.ends)
+			}
+			if last := w.hub.hellos[len(w.hub.hellos)-1]; last.Role != relay.RoleBulk {
+				t.Errorf("the last one came as %s", last.Role)
+			}
+		})
+	}, twoLinks, func(w *world) {
+		w.relay.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			select {
+			case hold := <-blocked:
+				<-hold // whatever the context says
+			default:
+			}
+			return w.dial(ctx, network, address)
+		}
+	})
 }
 
 // Fifty transfers go on while one link or the other is cut every second for a minute, and now and then both.

@@ -38,18 +38,20 @@ type peer struct {
 	lines   []*line      // at least one
 	ended   chan<- error // gets one value, when over becomes true
 
-	over       bool            // drained, or refused for good
-	flushFunc  func()          // p.flush, made once
-	session    *tunnel.Session // nil before the first link, and when it is over
-	id, secret string          // to resume it
-	tick       evloop.Timer    // its next Advance
-	look       evloop.Timer
-	announcing bool // an announcement is not answered yet
-	stale      bool // the services have changed since
-	standby    bool // another session gets the site's visitors
-	hinted     bool // about the sockets of QUIC
-	choice     choice
-	flows      flows
+	over          bool            // drained, or refused for good
+	flushFunc     func()          // p.flush, made once
+	session       *tunnel.Session // nil before the first link, and when it is over
+	id, secret    string          // to resume it
+	tick          evloop.Timer    // its next Advance
+	look          evloop.Timer
+	announcing    bool // an announcement is not answered yet
+	stale         bool // the services have changed since
+	reannounce    evloop.Timer
+	announceTries int  // that failed in a row
+	standby       bool // another session gets the site's visitors
+	hinted        bool // about the sockets of QUIC
+	choice        choice
+	flows         flows
 
 	ending   bool         // the relay has said that the session is over
 	endTimer evloop.Timer // ending
@@ -347,9 +349,9 @@ func (p *peer) forget() {
 // drop forgets the session, which is closed, and its links.
 func (p *peer) drop() {
 	p.session, p.id, p.secret = nil, "", ""
-	p.announcing, p.stale = false, false
+	p.announcing, p.stale, p.announceTries = false, false, 0
 	p.ending, p.doubts = false, nil
-	for _, t := range []*evloop.Timer{&p.tick, &p.look, &p.endTimer, &p.judgeAt} {
+	for _, t := range []*evloop.Timer{&p.tick, &p.look, &p.reannounce, &p.endTimer, &p.judgeAt} {
 		t.Stop()
 	}
 	for _, ln := range p.lines {

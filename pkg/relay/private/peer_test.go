@@ -43,6 +43,7 @@ type hub struct {
 	standby  bool           // what the next links are told
 	strange  string         // the role of links that reach a relay which does not know the session
 	refused  map[string]string
+	resets   []tunnel.Code // for the next announcements
 
 	hellos    []relay.Hello
 	dialled   []time.Time // when each of them came
@@ -299,6 +300,11 @@ func (h *hub) stream(s *tunnel.Stream, header []byte) {
 	case err != nil || head.Kind != relay.KindAnnounce:
 		h.t.Errorf("header %+v, %v", head, err)
 	}
+	if len(h.resets) > 0 {
+		s.Reset(h.resets[0])
+		h.resets = h.resets[1:]
+		return
+	}
 	s.SetHandler(&announceStream{hub: h, stream: s})
 }
 
@@ -432,6 +438,36 @@ func TestAnnounce(t *testing.T) {
 			t.Errorf("services %+v", got)
 		}
 	})
+}
+
+// What the relay has no room for just now is announced again; what it forbids is not.
+func TestAnnounceAgain(t *testing.T) {
+	inWorld(t, []Service{tcpService(t, "ssh", "tcp://10.0.0.9:22")}, func(t *testing.T, w *world) {
+		time.Sleep(minReannounce)
+		w.on(func() {
+			if len(w.hub.announced) != 0 {
+				t.Error("there was no wait")
+			}
+		})
+		time.Sleep(2*minReannounce + 4*minReannounce)
+		w.wantAnnounced(0, "ssh  tcp")
+		if n := w.log.count("did not take the services, trying again"); n != 1 {
+			t.Errorf("%d lines", n)
+		}
+		w.on(func() { w.hub.resets = []tunnel.Code{tunnel.CodeForbidden} })
+		if err := w.relay.Reload([]Service{tcpService(t, "ssh", "tcp://10.0.0.9:23")}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * maxReannounce)
+		w.on(func() {
+			if len(w.hub.announced) != 1 || len(w.hub.resets) != 0 {
+				t.Errorf("%d announcements, %d resets left", len(w.hub.announced), len(w.hub.resets))
+			}
+		})
+		if w.log.count("level=ERROR") != 1 {
+			t.Error("the log does not tell")
+		}
+	}, func(w *world) { w.hub.resets = []tunnel.Code{tunnel.CodeOverload, tunnel.CodeMemory, tunnel.CodeOverload} })
 }
 
 // A link is cut again and again in the middle of a download: no byte is lost, and nothing is announced again.

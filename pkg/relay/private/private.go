@@ -71,10 +71,11 @@ type Relay struct {
 	// UDP: QUIC is not tried there. If nil, there is no proxy.
 	Proxied func(address string) bool
 
-	log      *slog.Logger // never nil while running
-	process  string       // 16 bytes in hex, of this Run
-	ready    sync.Once
-	services atomic.Pointer[services]
+	log         *slog.Logger // never nil while running
+	process     string       // 16 bytes in hex, of this Run
+	ready       sync.Once
+	slowControl sync.Once // it has been logged that links cannot have the congestion control that they need
+	services    atomic.Pointer[services]
 
 	mu    sync.Mutex
 	peers []*peer // nil until Run

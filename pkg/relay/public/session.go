@@ -343,7 +343,7 @@ type announcement struct {
 
 func (a *announcement) OnData(b []byte) int {
 	if len(a.list)+len(b) > relay.MaxAnnounce {
-		a.stream.Reset(tunnel.CodeOverload)
+		a.stream.Reset(tunnel.CodeForbidden)
 		return len(b)
 	}
 	a.list = append(a.list, b...)
