@@ -94,6 +94,7 @@ func status(st *state, r *public.Relay, started time.Time, here net.Addr) *admin
 		Uptime:    time.Since(started).Seconds(),
 		Draining:  now.Draining,
 		Visitors:  now.Visitors,
+		Counters:  admin.Counters(now.Counters),
 		Listeners: []admin.Listener{{Name: "admin", Addr: here.String()}},
 		Sites:     []admin.Site{},
 		Services:  []admin.Service{},

@@ -108,7 +108,7 @@ func TestCommands(t *testing.T) {
 	}
 	since := time.Now().Add(-90 * time.Minute)
 	relay := startRelay(t, &admin.Status{
-		Version: "v1.2.3", Wire: 1, Domain: "relay.example.com", Uptime: 7265,
+		Version: "v1.2.3", Wire: 1, Domain: "relay.example.com", Uptime: 7265, Counters: admin.Counters{Requests: 7, Prefaces: 2},
 		Listeners: []admin.Listener{{Name: "https", Addr: "0.0.0.0:443"}},
 		Sites: []admin.Site{
 			{Name: "office", State: admin.StateConnected, Publish: []string{"https://*.example.com"}, Sessions: []admin.Session{
@@ -140,7 +140,7 @@ func TestCommands(t *testing.T) {
 		stdout []string // every one of them
 		stderr []string
 	}{
-		{"status", 0, []string{"relay relay.example.com, version v1.2.3, wire 1, up 2h1m", "0.0.0.0:443", "connected for 1h30m", "12.3 ms", "3.0 GiB", "intranet.example.com", "operators only"}, nil},
+		{"status", 0, []string{"relay relay.example.com, version v1.2.3, wire 1, up 2h1m", "\nso far 7 requests, 0 answered by the relay itself, 2 bad PROXY headers\n", "0.0.0.0:443", "connected for 1h30m", "12.3 ms", "3.0 GiB", "intranet.example.com", "operators only"}, nil},
 		{"sites", 0, []string{
 			"\noffice  connected for 1h30m  3f2a9c01  203.0.113.7:5000    3        3.0 GiB   100 B\n",
 			"\n        standby for 1h30m    77aa0123  198.51.100.9:40112  0        0 B       0 B\n",

@@ -82,6 +82,20 @@ func servicesCommand(at *where) *cobra.Command {
 func printStatus(w io.Writer, s *admin.Status) {
 	up := time.Duration(s.Uptime * float64(time.Second))
 	fmt.Fprintf(w, "relay %s, version %s, wire %d, up %s, %d visitors\n", s.Domain, printable(s.Version), s.Wire, age(up), s.Visitors)
+	c := s.Counters
+	fmt.Fprintf(w, "so far %d requests, %d answered by the relay itself", c.Requests, c.Answered)
+	for _, some := range []struct {
+		n    uint64
+		what string
+	}{
+		{c.Rejected, "malformed or slow"}, {c.Malformed, "malformed responses"}, {c.TurnedAway, "connections turned away"},
+		{c.HandshakesFailed, "failed TLS handshakes"}, {c.Prefaces, "bad PROXY headers"},
+	} {
+		if some.n > 0 {
+			fmt.Fprintf(w, ", %d %s", some.n, some.what)
+		}
+	}
+	fmt.Fprintln(w)
 	if s.Draining {
 		fmt.Fprintln(w, "draining: no new visitors")
 	}

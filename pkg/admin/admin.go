@@ -36,6 +36,17 @@ import (
 	"time"
 )
 
+// Counters counts what has happened on the HTTP listeners since the start.
+type Counters struct {
+	Requests         uint64 `json:"requests"`          // sent on to a site
+	Answered         uint64 `json:"answered"`          // by the relay itself: errors and redirects
+	Rejected         uint64 `json:"rejected"`          // requests that were malformed or too slow
+	Malformed        uint64 `json:"malformed"`         // responses that were
+	TurnedAway       uint64 `json:"turned_away"`       // connections beyond a limit
+	HandshakesFailed uint64 `json:"handshakes_failed"` // TLS
+	Prefaces         uint64 `json:"bad_proxy_headers"` // connections of proxies without a valid PROXY protocol header
+}
+
 // Status is the state of a public relay at one moment.
 type Status struct {
 	Version   string     `json:"version"`      // of the program
@@ -44,6 +55,7 @@ type Status struct {
 	Uptime    float64    `json:"uptime_s"`     // seconds
 	Draining  bool       `json:"draining,omitempty"`
 	Visitors  int        `json:"visitors"` // connections open now
+	Counters  Counters   `json:"counters"`
 	Listeners []Listener `json:"listeners"`
 	Sites     []Site     `json:"sites"`
 	Services  []Service  `json:"services"`
