@@ -66,6 +66,10 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	}
 	defer core.Close()
 
+	visitors := maxVisitors(s.Limits.Visitors, daemon.MaxFiles())
+	if visitors < s.Limits.Visitors {
+		log.Info("fewer visitors than [limits] allows: each takes a file descriptor; raise LimitNOFILE, or ulimit -n", "visitors", visitors)
+	}
 	r := &public.Relay{
 		Core:    core,
 		Proxies: s.proxies,
@@ -81,7 +85,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		QUICSecret:         st.quic,
 		Inherited:          sockets.Files,
 		Grace:              grace,
-		MaxVisitors:        s.Limits.Visitors,
+		MaxVisitors:        visitors,
 		MaxPerAddress:      s.Limits.VisitorsPerAddress,
 		MaxFlows:           s.Limits.Flows,
 		MaxFlowsPerAddress: s.Limits.FlowsPerAddress,
@@ -167,6 +171,15 @@ func summary(ctx context.Context, r *public.Relay) string {
 		return "draining; " + text
 	}
 	return text
+}
+
+// maxVisitors bounds the visitors by the files that the process may have open, 0 meaning any number, so that
+// some are left for links, and for telling visitors that there are too many.
+func maxVisitors(wanted, files int) int {
+	if files == 0 {
+		return wanted
+	}
+	return max(1, min(wanted, files-files/8-64))
 }
 
 // reload takes the sites and the certificate of the file as it is now. A bad file changes nothing.

@@ -341,3 +341,17 @@ func TestAddressTaken(t *testing.T) {
 		}
 	}
 }
+
+func TestMaxVisitors(t *testing.T) {
+	for _, tt := range []struct{ wanted, files, want int }{
+		{200000, 0, 200000},
+		{200000, 1 << 20, 200000},
+		{200000, 1024, 832},
+		{100, 1024, 100},
+		{100, 32, 1},
+	} {
+		if got := maxVisitors(tt.wanted, tt.files); got != tt.want {
+			t.Errorf("%d wanted, %d files: %d, want %d", tt.wanted, tt.files, got, tt.want)
+		}
+	}
+}
