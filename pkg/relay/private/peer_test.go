@@ -467,7 +467,9 @@ func TestAnnounceAgain(t *testing.T) {
 		if w.log.count("level=ERROR") != 1 {
 			t.Error("the log does not tell")
 		}
-	}, func(w *world) { w.hub.resets = []tunnel.Code{tunnel.CodeOverload, tunnel.CodeMemory, tunnel.CodeOverload} })
+	}, func(w *world) {
+		w.hub.resets = []tunnel.Code{tunnel.CodeOverload, tunnel.CodeMemory, tunnel.CodeOverload}
+	})
 }
 
 // A link is cut again and again in the middle of a download: no byte is lost, and nothing is announced again.
