@@ -177,6 +177,9 @@ func (l *Link) Room() int {
 	return l.tune.room(l.conn)
 }
 
+// Lanes reports whether streams and datagrams have ways of their own: not on a WebSocket.
+func (l *Link) Lanes() bool { return l.quic != nil }
+
 // OpenLane opens a lane, as tunnel.LaneLink says. A WebSocket has none.
 func (l *Link) OpenLane() tunnel.Lane {
 	if l.quic == nil || l.state != open {

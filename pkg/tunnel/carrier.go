@@ -9,7 +9,7 @@ import "time"
 // has come: then it is ready.
 type carrier struct {
 	link   Link
-	lanes  LaneLink // link, if it is one
+	lanes  LaneLink // link, if it has lanes
 	serial uint32   // from 1: Stream.toldOn
 	role   Role
 	own    path // the link's own channel

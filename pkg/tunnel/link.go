@@ -34,6 +34,9 @@ type Link interface {
 // A LaneLink is a Link whose streams need not wait for each other (QUIC).
 type LaneLink interface {
 	Link
+	// Lanes reports whether the link has lanes and datagrams at all. If not, it is
+	// used as any other. It does not change.
+	Lanes() bool
 	// OpenLane returns an ordered channel for the DATA of one stream, or nil if
 	// there is none to be had now.
 	OpenLane() Lane

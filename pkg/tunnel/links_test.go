@@ -14,6 +14,7 @@ type tapLaneLink struct {
 	tapLink
 	lanes  []*tapLane
 	none   bool // no lane to be had
+	plain  bool // nor is there any
 	dgrams []string
 }
 
@@ -23,6 +24,8 @@ type tapLane struct {
 }
 
 func (l *tapLane) Close() { l.ended = true }
+
+func (l *tapLaneLink) Lanes() bool { return !l.plain }
 
 func (l *tapLaneLink) OpenLane() Lane {
 	if l.none {
@@ -369,6 +372,29 @@ func TestLanes(t *testing.T) {
 	st.Reset(CodeCancelled)
 	if !next.lanes[0].ended {
 		t.Fatal("a lane outlives its stream")
+	}
+}
+
+// A stream does not wait for an acknowledgement to change to a lane that it cannot have.
+func TestNoLanes(t *testing.T) {
+	c := newScript(t, Config{Client: true})
+	c.start()
+	l := &tapLaneLink{plain: true, none: true}
+	c.join(l, RoleInteractive) // supersedes
+	st := c.open()
+	c.s.Flush(c.now)
+	c.on(l, credit(1, 0, 1<<20))
+	for _, want := range []string{"0-100000", "100000-200000"} {
+		l.sent = nil
+		st.Write(make([]byte, 100000))
+		c.s.Flush(c.now)
+		if got := carried(&l.tapLink); got != want {
+			t.Fatalf("sent %s, want %s", got, want)
+		}
+		c.advance(trimInterval)
+	}
+	if st.SendDatagram([]byte("hello")); len(l.dgrams) != 0 {
+		t.Fatal("a datagram goes beside the link")
 	}
 }
 

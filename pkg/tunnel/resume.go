@@ -26,7 +26,9 @@ func (s *Session) Attach(l Link, role Role, now time.Time) {
 	s.serial++
 	s.stats.Links++
 	c := &carrier{link: l, serial: s.serial, role: role, since: s.now, heard: s.now, roleAt: s.now - roleBurst*roleInterval}
-	c.lanes, _ = l.(LaneLink)
+	if lanes, ok := l.(LaneLink); ok && lanes.Lanes() {
+		c.lanes = lanes
+	}
 	c.own.c = c
 	c.rx.buf = c.buf[:]
 	s.carriers = append(s.carriers, c)

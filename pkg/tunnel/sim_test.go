@@ -561,6 +561,8 @@ func (q *simLane) Close()        { q.closed = true }
 // A simLaneLink is a link with lanes and datagrams.
 type simLaneLink struct{ *simLink }
 
+func (l *simLaneLink) Lanes() bool { return true }
+
 func (l *simLaneLink) OpenLane() Lane {
 	if l.wire.sim.rng.IntN(8) == 0 {
 		return nil
