@@ -248,25 +248,12 @@ func (l *Loop) Dial(ctx context.Context, network, addr string, done func(*Conn, 
 		})
 		return
 	}
-	host, service, err := net.SplitHostPort(addr)
-	if err != nil {
-		fail(err)
-		return
-	}
-	var addrs []netip.Addr
-	var port int
-	l.Go(func() {
-		ctx, cancel := l.core.bound(ctx)
-		defer cancel()
-		if port, err = net.DefaultResolver.LookupPort(ctx, network, service); err == nil {
-			addrs, err = net.DefaultResolver.LookupNetIP(ctx, "ip"+strings.TrimPrefix(network, "tcp"), host)
-		}
-	}, func() {
+	l.lookUp(ctx, network, addr, func(addrs []netip.Addr, port uint16, err error) {
 		if err != nil {
 			fail(err)
 			return
 		}
-		l.dialEach(ctx, addrs, uint16(port), nil, func(c *Conn, err error) {
+		l.dialEach(ctx, addrs, port, nil, func(c *Conn, err error) {
 			if err != nil {
 				fail(err)
 				return
@@ -274,6 +261,26 @@ func (l *Loop) Dial(ctx context.Context, network, addr string, done func(*Conn, 
 			done(c, nil)
 		})
 	})
+}
+
+// lookUp finds the addresses and the port of addr (host:port), on the pool, and calls done on the loop: at once if addr
+// makes no sense.
+func (l *Loop) lookUp(ctx context.Context, network, addr string, done func([]netip.Addr, uint16, error)) {
+	host, service, err := net.SplitHostPort(addr)
+	if err != nil {
+		done(nil, 0, err)
+		return
+	}
+	family := strings.TrimPrefix(strings.TrimPrefix(network, "tcp"), "udp")
+	var addrs []netip.Addr
+	var port int
+	l.Go(func() {
+		ctx, cancel := l.core.bound(ctx)
+		defer cancel()
+		if port, err = net.DefaultResolver.LookupPort(ctx, network, service); err == nil {
+			addrs, err = net.DefaultResolver.LookupNetIP(ctx, "ip"+family, host)
+		}
+	}, func() { done(addrs, uint16(port), err) })
 }
 
 // bound ends ctx when the core is closed, too.

@@ -180,27 +180,14 @@ func (l *Loop) DialPacket(ctx context.Context, network, addr string, done func(*
 		finish(l.dialPacket(ap))
 		return
 	}
-	host, service, err := net.SplitHostPort(addr)
-	if err != nil {
-		finish(nil, err)
-		return
-	}
-	var addrs []netip.Addr
-	var port int
-	l.Go(func() {
-		ctx, cancel := l.core.bound(ctx)
-		defer cancel()
-		if port, err = net.DefaultResolver.LookupPort(ctx, network, service); err == nil {
-			addrs, err = net.DefaultResolver.LookupNetIP(ctx, "ip"+family, host)
-		}
-	}, func() {
+	l.lookUp(ctx, network, addr, func(addrs []netip.Addr, port uint16, err error) {
 		if err != nil {
 			finish(nil, err)
 			return
 		}
 		first := error(errNoAddress)
 		for i, a := range addrs {
-			p, err := l.dialPacket(netip.AddrPortFrom(a.Unmap(), uint16(port)))
+			p, err := l.dialPacket(netip.AddrPortFrom(a.Unmap(), port))
 			if err == nil {
 				finish(p, nil)
 				return
