@@ -50,9 +50,6 @@ import (
 // upgrade, or the handshake of QUIC, to the Hello.
 const handshakeTimeout = 10 * time.Second
 
-// maxBatch is the largest batch that the session makes.
-const maxBatch = 64 << 10
-
 // A state is what a Link is doing.
 //
 //	upgrading → greeting   client: the relay has switched protocols

@@ -89,7 +89,7 @@ func (t *tuner) room(c *evloop.Conn) int {
 		c.NotifyDrain()
 		return 0
 	}
-	return min(unsent, maxBatch)
+	return unsent
 }
 
 // lookAtPath takes a sample and does what it says.
