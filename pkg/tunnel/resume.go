@@ -60,7 +60,7 @@ func (s *Session) Lost(l Link, err error, now time.Time) {
 func (s *Session) Ping(now time.Time) {
 	s.enter(now)
 	for _, c := range s.carriers {
-		if !c.wantPing && !c.pingSent {
+		if !c.asked() {
 			s.ping(c)
 		}
 	}

@@ -22,10 +22,13 @@ func (s *Session) quiet(c *carrier) time.Duration {
 	return max(500*time.Millisecond, 2*c.rtt)
 }
 
+// asked reports whether c owes the answer to a ping, sent or about to be.
+func (c *carrier) asked() bool { return c.wantPing || c.pingSent }
+
 // deadline is when a silent link is asked for a sign of life, or is suspect if it was
 // asked, or is given up. Another link that is ready makes the session impatient.
 func (s *Session) deadline(c *carrier) time.Duration {
-	asked := c.wantPing || c.pingSent
+	asked := c.asked()
 	other := c.ready() && s.ready > 1
 	switch {
 	case !asked && other && c.streams > 0:
@@ -40,7 +43,7 @@ func (s *Session) deadline(c *carrier) time.Duration {
 
 // watch does what the silence of c calls for.
 func (s *Session) watch(c *carrier) {
-	asked := c.wantPing || c.pingSent
+	asked := c.asked()
 	switch due := s.now >= s.deadline(c); {
 	case c.drainAt != 0 && s.now >= c.drainAt:
 		s.drop(c, nil)
@@ -145,7 +148,7 @@ func (s *Session) closeDrained() {
 func (s *Session) Links() []LinkStats {
 	var all []LinkStats
 	for _, c := range s.carriers {
-		all = append(all, LinkStats{c.link, c.role, c.rtt, s.start.Add(c.since), c.suspect, c.sent, c.rcvd, c.wantPing || c.pingSent})
+		all = append(all, LinkStats{c.link, c.role, c.rtt, s.start.Add(c.since), c.suspect, c.sent, c.rcvd, c.asked()})
 	}
 	return all
 }
