@@ -63,20 +63,24 @@ type group struct {
 	heard    bool       // the active one has announced its services
 }
 
+// all returns the sessions.
+func (g *group) all() []*session {
+	g.relay.mu.Lock()
+	defer g.relay.mu.Unlock()
+	return slices.Clone(g.sessions)
+}
+
 // settle has the right session be active. It is called whenever something that
 // matters for that has changed. On the loop.
 func (g *group) settle() {
-	r := g.relay
-	r.mu.Lock()
-	sessions := slices.Clone(g.sessions)
-	r.mu.Unlock()
+	sessions := g.all()
 	if !slices.Contains(sessions, g.active) || !g.active.steady(g.loop.Now()) {
 		if next := g.choose(sessions); next != g.active {
 			g.activate(next, "")
 		}
 	}
 	a := g.active
-	g.undecided = a != nil && (a.doubted || !a.lostAt.IsZero()) && !r.draining.Load() &&
+	g.undecided = a != nil && (a.doubted || !a.lostAt.IsZero()) && !g.relay.draining.Load() &&
 		slices.ContainsFunc(sessions, func(s *session) bool { return s != a && s.ready() })
 	g.timer.Stop()
 	switch {
@@ -137,10 +141,7 @@ func (s *session) ready() bool {
 // another process, which have links, then s is the machine's restart, and they are
 // about to lose them; unless there are two of that machine.
 func (g *group) begun(s *session) {
-	g.relay.mu.Lock()
-	sessions := slices.Clone(g.sessions)
-	g.relay.mu.Unlock()
-	for _, o := range sessions {
+	for _, o := range g.all() {
 		if o != s && len(o.links) > 0 && o.machine == s.machine && s.machine != "" && o.process != s.process && !slices.Contains(o.twins, s.process) {
 			o.heirs = append(o.heirs, s)
 			o.doubt()
@@ -307,13 +308,9 @@ func (r *Relay) Promote(ctx context.Context, site, id string, cut time.Duration)
 
 // promote is Promote on the loop.
 func (g *group) promote(id string, cut time.Duration) (string, error) {
-	r := g.relay
-	r.mu.Lock()
-	sessions := slices.Clone(g.sessions)
-	r.mu.Unlock()
 	var fit []*session
 	var standbys []string
-	for _, s := range sessions {
+	for _, s := range g.all() {
 		if s != g.active {
 			standbys = append(standbys, s.shortID())
 		}
@@ -326,7 +323,7 @@ func (g *group) promote(id string, cut time.Duration) (string, error) {
 		there = "its stand-bys are " + strings.Join(standbys, ", ")
 	}
 	switch {
-	case r.draining.Load():
+	case g.relay.draining.Load():
 		return "", errDraining
 	case len(fit) == 0 && id == "":
 		return "", fmt.Errorf("site %q: %s", g.site, there)
