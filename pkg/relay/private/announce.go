@@ -2,15 +2,13 @@ package private
 
 import (
 	"errors"
-	"math/rand/v2"
 	"time"
 
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
 )
 
-// The wait before an announcement is made again that the relay has no room for doubles with each try, and is
-// jittered down to its half.
+// The least and the longest wait before an announcement is made again that the relay has no room for.
 const minReannounce, maxReannounce = time.Second, 30 * time.Second
 
 // announce tells the relay what the site offers. One announcement at a time is under way, so that the relay
@@ -105,9 +103,8 @@ func (p *peer) announceLater(err error) {
 	if p.announceTries == 0 {
 		p.relay.log.Warn("announce: the relay did not take the services, trying again", "relay", p.address, "err", err)
 	}
-	d := min(minReannounce<<min(p.announceTries, 16), maxReannounce)
+	p.loop.Arm(&p.reannounce, backoff(minReannounce, maxReannounce, p.announceTries), p.announce)
 	p.announceTries++
-	p.loop.Arm(&p.reannounce, d/2+rand.N(d/2), p.announce)
 }
 
 // over lets the next announcement go.

@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	// The wait before a try doubles with each failed one, from minWait to a maximum, and is jittered down to
-	// its half. While streams wait for a link, people wait for the streams. A QUIC link beside others that
-	// work is a wish: where UDP is blocked it is as a rule blocked for good.
+	// The least and the longest wait before a try, see backoff. While streams wait for a link, people wait for
+	// the streams. A QUIC link beside others that work is a wish: where UDP is blocked it is as a rule blocked
+	// for good.
 	minWait        = 100 * time.Millisecond
 	maxWait        = 30 * time.Second
 	maxWaitStreams = time.Second
@@ -77,7 +77,7 @@ type attempt struct {
 func (ln *line) start() {
 	p := ln.peer
 	switch {
-	case ln.link != nil && !p.suspected(ln.link):
+	case ln.link != nil && !ln.suspect():
 		ln.state = linked
 		return
 	case !p.takesTurn(ln):
@@ -87,15 +87,11 @@ func (ln *line) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	a := &attempt{cancel: cancel, session: p.id, choice: p.choice.text}
 	ln.state, ln.attempt = dialling, a
-	others := p.links()
-	if ln.link != nil {
-		others--
-	}
 	r := p.relay
 	link.Dial(ctx, p.loop, link.DialConfig{
 		Address: p.address, RootCAs: r.RootCAs, Dial: r.Dial, Transport: ln.transport,
 		Site: r.Site, Key: r.Key, Software: r.Software, Machine: r.Machine, Process: r.process,
-		Session: p.id, Resume: p.secret, Role: ln.role, Links: others, Choice: p.choice.text,
+		Session: p.id, Resume: p.secret, Role: ln.role, Links: p.linksBeside(ln), Choice: p.choice.text,
 		OnHint: p.hint,
 	}, func(l *link.Link, w relay.Welcome, err error) {
 		cancel()
@@ -107,6 +103,24 @@ func (ln *line) start() {
 		}
 	})
 	p.setStatus()
+}
+
+// stats finds what a session knows of the link among what it knows of all. It is the zero value if that is nothing.
+func (ln *line) stats(links []tunnel.LinkStats) tunnel.LinkStats {
+	if ln.link != nil {
+		for _, l := range links {
+			if l.Link == tunnel.Link(ln.link) {
+				return l
+			}
+		}
+	}
+	return tunnel.LinkStats{}
+}
+
+// suspect reports whether the link is suspect at the moment, or none of the session's any more.
+func (ln *line) suspect() bool {
+	l := ln.stats(ln.peer.session.Links())
+	return l.Link == nil || l.Suspect
 }
 
 var errGivenUp = errors.New("the dial was given up")
@@ -331,6 +345,11 @@ func (ln *line) delay() time.Duration {
 	case ln.wish():
 		most = maxWaitWish
 	}
-	d := min(minWait<<min(ln.tries-1, 16), most)
+	return backoff(minWait, most, ln.tries-1)
+}
+
+// backoff is a wait that doubles with each try that has failed, from least to most, and is jittered down to its half.
+func backoff(least, most time.Duration, failed int) time.Duration {
+	d := min(least<<min(failed, 16), most)
 	return d/2 + rand.N(d/2)
 }

@@ -105,6 +105,15 @@ func (p *peer) links() (n int) {
 	return n
 }
 
+// linksBeside counts those of the other lines.
+func (p *peer) linksBeside(ln *line) int {
+	n := p.links()
+	if ln.link != nil {
+		n--
+	}
+	return n
+}
+
 // takesTurn reports whether a line may dial now.
 func (p *peer) takesTurn(ln *line) bool {
 	if p.over || p.ending {
@@ -241,23 +250,18 @@ func (p *peer) notify() {
 func (p *peer) read(quic *line) reading {
 	r := reading{quic: quic.link != nil}
 	var moved, lost float64 // bytes, by the WebSocket links since the last look
-	for _, l := range p.session.Links() {
-		for _, ln := range p.lines {
-			if tunnel.Link(ln.link) != l.Link {
-				continue
-			}
-			sent := l.Sent - ln.sent
-			ln.sent = l.Sent
-			if path, ok := ln.link.Path(); ok && ln != quic {
-				moved += float64(sent)
-				lost += float64(sent) * path.Loss
-			}
-			switch ln {
-			case quic:
-				r.quicRTT = l.RTT
-			case p.lines[0]:
-				r.wssRTT = l.RTT
-			}
+	links := p.session.Links()
+	r.quicRTT, r.wssRTT = quic.stats(links).RTT, p.lines[0].stats(links).RTT
+	for _, ln := range p.lines {
+		l := ln.stats(links)
+		if l.Link == nil || ln == quic {
+			continue
+		}
+		sent := l.Sent - ln.sent
+		ln.sent = l.Sent
+		if path, ok := ln.link.Path(); ok {
+			moved += float64(sent)
+			lost += float64(sent) * path.Loss
 		}
 	}
 	if moved >= enoughToTell {
@@ -285,25 +289,13 @@ func (p *peer) suspect(l tunnel.Link) {
 	}
 }
 
-// suspected reports whether a link is suspect at the moment.
-func (p *peer) suspected(l *link.Link) bool {
-	for _, stats := range p.session.Links() {
-		if stats.Link == tunnel.Link(l) {
-			return stats.Suspect
-		}
-	}
-	return true
-}
-
 // forgotten is told that the relay at the end of a new link does not know the session. It returns true if
 // the session is over. Otherwise there are other links, which have to show now that there is somebody at the
 // end of them.
 func (p *peer) forgotten(ln *line) bool {
-	for _, other := range p.lines {
-		if other != ln && other.link != nil {
-			p.doubt()
-			return false
-		}
+	if p.linksBeside(ln) > 0 {
+		p.doubt()
+		return false
 	}
 	p.relay.log.Warn("session lost: the relay has forgotten it, its streams are closed", "relay", p.address)
 	p.forget()
@@ -496,15 +488,10 @@ func (p *peer) setStatus() {
 	for _, ln := range p.lines {
 		one := LineStatus{
 			Transport: ln.transport.String(), Role: ln.role.String(), State: ln.state.String(),
-			Since: ln.since, Problem: ln.problem,
+			RTT: ln.stats(links).RTT, Since: ln.since, Problem: ln.problem,
 		}
 		if ln.link != nil && ln.state != linked {
 			one.State = "suspect"
-		}
-		for _, l := range links {
-			if ln.link != nil && l.Link == tunnel.Link(ln.link) {
-				one.RTT = l.RTT
-			}
 		}
 		s.Lines = append(s.Lines, one)
 	}
