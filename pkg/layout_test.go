@@ -48,7 +48,7 @@ var arrows = map[string][]string{
 	"pkg/daemon":    {},
 	"pkg/e2e":       {},
 	"pkg/evloop":    {},
-	"pkg/forward":   {"pkg/tunnel"},
+	"pkg/forward":   {"pkg/evloop", "pkg/tunnel"},
 	"pkg/http1":     {},
 	"pkg/memnet":    {},
 	"pkg/netem":     {},

@@ -3,6 +3,8 @@ package forward
 import (
 	"net/netip"
 	"time"
+
+	"culvert.dev/pkg/evloop"
 )
 
 // How long a flow may be silent before it is taken for over. Datagrams have no end,
@@ -177,4 +179,51 @@ func (l *flowList) remove(f *Flow, i int) {
 	}
 	k.before, k.after = nil, nil
 	l.n--
+}
+
+// flowCheck is the least time between two looks at which flows are over.
+const flowCheck = time.Second
+
+// LoopFlows is a table of flows that a timer of its loop looks after. Loop is set
+// before the first Add.
+type LoopFlows struct {
+	Flows
+	Loop *evloop.Loop
+
+	timer evloop.Timer
+	armed bool
+}
+
+// Add enters f, a flow of a source whose first datagram has come now.
+func (t *LoopFlows) Add(f *Flow, source netip.Addr) {
+	t.Flows.Add(f, source, t.Loop.Now())
+	if !t.armed {
+		t.arm(FlowUnanswered)
+	}
+}
+
+// Hurry shortens how long flows may be silent from now on, and ends those that have
+// been for longer.
+func (t *LoopFlows) Hurry(idle time.Duration) {
+	t.Flows.Hurry(idle)
+	t.expire()
+}
+
+// End ends all flows.
+func (t *LoopFlows) End() {
+	t.Flows.End()
+	t.timer.Stop()
+}
+
+func (t *LoopFlows) arm(d time.Duration) {
+	t.armed = true
+	t.Loop.Arm(&t.timer, max(d, flowCheck), t.expire)
+}
+
+func (t *LoopFlows) expire() {
+	t.armed = false
+	now := t.Loop.Now()
+	if next := t.Expire(now); !next.IsZero() {
+		t.arm(next.Sub(now))
+	}
 }

@@ -21,17 +21,11 @@ const (
 
 	// redialTime is the least time between two tries to find the target of a flow.
 	redialTime = time.Second
-
-	// flowCheck is the least time between two looks at which flows are over.
-	flowCheck = time.Second
 )
 
 // flows are those of one session. They are owned by its loop.
 type flows struct {
-	loop  *evloop.Loop
-	table forward.Flows
-	timer evloop.Timer
-	armed bool
+	table forward.LoopFlows
 	buf   []byte // of a datagram with its PROXY protocol header
 }
 
@@ -61,27 +55,8 @@ func (p *peer) acceptFlow(s *tunnel.Stream, svc *service, visitor netip.AddrPort
 	svc.total.Add(1)
 	svc.open.Add(1)
 	s.SetHandler(f)
-	fs := &p.flows
-	fs.loop = p.loop
-	fs.table.Limit = cmp.Or(p.relay.MaxFlows, maxFlows)
-	fs.table.Add(&f.Flow, netip.Addr{}, p.now())
-	if !fs.armed {
-		fs.arm(forward.FlowUnanswered)
-	}
-}
-
-func (fs *flows) arm(d time.Duration) {
-	fs.armed = true
-	fs.loop.Arm(&fs.timer, max(d, flowCheck), fs.expire)
-}
-
-// expire ends the flows that have been silent for too long.
-func (fs *flows) expire() {
-	fs.armed = false
-	now := fs.loop.Now()
-	if next := fs.table.Expire(now); !next.IsZero() {
-		fs.arm(next.Sub(now))
-	}
+	p.flows.table.Limit = cmp.Or(p.relay.MaxFlows, maxFlows)
+	p.flows.table.Add(&f.Flow, netip.Addr{})
 }
 
 // OnDatagram takes a datagram of the visitor.

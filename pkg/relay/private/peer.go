@@ -66,6 +66,7 @@ type peer struct {
 func newPeer(r *Relay, address string, loop *evloop.Loop, ended chan<- error) *peer {
 	p := &peer{relay: r, address: address, loop: loop, ended: ended}
 	p.flushFunc = p.flush
+	p.flows.table.Loop = loop
 	add := func(t link.Transport, role tunnel.Role) {
 		p.lines = append(p.lines, &line{peer: p, transport: t, role: role, since: time.Now()})
 	}
@@ -444,7 +445,6 @@ func (p *peer) drain() {
 	p.session.GoAway()
 	if p.flows.table.Len() > 0 { // they have no end of their own
 		p.flows.table.Hurry(drainIdle)
-		p.flows.expire()
 	}
 }
 

@@ -16,9 +16,6 @@ const (
 
 	// lastSilence is how long a flow may be silent when its session is about to end.
 	lastSilence = time.Second
-
-	// flowCheck is the least time between two looks at which flows are over.
-	flowCheck = time.Second
 )
 
 // flows are those of one port. They are owned by the session's loop.
@@ -27,9 +24,7 @@ type flows struct {
 	loop  *loop
 	conn  *evloop.PacketConn
 	of    map[evloop.PacketAddr]*flow
-	table forward.Flows
-	timer evloop.Timer
-	armed bool
+	table forward.LoopFlows
 }
 
 // flow is the datagrams between one address of a visitor and one of ours, and the
@@ -45,10 +40,8 @@ type flow struct {
 
 func newFlows(t *port, s *session, address string) (*flows, error) {
 	r := s.relay
-	fs := &flows{
-		port: t, loop: s.loop, of: make(map[evloop.PacketAddr]*flow),
-		table: forward.Flows{Limit: r.MaxFlows, PerSource: r.MaxFlowsPerAddress},
-	}
+	fs := &flows{port: t, loop: s.loop, of: make(map[evloop.PacketAddr]*flow)}
+	fs.table.Loop, fs.table.Limit, fs.table.PerSource = s.loop.Loop, r.MaxFlows, r.MaxFlowsPerAddress
 	var conn *evloop.PacketConn
 	name := t.service.publish.String()
 	files, err := s.borrow(t, "udp", address)
@@ -117,12 +110,9 @@ func (fs *flows) open(from evloop.PacketAddr, now time.Time) *flow {
 	}
 	f.Owner = f
 	fs.of[from] = f
-	fs.table.Add(&f.Flow, source(addr), now)
+	fs.table.Add(&f.Flow, source(addr))
 	svc.visitors++
 	svc.total++
-	if !fs.armed {
-		fs.arm(forward.FlowUnanswered)
-	}
 	return f
 }
 
@@ -138,20 +128,6 @@ func (f *flow) reopen(now time.Time) {
 	}
 	f.stream = st
 	st.SetHandler(f)
-}
-
-func (fs *flows) arm(d time.Duration) {
-	fs.armed = true
-	fs.loop.Arm(&fs.timer, max(d, flowCheck), fs.expire)
-}
-
-// expire ends the flows that have been silent for too long.
-func (fs *flows) expire() {
-	fs.armed = false
-	now := fs.loop.Now()
-	if next := fs.table.Expire(now); !next.IsZero() {
-		fs.arm(next.Sub(now))
-	}
 }
 
 // finish ends the flows of s as soon as they fall silent.
@@ -173,7 +149,6 @@ func (fs *flows) finish(s *service) {
 
 func (fs *flows) close() {
 	fs.table.End()
-	fs.timer.Stop()
 	fs.conn.Close()
 }
 
