@@ -82,7 +82,7 @@ type server struct {
 	loop    *evloop.Loop
 	session *tunnel.Session
 	lost    chan error
-	serving func(*Link) // may be nil
+	serving chan *Link // the links in service, as long as somebody asks
 }
 
 // side runs a session on a loop.
@@ -187,8 +187,9 @@ func (s *server) hello(in *Incoming, err error) {
 			s.session = newSide(loop, false, func(st *tunnel.Stream, header []byte) { st.SetHandler(&echo{st}) }).session
 		}
 		l.Serve(s.session, tunnel.RoleInteractive, func(_ *Link, err error) { s.lost <- err })
-		if s.serving != nil {
-			s.serving(l)
+		select {
+		case s.serving <- l:
+		default:
 		}
 	})
 }
@@ -201,7 +202,7 @@ func start(t testing.TB, n *network, move bool) (*server, *evloop.Core, ed25519.
 		t.Fatal(err)
 	}
 	cfg := evloop.Config{Loops: 2, Portable: n.mem != nil}
-	s := &server{pub: pub, move: move, failed: make(chan error, 10), lost: make(chan error, 10)}
+	s := &server{pub: pub, move: move, failed: make(chan error, 10), lost: make(chan error, 10), serving: make(chan *Link, 10)}
 	if s.core, err = evloop.New(cfg); err != nil {
 		t.Fatal(err)
 	}

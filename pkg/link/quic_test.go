@@ -267,8 +267,6 @@ func TestQUICBadHello(t *testing.T) {
 func TestQUICOpenLink(t *testing.T) {
 	n := &network{transport: QUIC}
 	s, _, key := start(t, n, true)
-	links := make(chan *Link, 1)
-	s.serving = func(l *Link) { links <- l }
 	for _, tt := range []struct {
 		name   string
 		do     func(c *quicClient)
@@ -294,7 +292,7 @@ func TestQUICOpenLink(t *testing.T) {
 			t.Fatalf("%s: %s", tt.name, answer)
 		}
 		tt.do(c)
-		if l := <-links; tt.name == "end" { // it waits for our word, 5 s
+		if l := <-s.serving; tt.name == "end" { // it waits for our word, 5 s
 			if b, err := io.ReadAll(c.control); err != nil {
 				t.Errorf("%q, %v", b, err)
 			}
@@ -671,14 +669,10 @@ func TestQUICDatagramFlood(t *testing.T) {
 	n := &network{transport: QUIC}
 	s, _, key := start(t, n, false)
 	c := newQUICClient(t, n.addr)
-	served := make(chan *Link, 1)
-	s.mu.Lock()
-	s.serving = func(l *Link) { served <- l }
-	s.mu.Unlock()
 	if answer := c.hello(key, nil); !strings.Contains(answer, `"session"`) {
 		t.Fatal(answer)
 	}
-	l := <-served
+	l := <-s.serving
 	free := make(chan bool)
 	l.loop().Post(func() { <-free })
 	for range 3 * maxArrived {
