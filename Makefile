@@ -15,7 +15,7 @@ build: ## put relay-public, relay-private and tunnelctl into bin/
 demo: build ## both relays and sample servers on this machine, until Ctrl-C (ONCE=1: try everything and exit)
 	bin/tunnelctl demo --dir certs $(if $(ONCE),--once)
 
-test: ## everything, with the race detector; as root on Debian it installs the programs the tests use
+test: ## everything, with the race detector; installs the programs the tests use (as root on Debian)
 	.ci/tools
 	go test -race -timeout 14m ./...
 

@@ -10,6 +10,7 @@
 //	go test ./pkg/e2e -run '^$' -bench 'BenchmarkTable/link-1$' -benchtime 1x -paths direct,culvert
 //
 // The tests need Linux (they read /proc and use 127.0.0.0/8 as many visitors), root for
-// those over an emulated link (see pkg/netem), and the Debian packages that .ci/tools
-// installs. A missing program fails the test that needs it; nothing is skipped.
+// those over an emulated link (see pkg/netem), and the programs that .ci/tools installs:
+// Debian packages, and what it builds into .ci/bin. A missing program fails the test that
+// needs it; nothing is skipped.
 package e2e

@@ -88,7 +88,23 @@ func tool(t testing.TB, name, debianPackage string, paths ...string) string {
 	}
 	path, err := exec.LookPath(name)
 	if err != nil {
-		t.Fatalf("%s is not installed: apt-get install %s", name, debianPackage)
+		t.Fatalf("%s is not installed: run .ci/tools, or apt-get install %s", name, debianPackage)
+	}
+	return path
+}
+
+// builtTool returns the path of a program in Go that is not ours, and that .ci/tools has built.
+func builtTool(t testing.TB, name string) string {
+	t.Helper()
+	path, err := filepath.Abs(filepath.Join("..", "..", ".ci", "bin", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if exists(path) {
+		return path
+	}
+	if path, err = exec.LookPath(name); err != nil {
+		t.Fatalf("%s is neither in .ci/bin nor in the PATH: run .ci/tools", name)
 	}
 	return path
 }
