@@ -28,11 +28,13 @@ import (
 
 // job tells a client process what load to make.
 type job struct {
-	Kind   string           // down, up, echo, connect, http, udp, idle, idle-ws
+	Kind   string           // down, up, echo, connect, handshake, http, udp, idle, idle-ws
 	Addr   string           // where to connect
 	Host   string           // virtual host; with TLS also the name in the certificate
 	TLS    bool             // speak TLS to Addr
 	CA     string           // file of the CA for TLS
+	Resume bool             // handshake: with a ticket of the connection before
+	Hybrid bool             // handshake: offer the key exchange with ML-KEM, not X25519 alone
 	Count  string           // up, udp: the Count listener of the target
 	Rate   int              // udp: datagrams per second, of 512 bytes
 	Conns  int              // connections at the same time
@@ -149,6 +151,7 @@ func (l loader) stop() {
 type client struct {
 	job
 	tls  *tls.Config
+	get  []byte       // a request
 	stop atomic.Bool  // set when the window is over: the workers end
 	from atomic.Int64 // start of the window, nanoseconds since epoch; 0 before
 	down atomic.Int64 // bytes received by bulk downloads
@@ -174,6 +177,7 @@ func runClient() int {
 		}
 		c.tls = &tls.Config{RootCAs: pool, ServerName: c.Host, ClientSessionCache: nil}
 	}
+	c.get = fmt.Appendf(nil, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", c.Host)
 	var out outcome
 	var err error
 	if strings.HasPrefix(c.Kind, "idle") {
@@ -197,7 +201,8 @@ func (c *client) timed() (outcome, error) {
 	work := map[string]func(net.Conn) error{
 		"down": c.download, "up": c.upload, "echo": c.echo, "http": c.http, "udp": c.udp,
 	}[c.Kind]
-	if work == nil && c.Kind != "connect" {
+	once := c.Kind == "connect" || c.Kind == "handshake"
+	if work == nil && !once {
 		return outcome{}, fmt.Errorf("job %q: unknown", c.Kind)
 	}
 	var counter net.Conn
@@ -211,7 +216,7 @@ func (c *client) timed() (outcome, error) {
 	var wg sync.WaitGroup
 	var conns []net.Conn
 	for i := range c.Conns {
-		if c.Kind == "connect" {
+		if once {
 			wg.Go(func() { c.fail(c.connect(i)) })
 			continue
 		}
@@ -295,7 +300,9 @@ func (c *client) fail(err error) {
 }
 
 // dial connects as visitor number i, over loopback each hundred from an address of its own.
-func (c *client) dial(i int) (net.Conn, error) {
+func (c *client) dial(i int) (net.Conn, error) { return c.dialWith(i, c.tls) }
+
+func (c *client) dialWith(i int, config *tls.Config) (net.Conn, error) {
 	if c.Kind == "udp" {
 		return net.Dial("udp", c.Addr)
 	}
@@ -311,7 +318,7 @@ func (c *client) dial(i int) (net.Conn, error) {
 	if err != nil || !c.TLS {
 		return nc, err
 	}
-	tc := tls.Client(nc, c.tls)
+	tc := tls.Client(nc, config)
 	tc.SetDeadline(time.Now().Add(20 * time.Second))
 	if err := tc.Handshake(); err != nil {
 		nc.Close()
@@ -413,19 +420,31 @@ func roundTrip(nc net.Conn, buf []byte) error {
 	return err
 }
 
+// connect makes connections, each for one round trip.
 func (c *client) connect(worker int) error {
 	var times []time.Duration
 	defer func() { c.record(times) }()
+	config := c.tls
+	if c.Kind == "handshake" {
+		config = c.handshakeConfig()
+	}
 	var buf [messageSize]byte
-	for !c.stop.Load() {
+	for n := 0; !c.stop.Load(); n++ {
 		began := time.Now()
 		// A source address per worker, because closed connections keep their port for a while.
-		nc, err := c.dial(worker * 100)
+		nc, err := c.dialWith(worker*100, config)
 		if err != nil {
 			return err
 		}
 		nc.SetDeadline(time.Now().Add(10 * time.Second))
-		err = roundTrip(nc, buf[:])
+		if c.Kind == "handshake" {
+			err = c.request(nc, bufio.NewReaderSize(nc, 512))
+			if resumed := nc.(*tls.Conn).ConnectionState().DidResume; n > 0 && err == nil && resumed != c.Resume {
+				err = fmt.Errorf("connection %d: resumed is %v", n, resumed)
+			}
+		} else {
+			err = roundTrip(nc, buf[:])
+		}
 		nc.Close()
 		if err != nil {
 			return err
@@ -437,25 +456,38 @@ func (c *client) connect(worker int) error {
 	return nil
 }
 
+// handshakeConfig is for one connection at a time. It verifies a certificate once, so that
+// it is the server's work that is measured.
+func (c *client) handshakeConfig() *tls.Config {
+	config := c.tls.Clone()
+	if c.Resume {
+		config.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	}
+	if !c.Hybrid {
+		config.CurvePreferences = []tls.CurveID{tls.X25519}
+	}
+	var verified []byte
+	config.InsecureSkipVerify = true
+	config.VerifyConnection = func(s tls.ConnectionState) error {
+		leaf := s.PeerCertificates[0]
+		if bytes.Equal(leaf.Raw, verified) {
+			return nil
+		}
+		verified = leaf.Raw
+		_, err := leaf.Verify(x509.VerifyOptions{Roots: c.tls.RootCAs, DNSName: c.Host})
+		return err
+	}
+	return config
+}
+
 func (c *client) http(nc net.Conn) error {
 	defer nc.Close()
 	var times []time.Duration
 	defer func() { c.record(times) }()
-	request := fmt.Appendf(nil, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", c.Host)
 	r := bufio.NewReader(nc)
 	for !c.stop.Load() {
 		began := time.Now()
-		if _, err := nc.Write(request); err != nil {
-			return err
-		}
-		status, n, err := skipHead(r)
-		if err != nil {
-			return err
-		}
-		if !strings.HasPrefix(status, "HTTP/1.1 200 ") || n == 0 {
-			return fmt.Errorf("answer %q, %d bytes", status, n)
-		}
-		if _, err := r.Discard(n); err != nil {
+		if err := c.request(nc, r); err != nil {
 			return err
 		}
 		if c.from.Load() != 0 {
@@ -463,6 +495,22 @@ func (c *client) http(nc net.Conn) error {
 		}
 	}
 	return nil
+}
+
+// request asks for a page on a connection that stays.
+func (c *client) request(nc net.Conn, r *bufio.Reader) error {
+	if _, err := nc.Write(c.get); err != nil {
+		return err
+	}
+	status, n, err := skipHead(r)
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(status, "HTTP/1.1 200 ") || n == 0 {
+		return fmt.Errorf("answer %q, %d bytes", status, n)
+	}
+	_, err = r.Discard(n)
+	return err
 }
 
 // idle opens all connections, proves each with a round trip, and keeps them.

@@ -83,7 +83,7 @@ server { listen %s ssl; %s proxy_pass %s; }
 	c.public = startNginxIn(t, outside, "nginx public", fmt.Sprintf(`
 upstream link { server %s; keepalive 128; }
 map $http_upgrade $connection_upgrade { default upgrade; "" ""; }
-server { listen %s; listen %s ssl; %s
+server { listen %s; listen %s ssl http2; %s
 	location / { proxy_pass https://link; %s proxy_http_version 1.1; proxy_set_header Host $host;
 		proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Proto $scheme; proxy_set_header X-Forwarded-Host $host;
 		proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $connection_upgrade; proxy_read_timeout 600; } }

@@ -28,7 +28,7 @@ type targetAddrs struct {
 	Bulk  string // the first byte says which way: 'D' sends for ever, 'U' counts and drops
 	UDP   string // counts and drops datagrams
 	Count string // answers each byte with the u64 number of bytes that Bulk has dropped, 'U' with that of the datagrams
-	HTTP  string // answers every request with two bytes; upgrades to a WebSocket that echoes "hi"
+	HTTP  string // answers every request with two bytes, /1m with a MiB; upgrades to a WebSocket that echoes "hi"
 	HTTPS string // the same over TLS
 }
 
@@ -206,8 +206,9 @@ func serveCount(c net.Conn) {
 }
 
 var (
-	httpAnswer = []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nhi")
-	wsAnswer   = []byte("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
+	httpAnswer  = []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nhi")
+	largeAnswer = append([]byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 1048576\r\n\r\n"), make([]byte, 1<<20)...)
+	wsAnswer    = []byte("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
 		"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
 	wsRequest = "GET / HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" // the example of rfc6455#section-1.3
@@ -229,6 +230,9 @@ func serveHTTP(c net.Conn) {
 				break
 			}
 			answer := httpAnswer
+			if bytes.HasPrefix(buf, []byte("GET /1m ")) {
+				answer = largeAnswer
+			}
 			upgrade := bytes.Contains(buf[:end], []byte("pgrade: websocket"))
 			if upgrade {
 				answer = wsAnswer
