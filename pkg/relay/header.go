@@ -39,7 +39,7 @@ const headerVersion = 1
 type Header struct {
 	Kind    Kind
 	Service string         // name, for connect and flow; for notice one of the above
-	Scheme  string         // of the listener that took the visitor: "https", "http", "tcp", "udp"; "forward" for an operator
+	Scheme  string         // of the listener that took the visitor: "https", "http", "tls", "tcp", "udp"; "forward" for an operator
 	Host    string         // that the visitor asked for, without port; may be ""; for NoticeChoice the text, which may have spaces
 	Visitor netip.AddrPort // may be the zero value
 }

@@ -12,6 +12,7 @@ import (
 //
 //	https://*.example.com      any host one label below example.com, any path; wss too
 //	https://example.com/app/*  /app and what is below it
+//	tls://*.example.com        the same hosts, for TLS that the relay passes through
 //	tcp://:15000-15999         those ports, on any address
 //	tcp://:*                   any port, and a port chosen by the relay
 //	udp://:5000-5999           the same for UDP
@@ -37,6 +38,9 @@ func parsePattern(s string) (Pattern, error) {
 		return Pattern{}, err
 	}
 	if !isPort(u.scheme) {
+		if u.scheme == "tls" && u.path == "/*" {
+			return Pattern{}, errors.New("tls has no path: it is inside the encryption")
+		}
 		p, err := parsePublish(strings.TrimSuffix(s, "/*"))
 		return Pattern{Scheme: p.Scheme, Host: p.Host, Path: p.Path}, err
 	}

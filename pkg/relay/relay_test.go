@@ -27,6 +27,8 @@ func TestParsePublish(t *testing.T) {
 		"tcp://relay.example.com:000022": {},
 		"udp://:5514":                    {Scheme: "udp", Port: 5514},
 		"UDP://[::1]:53":                 {Scheme: "udp", Host: "::1", Port: 53},
+		"TLS://Mail.example.com/":        {Scheme: "tls", Host: "mail.example.com"},
+		"tls://*.example.com":            {Scheme: "tls", Host: "*.example.com"},
 	} {
 		got, err := ParsePublish(in)
 		if want.IsZero() {
@@ -55,7 +57,13 @@ func TestURLErrors(t *testing.T) {
 		{publish, "udp://", `publish "udp://": no port: want udp://:15432`},
 		{publish, "udp://:53/x", "udp has no path"},
 		{publish, "tftp:///boot/", "tftp is not supported by this version"},
-		{publish, "tls://:993", "tls is not supported by this version"},
+		{publish, "tls://:993", "leave the port out"},
+		{publish, "tls://mail.example.com:993", "leave the port out"},
+		{publish, "tls://mail.example.com/inbox", "tls has no path"},
+		{publish, "tls://192.0.2.1", "want a host name"},
+		{publish, "tls://[::1]", "want a host name"},
+		{publish, "tls://", "no host"},
+		{publish, "tls://*.192.0.2.1", "a wildcard needs a name"},
 		{publish, "file:///srv", "file is not supported by this version"},
 		{publish, "", "is empty"},
 		{publish, "app.example.com", "want scheme://host/path"},
@@ -91,6 +99,8 @@ func TestURLErrors(t *testing.T) {
 		{target, "unix://", "no path: want unix:///path"},
 		{target, "file:///a\nb", "control character"},
 		{pattern, "udp://", "no port: want udp://:15432, udp://:15000-15999 or udp://:*"},
+		{pattern, "tls://mail.example.com/*", "tls has no path"},
+		{pattern, "tls://:443", "leave the port out"},
 		{pattern, "tcp://:20-10", "low end is above the high end"},
 		{pattern, "tcp://:-10", "want low-high"},
 		{pattern, "tcp://", "no port"},
@@ -137,6 +147,10 @@ func TestServiceValidate(t *testing.T) {
 		{"web", "https://a.example.com", "", `service "web": no target`},
 		{"log", "udp://:5514", "udp://10.0.0.6:514", ""},
 		{"log", "udp://:5514", "tcp://10.0.0.6:514", `service "log": a udp:// publish needs a udp:// target`},
+		{"mail", "tls://mail.example.com", "tcp://10.0.0.7:993", ""},
+		{"web", "tls://a.example.com", "http://10.0.0.5", ""},
+		{"files", "tls://a.example.com", "file:///srv", ""},
+		{"mail", "tls://mail.example.com", "udp://10.0.0.7:993", `service "mail": a tls:// publish carries no datagrams`},
 		{"log", "tcp://:5514", "udp://10.0.0.6:514", `service "log": a tcp:// publish needs`},
 		{"log", "https://a.example.com", "udp://10.0.0.6:514", `not udp://`},
 		{"log", "", "udp://10.0.0.6:514", `service "log": a udp:// target needs a udp:// publish`},
@@ -184,6 +198,12 @@ func TestPatternAllows(t *testing.T) {
 		{"tcp://127.0.0.1:22", "tcp://127.0.0.1:22", true},
 		{"tcp://127.0.0.1:22", "tcp://:22", false},
 		{"tcp://:22", "https://a.example.com", false},
+		{"tls://*.example.com", "tls://mail.example.com", true},
+		{"tls://*.example.com", "tls://*.example.com", true},
+		{"tls://*.example.com", "tls://a.b.example.com", false},
+		{"tls://*.example.com", "https://a.example.com", false},
+		{"https://*.example.com", "tls://a.example.com", false},
+		{"tcp://:*", "tls://a.example.com", false},
 		{"udp://:5000-5999", "udp://:5514", true},
 		{"udp://:5000-5999", "tcp://:5514", false},
 		{"tcp://:*", "udp://:5514", false},
@@ -463,7 +483,7 @@ func FuzzAnnounce(f *testing.F) {
 
 func FuzzURL(f *testing.F) {
 	for _, s := range []string{
-		"https://*.example.com/a/b", "tcp://:15432", "tcp://:15000-15999", "tcp://[::1]:*", "udp://:5514", "udp://:5000-5999", "unix:///run/a", "file:///C:/x",
+		"https://*.example.com/a/b", "tcp://:15432", "tcp://:15000-15999", "tcp://[::1]:*", "udp://:5514", "udp://:5000-5999", "tls://*.example.com", "unix:///run/a", "file:///C:/x",
 		"rtsp://u:p@h/x", "wss://[::1]", "http://10.0.0.1:80", "https://a.example.com/x/*",
 	} {
 		f.Add(s)

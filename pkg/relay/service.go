@@ -38,6 +38,11 @@ func (s Service) Validate() error {
 		if s.Target.Scheme != "udp" {
 			return fmt.Errorf("service %q: a udp:// publish needs a udp:// target, not %s://", s.Name, s.Target.Scheme)
 		}
+	case s.Publish.Scheme == "tls":
+		// What the target speaks is inside the TLS, or behind it when the private relay ends that.
+		if s.Target.Scheme == "udp" {
+			return fmt.Errorf("service %q: a tls:// publish carries no datagrams: want a tcp:// or unix:// target, not udp://", s.Name)
+		}
 	case isPort(s.Target.Scheme):
 		return fmt.Errorf("service %q: an %s:// publish needs an http://, https://, unix:// or file:// target, not %s://", s.Name, s.Publish.Scheme, s.Target.Scheme)
 	}
@@ -47,10 +52,10 @@ func (s Service) Validate() error {
 // A Publish says where visitors reach a service. The zero value is a service that
 // no visitor reaches. It is comparable, and marshals as its URL.
 type Publish struct {
-	Scheme string // "https", "http", "wss", "ws", "tcp" or "udp". https carries WebSocket too, and so does http
+	Scheme string // "https", "http", "wss", "ws", "tls", "tcp" or "udp". https carries WebSocket too, and so does http
 	Host   string // lower case, without brackets; may be "*.example.com", except for ports, where "" means every address
 	Port   uint16 // tcp and udp only; 0 lets the public relay choose
-	Path   string // prefix at a segment boundary: "/" or "/a/b"; "" for tcp and udp
+	Path   string // prefix at a segment boundary: "/" or "/a/b"; "" for tls, tcp and udp
 }
 
 // A Target says where the private relay connects the visitors of a service to. It
@@ -87,6 +92,17 @@ func parsePublish(s string) (Publish, error) {
 		}
 		p.Path, err = cleanPath(u.path)
 		return p, err
+	case "tls":
+		switch {
+		case u.port != "":
+			return Publish{}, errors.New("leave the port out: the public relay's https listener has it")
+		case u.path != "" && u.path != "/":
+			return Publish{}, errors.New("tls has no path: it is inside the encryption")
+		}
+		if _, err := netip.ParseAddr(u.host); err == nil {
+			return Publish{}, errors.New("want a host name: TLS clients do not say which address they mean")
+		}
+		return p, checkHost(u.host, true)
 	case "tcp", "udp":
 		if u.path != "" && u.path != "/" {
 			return Publish{}, errors.New(u.scheme + " has no path")
@@ -170,7 +186,7 @@ func parseTarget(s string) (Target, error) {
 }
 
 // IsPort reports whether p is a port of its own, and not a name on the relay's
-// HTTP listeners.
+// https and http listeners.
 func (p Publish) IsPort() bool { return isPort(p.Scheme) }
 
 func isPort(scheme string) bool { return scheme == "tcp" || scheme == "udp" }
@@ -309,7 +325,7 @@ func splitURL(s string) (u rawURL, err error) {
 // isKnown reports whether scheme is one that this version can publish or reach.
 func isKnown(scheme string) bool {
 	switch scheme {
-	case "http", "https", "ws", "wss", "tcp", "udp", "unix", "file":
+	case "http", "https", "ws", "wss", "tls", "tcp", "udp", "unix", "file":
 		return true
 	}
 	return false
