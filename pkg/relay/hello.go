@@ -78,6 +78,8 @@ type Announcement struct {
 	Name         string `json:"name"`
 	Publish      string `json:"publish,omitempty"` // "": operators only
 	TargetScheme string `json:"target_scheme"`
+
+	Policy *Policy `json:"policy,omitempty"` // what is demanded of visitors; nil: nothing. Has still to be validated
 }
 
 // An AnnounceReply is the answer to one Announcement.

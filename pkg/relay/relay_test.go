@@ -436,7 +436,7 @@ func FuzzHeader(f *testing.F) {
 
 func FuzzHello(f *testing.F) {
 	f.Add(Encode(testHello()))
-	f.Add([]byte(`{"version":2}`))
+	f.Add([]byte(`{"version":3}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := DecodeHello(b)
 		if err != nil {
@@ -470,6 +470,7 @@ func FuzzWelcome(f *testing.F) {
 
 func FuzzAnnounce(f *testing.F) {
 	f.Add([]byte(`[{"name":"web","publish":"https://a.example.com","target_scheme":"http"}]`))
+	f.Add([]byte(`[{"name":"web","publish":"https://a.example.com","target_scheme":"http","policy":{"deny":["::/0"],"hsts":{"max_age":1},"connection_rate":"1/h"}}]`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		list, err := DecodeAnnounce(b)
 		if err != nil {

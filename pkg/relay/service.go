@@ -15,6 +15,8 @@ type Service struct {
 	Name    string
 	Publish Publish // zero: reachable by operators only
 	Target  Target
+
+	Policy *Policy // what is demanded of visitors; nil: nothing
 }
 
 // Validate reports what is wrong with s, naming the service.
@@ -45,6 +47,11 @@ func (s Service) Validate() error {
 		}
 	case isPort(s.Target.Scheme):
 		return fmt.Errorf("service %q: an %s:// publish needs an http://, https://, unix:// or file:// target, not %s://", s.Name, s.Publish.Scheme, s.Target.Scheme)
+	}
+	if s.Policy != nil {
+		if err := s.Policy.Validate(s.Publish.Scheme); err != nil {
+			return fmt.Errorf("service %q: %w", s.Name, err)
+		}
 	}
 	return nil
 }

@@ -31,14 +31,20 @@ func (p *peer) announce() {
 		p.announceLater(err)
 		return
 	}
-	list := make([]relay.Announcement, 0, len(p.relay.services.Load().list))
-	for _, svc := range p.relay.services.Load().list {
-		list = append(list, relay.Announcement{Name: svc.Name, Publish: svc.Publish.String(), TargetScheme: svc.Target.Scheme})
-	}
+	list := p.relay.services.Load().announcements()
 	p.announcing, p.stale = true, false
 	s.SetHandler(&announcement{peer: p, session: p.session, stream: s})
 	s.Write(relay.Encode(list))
 	s.CloseWrite()
+}
+
+// announcements is what is told of the services.
+func (s *services) announcements() []relay.Announcement {
+	list := make([]relay.Announcement, 0, len(s.list))
+	for _, svc := range s.list {
+		list = append(list, relay.Announcement{Name: svc.Name, Publish: svc.Publish.String(), TargetScheme: svc.Target.Scheme, Policy: svc.Policy})
+	}
+	return list
 }
 
 // announcement is the stream on which the relay answers.

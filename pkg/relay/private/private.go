@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/relay"
 )
 
 // Relay is a private relay. The exported fields are set before Run and not changed afterwards.
@@ -116,6 +117,9 @@ func (r *Relay) makeServices(list []Service) (*services, error) {
 		}
 		made.list = append(made.list, svc)
 		made.byName[s.Name] = svc
+	}
+	if n := len(relay.Encode(made.announcements())); n > relay.MaxAnnounce {
+		errs = append(errs, fmt.Errorf("the services and their policies make %d bytes to announce, more than %d: shorten lists of users, addresses and certificates, or split the site", n, relay.MaxAnnounce))
 	}
 	return made, errors.Join(errs...)
 }

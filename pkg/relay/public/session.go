@@ -520,7 +520,7 @@ func (s *session) newService(a relay.Announcement, allowed []relay.Pattern) (*se
 	if err != nil {
 		return nil, err
 	}
-	if err := (relay.Service{Name: a.Name, Publish: p, Target: relay.Target{Scheme: a.TargetScheme}}).Validate(); err != nil {
+	if err := (relay.Service{Name: a.Name, Publish: p, Target: relay.Target{Scheme: a.TargetScheme}, Policy: a.Policy}).Validate(); err != nil {
 		return nil, err
 	}
 	for _, pattern := range allowed {
