@@ -47,6 +47,31 @@ var (
 // maxMethod is twice the longest registered method (UPDATEREDIRECTREF).
 const maxMethod = 34
 
+// Clone returns a copy of r that references nothing of r's input.
+func (r *Request) Clone() *Request {
+	c := *r
+	n := len(r.Method) + len(r.Target) + len(r.Scheme) + len(r.Host) + len(r.Path) + len(r.Query) + len(r.Upgrade)
+	for _, f := range r.Fields {
+		n += len(f.Name) + len(f.Value)
+	}
+	buf := make([]byte, 0, n)
+	keep := func(b []byte) []byte {
+		if b == nil {
+			return nil
+		}
+		start := len(buf)
+		buf = append(buf, b...)
+		return buf[start:len(buf):len(buf)]
+	}
+	c.Method, c.Target, c.Scheme, c.Host = keep(r.Method), keep(r.Target), keep(r.Scheme), keep(r.Host)
+	c.Path, c.Query, c.Upgrade = keep(r.Path), keep(r.Query), keep(r.Upgrade)
+	c.Fields = make([]Field, len(r.Fields))
+	for i, f := range r.Fields {
+		c.Fields[i] = Field{keep(f.Name), keep(f.Value)}
+	}
+	return &c
+}
+
 // ParseRequest parses the head of a request with the default limits. It returns the length of the
 // head, or 0 and no error when b does not hold all of it yet. The error is an *Error.
 func ParseRequest(b []byte, r *Request) (n int, err error) {

@@ -272,3 +272,21 @@ func BenchmarkParseRequest(b *testing.B) {
 		}
 	}
 }
+
+func TestClone(t *testing.T) {
+	in := []byte("POST http://h/p?q HTTP/1.1\r\nHost: h\r\nConnection: upgrade, x\r\nUpgrade: u\r\nX: 1\r\nContent-Length: 3\r\n\r\n")
+	var r Request
+	if _, err := ParseRequest(in, &r); err != nil {
+		t.Fatal(err)
+	}
+	want := AppendForwardedRequest(nil, &r, Forward{})
+	c := r.Clone()
+	if string(c.Scheme) != "http" || string(c.Target) != "http://h/p?q" {
+		t.Errorf("scheme %q, target %q", c.Scheme, c.Target)
+	}
+	clear(in)
+	clear(r.Fields)
+	if got := AppendForwardedRequest(nil, c, Forward{}); string(got) != string(want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

@@ -53,39 +53,39 @@ func (r *Relay) own(host, path []byte) bool {
 
 // ownDomain serves a request for the relay itself. It reports false if the
 // request is to be read again on another loop.
-func (v *visitor) ownDomain(head, close bool) bool {
+func (v *visitor) ownDomain() bool {
 	req := &v.loop.req
 	path := string(req.Path)
 	switch {
 	case path == relay.LinkPath:
-		v.link(head, close)
+		v.link()
 		return true
 	case path == relay.JoinPath:
-		v.join(head, close)
+		v.join()
 		return true
 	case strings.HasPrefix(path, relay.ForwardPath):
-		return v.forward(strings.TrimPrefix(path, relay.ForwardPath), head, close)
+		return v.forward(strings.TrimPrefix(path, relay.ForwardPath))
 	}
-	v.answer(troublePage, head, close)
+	v.answer(troublePage)
 	return true
 }
 
 // forward joins an operator to a service, given as SITE/SERVICE.
-func (v *visitor) forward(name string, head, close bool) bool {
+func (v *visitor) forward(name string) bool {
 	req, r := &v.loop.req, v.relay
 	scheme, token, _ := strings.Cut(string(http1.Get(req.Fields, "authorization")), " ")
 	if r.Operator == nil || !strings.EqualFold(scheme, "bearer") || !r.Operator(strings.TrimSpace(token)) {
-		v.answer(troubleToken, head, close)
+		v.answer(troubleToken)
 		return true
 	}
 	if !http1.EqualFold(req.Upgrade, forwardProtocol) || req.Framing != http1.NoBody {
-		v.answer(troubleSwap, head, close)
+		v.answer(troubleSwap)
 		return true
 	}
 	site, service, _ := strings.Cut(name, "/")
 	s, t := r.sessionOf(site)
 	if t != nil {
-		v.answer(t, head, close)
+		v.answer(t)
 		return true
 	}
 	if s.loop != v.loop {
@@ -97,16 +97,16 @@ func (v *visitor) forward(name string, head, close bool) bool {
 	}
 	svc := s.service(service)
 	if svc == nil {
-		v.answer(troubleService, head, close)
+		v.answer(troubleService)
 		return true
 	}
 	if svc.flows != nil {
-		v.answer(troubleFlow, head, close)
+		v.answer(troubleFlow)
 		return true
 	}
 	st, err := svc.openStream(v.addr, "forward", "")
 	if err != nil {
-		v.answer(openTrouble(err), head, close)
+		v.answer(openTrouble(err))
 		return true
 	}
 	v.conn.Write([]byte(switching))
@@ -229,17 +229,17 @@ func (s *session) forward(service string, nc net.Conn, unread *bufio.Reader) {
 }
 
 // join redeems a join token: a POST of a relay.JoinRequest.
-func (v *visitor) join(head, close bool) {
+func (v *visitor) join() {
 	req := &v.loop.req
 	switch {
 	case v.relay.Join == nil:
-		v.answer(troublePage, head, close)
+		v.answer(troublePage)
 	case string(req.Method) != "POST":
-		v.answer(troublePost, head, close)
+		v.answer(troublePost)
 	case req.ContentLength > relay.MaxMessage:
-		v.answer(troubleLarge, head, true)
+		v.refuse(troubleLarge)
 	case !v.relay.joins.allow(source(v.addr.Addr()), v.loop.Now()):
-		v.answer(troubleRate, head, true)
+		v.refuse(troubleRate)
 	default:
 		j := &joiner{visitor: v}
 		j.body.Reset(req.Framing, req.ContentLength)
@@ -269,10 +269,10 @@ func (j *joiner) OnData(b []byte) (used int) {
 		j.message = append(j.message, payload...)
 		switch {
 		case err != nil:
-			v.answer(rejection(err), false, true)
+			v.refuse(rejection(err))
 			j.asked = true
 		case len(j.message) > relay.MaxMessage:
-			v.answer(troubleLarge, false, true)
+			v.refuse(troubleLarge)
 			j.asked = true
 		case done:
 			j.asked = true

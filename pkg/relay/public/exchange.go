@@ -9,36 +9,41 @@ import (
 	"culvert.dev/pkg/tunnel"
 )
 
-// exchange is one request of a visitor and its response. It belongs to the loop
-// of its visitor and its stream, and goes back to that loop's stock when it is
-// over: nothing may touch it after finish.
+// exchange is one request of a visitor and its response, between a front and a
+// back of any version of HTTP. It belongs to the loop of its service's session,
+// and goes back to that loop's stock when it is over: nothing may touch it then.
 //
-// Both directions run at once: the request goes from the visitor's OnData to
-// the stream, the response from the stream's OnData to the visitor. The
-// exchange is over when both are complete, or when one of them cannot be.
+// Both directions run at once: the request goes from the front to the back by
+// body, end and pushed, the response from the back to the front by interim,
+// respond, payload and complete. The exchange is over when both are complete, or
+// when one of them cannot be.
 type exchange struct {
-	visitor *visitor
+	loop    *loop
+	front   front
+	back    back // nil until there is one
+	client  *client
 	service *service
-	stream  *upstream
 
-	reqBody, resBody http1.Body
-	response         http1.Response
-	replay           []byte // the request, when it may be sent again
-	began, progress  int64  // when the head came, and a byte last moved, in the loop's time
-	framing          http1.Framing
+	began, progress int64  // when the head came, and a byte last moved, in the loop's time
+	in, out         uint64 // bytes of the request's body and of the response, as they are counted for the service
+	status          int    // of the final head; 0: it has not come
 
-	minor    int  // the visitor's HTTP version
 	head     bool // the request is HEAD
 	upgrade  bool // the request asks for one
-	chunked  bool // the request body is
-	again    bool // replay may be sent, on another stream
-	close    bool // no other request on this connection
-	sent     bool // all of the request has gone to the stream
-	started  bool // a byte of the response has come
-	answered bool // its final head has gone to the visitor
-	received bool // all of it has
-	clean    bool // and nothing came behind it
-	bound    bool // the server may take whoever uses the stream next for this visitor
+	chunked  bool // the request's length is not known before its end
+	last     bool // the rest of the request is of no use once the response is complete
+	sent     bool // all of the request has gone to the back
+	answered bool // the final head has gone to the visitor
+	received bool // all of the response has
+	bound    bool // the server may take whoever uses the connection next for this visitor
+
+	// Of an HTTP/1.1 back.
+	resBody  http1.Body
+	response http1.Response
+	replay   []byte // the request, when it may be sent again
+	again    bool   // replay may be sent, on another stream
+	started  bool   // a byte of the response has come
+	clean    bool   // and nothing came behind it
 }
 
 // maxGather is the largest piece of a message that is copied behind another one
@@ -50,58 +55,33 @@ var (
 	comma, space          = []byte(","), []byte(" ")
 )
 
-// begin sends the request in l.req to a stream of s. It runs on the loop of s's
-// session. The body follows by forwardBody.
-func (v *visitor) begin(s *service) {
-	l := v.loop
-	req := &l.req
+// begin sends a request of f to s, as decide has said. The body follows. It returns
+// nil if the exchange is over already: then f.answer has been called.
+func (l *loop) begin(f front, s *service, req *http1.Request) *exchange {
 	var ex *exchange
 	if n := len(l.free); n > 0 {
 		ex, l.free = l.free[n-1], l.free[:n-1]
 	} else {
 		ex = new(exchange)
 	}
-	ex.visitor, ex.service = v, s
-	ex.minor = req.Minor
+	ex.loop, ex.front, ex.client, ex.service = l, f, f.who(), s
 	ex.head = string(req.Method) == "HEAD"
 	ex.upgrade = req.Upgrade != nil
 	ex.chunked = req.Framing == http1.Chunked
-	ex.close = req.Close
 	ex.bound = authenticatesConnections(req.Fields, "authorization")
-	ex.reqBody.Reset(req.Framing, req.ContentLength)
-	ex.sent = ex.reqBody.Done()
+	ex.sent = req.Framing == http1.NoBody || req.Framing == http1.Length && req.ContentLength == 0
 	ex.began = l.since()
 	ex.progress = ex.began
-	v.ex = ex
-	v.phase = busy
 	s.visitors++
 	s.active++
 	s.peak = max(s.peak, s.active)
 	s.total++
 	l.counters.Requests++
-
-	again := ex.sent && idempotent(req.Method)
-	if ex.stream = s.take(again); ex.stream == nil {
-		var err error
-		if ex.stream, err = s.open(v.addr, v.scheme(), req.Host); err != nil {
-			ex.fail(openTrouble(err))
-			return
-		}
+	if err := s.send(ex, req); err != nil {
+		ex.fail(openTrouble(err))
+		return nil
 	}
-	ex.stream.exchange = ex
-	if v.port == 0 {
-		v.port = v.conn.LocalAddr().Port()
-	}
-	l.out = http1.AppendForwardedRequest(l.out[:0], req, http1.Forward{
-		Remote: v.addr.Addr(),
-		Proto:  v.scheme(),
-		Port:   v.port,
-	})
-	if ex.again = again && ex.stream.used; ex.again {
-		ex.replay = append(ex.replay[:0], l.out...)
-	}
-	ex.stream.Write(l.out)
-	v.await(busyCheck)
+	return ex
 }
 
 // idempotent reports whether a request may be sent twice (rfc9110#section-9.2.2).
@@ -132,17 +112,12 @@ func authenticatesConnections(fields []http1.Field, name string) bool {
 	return false
 }
 
-// finish takes ex out of service. The stream has been dealt with.
+// finish takes ex out of service. Front and back have been or will be dealt with.
 func (ex *exchange) finish() {
 	ex.service.visitors--
 	ex.service.active--
-	ex.visitor.ex = nil
-	if ex.stream != nil {
-		ex.stream.exchange = nil
-	}
-	l := ex.visitor.loop
+	l := ex.loop
 	*ex = exchange{
-		reqBody:  http1.Body{Trailers: ex.reqBody.Trailers[:0]},
 		resBody:  http1.Body{Trailers: ex.resBody.Trailers[:0]},
 		response: http1.Response{Fields: ex.response.Fields[:0]},
 		replay:   ex.replay[:0],
@@ -152,341 +127,187 @@ func (ex *exchange) finish() {
 	}
 }
 
-// cancel ends ex and its stream.
+// cancel ends ex and its back. The front knows, or is told next.
 func (ex *exchange) cancel() {
-	if ex.stream != nil {
-		ex.stream.Reset(tunnel.CodeCancelled)
+	if ex.back != nil {
+		ex.back.cancel()
 	}
 	ex.finish()
 }
 
 // fail ends ex with an answer of our own. The final head has not been sent.
 func (ex *exchange) fail(t *trouble) {
-	v, head, close := ex.visitor, ex.head, ex.close || !ex.sent
+	f := ex.front
+	f.flush()
 	ex.cancel()
-	v.answer(t, head, close)
+	f.answer(t)
 }
 
 // cut ends ex in the middle of a response, so that the visitor notices.
 func (ex *exchange) cut() {
-	v, framing := ex.visitor, ex.framing
+	f := ex.front
+	f.flush()
 	ex.cancel()
-	if framing == http1.UntilClose {
-		v.conn.Abort(errTruncated) // an end of stream would look like the end of the body
+	f.cut()
+}
+
+// abort ends ex, whose visitor has missed a deadline.
+func (ex *exchange) abort() {
+	f := ex.front
+	ex.cancel()
+	f.abort()
+}
+
+// reject ends ex because the rest of its request is malformed.
+func (ex *exchange) reject(t *trouble) {
+	ex.loop.counters.Rejected++
+	if ex.answered {
+		ex.cut()
 	} else {
-		v.close()
+		ex.fail(t)
 	}
 }
 
 // done ends ex if its response and its request are complete, or if the request
 // will not be completed.
 func (ex *exchange) done() {
-	v, u := ex.visitor, ex.stream
-	reusable := ex.clean && !ex.response.Close && !u.eof
+	f := ex.front
 	switch {
 	case ex.sent:
-		if reusable && !ex.bound {
-			u.used = true
-			ex.service.put(u)
-		} else {
-			ex.service.dismiss(u)
-		}
-		close := ex.close
+		ex.back.release()
 		ex.finish()
-		v.next(close)
-	case ex.close || !reusable:
+		f.done()
+	case ex.last || !ex.back.reads():
 		ex.cancel()
-		v.close()
+		f.done()
 	}
 	// Otherwise the server has answered early and may still read the rest.
 }
 
-// forwardBody passes on what b holds of the request's body.
-func (ex *exchange) forwardBody(b []byte) (used int) {
-	v, l, u := ex.visitor, ex.visitor.loop, ex.stream
-	out := l.out[:0]
-	for used < len(b) && !ex.sent {
-		payload, n, done, err := ex.reqBody.Next(b[used:])
-		if err != nil {
-			l.counters.Rejected++
-			ex.close = true
-			if ex.answered {
-				ex.cut()
-			} else {
-				ex.fail(rejection(err))
-			}
-			return used
-		}
-		used += n
-		ex.sent = done
-		switch {
-		case !ex.chunked:
-			u.Write(payload)
-		case len(payload) > maxGather:
-			u.Write(http1.AppendChunkSize(out, len(payload)))
-			u.Write(payload)
-			out = append(out[:0], "\r\n"...)
-		default:
-			out = http1.AppendChunk(out, payload)
-		}
-		if done && ex.chunked {
-			out = http1.AppendLastChunk(out, ex.reqBody.Trailers)
-		}
-		if len(out) > maxGather {
-			u.Write(out)
-			out = out[:0]
-		}
-		if n == 0 {
-			break
-		}
-	}
-	u.Write(out)
-	l.out = out
-	if used > 0 {
-		ex.progress = l.since()
-		ex.service.received += uint64(used)
+// body takes a piece of the request's body from the front, which is lent.
+func (ex *exchange) body(p []byte) { ex.back.body(p) }
+
+// end takes the end of the request's body.
+func (ex *exchange) end(trailers []http1.Field) {
+	ex.sent = true
+	ex.back.end(trailers)
+}
+
+// pushed is called when some pieces of the request, of n bytes in the front's
+// framing, have been given to body or end. ex may be over then.
+func (ex *exchange) pushed(n int) {
+	ex.back.flush()
+	if n > 0 {
+		ex.progress = ex.loop.since()
+		ex.in += uint64(n)
+		ex.service.received += uint64(n)
 	}
 	switch {
 	case ex.sent && ex.received:
 		ex.done()
-	case u.Pending() > u.HighMark():
-		v.conn.Pause()
+	case ex.back.full():
+		ex.front.pause()
 	}
-	return used
 }
 
-// onData takes the response from the stream.
-func (ex *exchange) onData(b []byte) (used int) {
-	v, l := ex.visitor, ex.visitor.loop
-	ex.started = true
-	ex.progress = l.since()
-	l.out = l.out[:0]
-	for used < len(b) && !ex.received {
-		if !ex.answered {
-			n, over := ex.readHead(b[used:])
-			used += n
-			if over {
-				return used
-			}
-			if n == 0 {
-				break
-			}
-			continue
-		}
-		payload, n, done, err := ex.resBody.Next(b[used:])
-		if err != nil {
-			v.conn.Write(l.out)
-			l.counters.Malformed++
-			ex.cut()
-			return len(b)
-		}
-		used += n
-		ex.received = done
-		ex.appendBody(payload)
-		if n == 0 {
-			break
-		}
-	}
-	v.conn.Write(l.out)
-	ex.service.sent += uint64(used)
-	switch {
-	case ex.received:
-		ex.clean = used == len(b)
-		ex.done()
-		return len(b)
-	case v.conn.Pending() > v.conn.HighMark():
-		ex.stream.Pause()
-	}
-	return used
+// drained goes on with the response: the front has room.
+func (ex *exchange) drained() {
+	ex.progress = ex.loop.since()
+	ex.back.resume()
 }
 
-// readHead takes one response head from b, an interim or the final one, and
-// appends what the visitor gets to l.out. It returns the bytes used, 0 if the
-// head is not complete, and whether ex is over by it.
-func (ex *exchange) readHead(b []byte) (n int, over bool) {
-	v, l, res := ex.visitor, ex.visitor.loop, &ex.response
-	method := methodGet
-	if ex.head {
-		method = methodHead
-	}
-	n, err := http1.ParseResponse(b, method, res)
-	switch {
-	case err != nil, res.Status == 101 && !ex.upgrade:
-		v.conn.Write(l.out)
-		l.counters.Malformed++
-		ex.fail(troubleAnswer)
-		return len(b), true
-	case n == 0:
-		return 0, false
-	case res.Status == 101:
-		l.out, _ = http1.AppendForwardedResponse(l.out, res, ex.minor, true)
-		v.conn.Write(l.out)
-		ex.splice()
-		return n, true
-	case res.Status < 200:
-		if ex.minor == 1 { // rfc9110#section-15.2: HTTP/1.0 has none
-			l.out, _ = http1.AppendForwardedResponse(l.out, res, ex.minor, true)
-		}
-		return n, false
-	}
-	// A server that turns a request down before it is complete seldom reads
-	// the rest.
-	ex.close = ex.close || !ex.sent && res.Status >= 300 || v.eof || v.relay.draining.Load()
-	l.out, ex.framing = http1.AppendForwardedResponse(l.out, res, ex.minor, !ex.close)
-	ex.close = ex.close || ex.framing == http1.UntilClose
-	ex.answered = true
+// interim takes a 1xx head from the back, which is not 101.
+func (ex *exchange) interim(res *http1.Response) { ex.front.interim(res) }
+
+// respond takes the final head from the back. If end is set, that is all.
+func (ex *exchange) respond(res *http1.Response, end bool) {
 	ex.bound = ex.bound || res.Status == 401 && authenticatesConnections(res.Fields, "www-authenticate")
-	ex.resBody.Reset(res.Framing, res.ContentLength)
-	ex.received = ex.resBody.Done()
-	return n, false
+	ex.status = res.Status
+	ex.answered, ex.received = true, end
+	ex.last = ex.front.head(res, end)
 }
 
-// appendBody appends a piece of the response's body to l.out, in the visitor's
-// framing, and the end of the body when it has been received.
-func (ex *exchange) appendBody(payload []byte) {
-	l, c := ex.visitor.loop, ex.visitor.conn
-	if ex.framing != http1.Chunked {
-		if len(l.out)+len(payload) <= maxGather {
-			l.out = append(l.out, payload...)
-			return
-		}
-		c.Write(l.out)
-		c.Write(payload)
-		l.out = l.out[:0]
-		return
-	}
-	if len(l.out)+len(payload) <= maxGather {
-		l.out = http1.AppendChunk(l.out, payload)
-	} else if len(payload) > 0 {
-		c.Write(http1.AppendChunkSize(l.out, len(payload)))
-		c.Write(payload)
-		l.out = append(l.out[:0], "\r\n"...)
-	}
-	if ex.received {
-		l.out = http1.AppendLastChunk(l.out, ex.resBody.Trailers)
+// payload takes a piece of the response's body from the back, which is lent.
+func (ex *exchange) payload(p []byte) {
+	if len(p) > 0 {
+		ex.front.body(p)
 	}
 }
 
-// onEOF is the end of what the server sends.
-func (ex *exchange) onEOF() {
-	v, l := ex.visitor, ex.visitor.loop
+// complete takes the end of the response's body.
+func (ex *exchange) complete(trailers []http1.Field) {
+	ex.received = true
+	ex.front.end(trailers)
+}
+
+// pulled is called when some of the response, n bytes in the back's framing, have
+// been given to the functions above. ex may be over then.
+func (ex *exchange) pulled(n int) {
+	ex.front.flush()
+	ex.progress = ex.loop.since()
+	ex.out += uint64(n)
+	ex.service.sent += uint64(n)
 	switch {
-	case !ex.answered:
-		if !ex.retry() {
-			ex.fail(troubleAnswer)
-		}
-	case ex.received: // and the request is not complete
-		ex.done()
-	case ex.resBody.EOF() == nil:
-		ex.received = true
-		l.out = l.out[:0]
-		ex.appendBody(nil)
-		v.conn.Write(l.out)
-		ex.done()
-	default:
-		ex.cut()
-	}
-}
-
-// onReset is the loss of the stream.
-func (ex *exchange) onReset(err error) {
-	switch {
-	case !ex.answered:
-		if !ex.retry() {
-			ex.fail(streamTrouble(err))
-		}
 	case ex.received:
-		v := ex.visitor
-		ex.cancel()
-		v.close()
-	default:
-		ex.cut()
+		ex.done()
+	case ex.front.full():
+		ex.back.pause()
 	}
 }
 
-// retry sends the request again, once, if the server may be supposed not to have
-// seen it: it closed a kept connection at the moment when we used it again.
-func (ex *exchange) retry() bool {
-	if !ex.again || ex.started {
+// switched joins the visitor and st after 101 (Switching Protocols). HTTP is over
+// for both. It reports false if the visitor does not switch.
+func (ex *exchange) switched(res *http1.Response, st stream) bool {
+	f := ex.front
+	f.flush()
+	if t := f.upgrade(res, st, ex.service); t != nil {
+		ex.loop.counters.Malformed++
+		ex.fail(t)
 		return false
 	}
-	ex.again = false
-	v := ex.visitor
-	u, err := ex.service.open(v.addr, v.scheme(), nil)
-	if err != nil {
-		return false
-	}
-	ex.stream.exchange = nil
-	ex.stream.Reset(tunnel.CodeCancelled)
-	ex.stream = u
-	u.exchange = ex
-	u.Write(ex.replay)
+	ex.finish()
 	return true
 }
 
-// splice joins the visitor and the stream after 101 (Switching Protocols). HTTP
-// is over for both.
-func (ex *exchange) splice() {
-	v, u, s := ex.visitor, ex.stream, ex.service
-	ex.finish()
-	v.spliced(u.Stream, s)
-}
-
-// spliced hands the visitor's connection over to a splice with st, a stream of
-// s, and ends v. What is left is the count of the visitor.
-func (v *visitor) spliced(st *tunnel.Stream, s *service) {
-	v.phase = gone
-	v.stop()
-	v.loop.remove(v)
-	join(v.conn, st, v.addr.Addr(), v.verdict, s)
-	if v.eof {
-		st.CloseWrite() // the splice has not seen it
-	}
-}
-
-// visitorEOF is the end of what the visitor sends. Behind a complete request it
-// is most likely the visitor's end, but may be that of a simple client which
-// still wants its answer: check gives it some time.
-func (ex *exchange) visitorEOF() {
-	if !ex.sent {
-		v := ex.visitor
+// lost is the end of a back that did not complete the response.
+func (ex *exchange) lost(t *trouble) {
+	switch {
+	case !ex.answered:
+		ex.fail(t)
+	case ex.received: // and the request is not complete
+		f := ex.front
 		ex.cancel()
-		v.close()
-		return
+		f.done()
+	default:
+		ex.cut()
 	}
-	ex.close = true
 }
 
-// visitorDrained goes on with the response.
-func (ex *exchange) visitorDrained() {
-	ex.progress = ex.visitor.loop.since()
-	ex.stream.Resume()
-}
-
-// streamDrained goes on with the request.
-func (ex *exchange) streamDrained() {
-	ex.progress = ex.visitor.loop.since()
+// backDrained goes on with the request.
+func (ex *exchange) backDrained() {
+	ex.progress = ex.loop.since()
 	if !ex.sent {
-		ex.visitor.conn.Resume()
+		ex.front.resume()
 	}
 }
+
+// quiet is how long nothing has moved.
+func (ex *exchange) quiet() time.Duration { return time.Duration(ex.loop.since() - ex.progress) }
 
 // check ends ex if nothing has moved for too long. It is called every busyCheck.
 func (ex *exchange) check() {
-	v := ex.visitor
-	quiet := time.Duration(v.loop.since() - ex.progress)
-	waiting := v.conn.Pending() > 0 // for the visitor to read
+	quiet := ex.quiet()
 	switch {
-	case v.eof && !waiting && quiet >= halfTime, waiting && quiet >= stuckTime:
-		v.conn.Abort(errDeadline)
+	case quiet >= stuckTime && ex.front.waiting():
+		ex.abort()
 	case !ex.answered && quiet >= waitTime && ex.forlorn():
 		ex.fail(troubleAway)
+	case ex.back.patient():
 	case !ex.sent && quiet >= bodyTime && ex.answered:
-		v.conn.Abort(errDeadline)
-	case !ex.sent && quiet >= bodyTime && ex.stream.Pending() == 0:
-		ex.close = true
+		ex.abort()
+	case !ex.sent && quiet >= bodyTime && !ex.back.waiting():
 		ex.fail(troubleSlow)
-	case !ex.answered && quiet >= v.relay.ResponseTimeout:
+	case !ex.answered && quiet >= ex.loop.relay.ResponseTimeout:
 		ex.fail(troubleSilent)
 	}
 }
@@ -495,7 +316,7 @@ func (ex *exchange) check() {
 // have begun with waits for as long as the session does, or with a whole request, until another private
 // relay has the visitors.
 func (ex *exchange) forlorn() bool {
-	s, age := ex.service.session, time.Duration(ex.visitor.loop.since()-ex.began)
+	s, age := ex.service.session, time.Duration(ex.loop.since()-ex.began)
 	lost := s.lostFor()
 	return lost >= waitTime && (age <= lost || ex.sent && s.group.active != s)
 }

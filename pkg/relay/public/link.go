@@ -22,11 +22,11 @@ var troubleUpgrade = &trouble{426, "This needs a WebSocket of a private relay."}
 
 // link takes the request of a private relay for a link. It counts as a visitor
 // until the relay knows who it is: sites are few, and known.
-func (v *visitor) link(head, close bool) {
+func (v *visitor) link() {
 	req := &v.loop.req
 	key, err := websocket.CheckRequest(func(name string) string { return joined(req.Fields, name) })
 	if err != nil || string(req.Method) != "GET" || req.Minor != 1 || req.Framing != http1.NoBody {
-		v.answer(troubleUpgrade, head, close)
+		v.answer(troubleUpgrade)
 		return
 	}
 	v.phase = asking

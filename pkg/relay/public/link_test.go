@@ -170,7 +170,7 @@ func TestUpgradeRequired(t *testing.T) {
 func TestLeaveWhileMoving(t *testing.T) {
 	r := newTestRelay(t, false, nil)
 	from, to := r.loops[0], r.loops[1]
-	v := &visitor{relay: r.Relay, loop: from, verdict: admitted}
+	v := &visitor{relay: r.Relay, loop: from, client: client{verdict: admitted}}
 	onLoop(from.Loop, func() { from.add(v); from.remove(v); v.phase = moving })
 	left := make(chan bool)
 	from.Post(func() {

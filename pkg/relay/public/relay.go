@@ -8,7 +8,9 @@
 //	r.Drain(ctx)
 //
 // A byte of a visitor takes this way: listener → visitor (visitor.go) →
-// exchange (exchange.go) → upstream (service.go) → session (session.go) → link.
+// exchange (exchange.go) → upstream (upstream.go) → session (session.go) → link.
+// What becomes of a request is decided in decide.go, for all versions of HTTP;
+// front.go says what an exchange has at its two ends.
 // After an upgrade, and for tcp services, a splice replaces visitor, exchange
 // and upstream.
 //

@@ -3,7 +3,6 @@ package public
 import (
 	"errors"
 	"net/netip"
-	"strings"
 	"time"
 
 	"culvert.dev/pkg/evloop"
@@ -64,7 +63,8 @@ type loop struct {
 	// Scratch of the callback that is running.
 	req  http1.Request
 	host []byte
-	out  []byte
+	out  []byte // what an HTTP/1.1 visitor is about to get; empty between callbacks
+	up   []byte // and what an HTTP/1.1 server is
 
 	free     []*exchange
 	first    *visitor // of those that are here
@@ -110,9 +110,11 @@ func (l *loop) drain(all bool) (newcomers int) {
 // since is the time of the current turn in nanoseconds since the loop's start.
 func (l *loop) since() int64 { return int64(l.Now().Sub(l.start)) }
 
-// visitor is one HTTP connection to the relay, from accept until it is closed
-// or spliced. It is owned by the loop of its connection.
+// visitor is one HTTP/1.1 connection to the relay, from accept until it is closed
+// or spliced, and the front of its exchanges. It is owned by the loop of its
+// connection.
 type visitor struct {
+	client
 	relay *Relay
 	loop  *loop
 	conn  *evloop.Conn
@@ -124,15 +126,18 @@ type visitor struct {
 	fires    int64 // when timer does; 0: it is stopped
 	deadline int64 // of the phase
 
-	addr    netip.AddrPort
-	port    uint16 // that the visitor came in by; 0 until the first exchange
-	verdict verdict
-	secure  bool // https
+	pending int // of the connection, when it was last looked at
 	phase   phase
 	looks   uint8 // that have found no service, of a request that is held
 	asked   bool  // a request has come
 	eof     bool  // the visitor has sent its end of stream
-	pending int   // of the connection, when it was last looked at
+
+	// Of the request that is under way.
+	rest    http1.Body    // what is left of it
+	framing http1.Framing // of the response
+	minor   uint8         // version
+	isHead  bool          // it is HEAD
+	last    bool          // no other one on this connection
 }
 
 // accept takes a new connection of an HTTP listener. It runs on the
@@ -145,7 +150,7 @@ func (r *Relay) accept(c *evloop.Conn, secure bool) {
 // receive takes the connection of a visitor whose address is known.
 func (l *loop) receive(c *evloop.Conn, addr netip.AddrPort, secure bool) {
 	r := l.relay
-	v := &visitor{relay: r, loop: l, conn: c, addr: addr, secure: secure}
+	v := &visitor{relay: r, loop: l, conn: c, client: client{addr: addr, secure: secure}}
 	switch v.verdict = r.admission.enter(addr.Addr()); v.verdict {
 	case turnedAway:
 		l.counters.TurnedAway++
@@ -167,6 +172,7 @@ func (l *loop) receive(c *evloop.Conn, addr netip.AddrPort, secure bool) {
 		case err != nil:
 			c.Abort(err)
 		default:
+			v.sni = sni
 			v.shake(sni)
 		}
 	})
@@ -191,9 +197,13 @@ func (v *visitor) startTLS() {
 			v.loop.counters.HandshakesFailed++
 			return
 		}
-		if v.phase != gone {
-			v.serve()
+		if v.phase == gone {
+			return
 		}
+		if chains := v.conn.TLS().VerifiedChains; len(chains) > 0 {
+			v.cert = chains[0][0]
+		}
+		v.serve()
 	})
 }
 
@@ -274,11 +284,15 @@ func (v *visitor) onTimer() {
 		v.close()
 	case reading:
 		v.loop.counters.Rejected++
-		v.answer(troubleSlow, false, true)
+		v.refuse(troubleSlow)
 	case held:
 		v.release()
 	case busy:
 		v.await(busyCheck)
+		if v.eof && v.conn.Pending() == 0 && v.ex.quiet() >= halfTime {
+			v.conn.Abort(errDeadline)
+			return
+		}
 		v.ex.check()
 	case closing:
 		// Whoever still takes what we have sent gets the time for it.
@@ -316,7 +330,7 @@ func (v *visitor) OnData(b []byte) (used int) {
 				// The next request waits in the connection for its turn.
 				v.conn.Pause()
 			} else {
-				n = v.ex.forwardBody(b[used:])
+				n = v.readBody(b[used:])
 			}
 		case closing:
 			return len(b)
@@ -338,33 +352,46 @@ func (v *visitor) OnEOF() {
 	case idle, reading:
 		v.close()
 	case busy:
-		v.ex.visitorEOF()
+		// Behind a complete request it is most likely the visitor's end, but may
+		// be that of a simple client which still wants its answer: halfTime.
+		v.last = true
+		if !v.ex.sent {
+			v.forget()
+			v.close()
+		}
 	}
 }
 
 func (v *visitor) OnDrain() {
 	if v.phase == busy {
-		v.ex.visitorDrained()
+		v.ex.drained()
 	}
 }
 
 func (v *visitor) OnClose(error) {
 	if v.ex != nil {
-		v.ex.cancel()
+		v.forget()
 	}
 	v.leave()
 }
 
+// forget cancels the exchange.
+func (v *visitor) forget() {
+	ex := v.ex
+	v.ex = nil
+	ex.cancel()
+}
+
 // readHead takes a request head from b, which has at least one byte, and begins
 // what it asks for. It returns the bytes used: 0 if the head is not complete, or
-// if it is to be read again on another loop.
+// if it is to be read again, perhaps on another loop.
 func (v *visitor) readHead(b []byte) int {
-	l, r := v.loop, v.relay
+	l := v.loop
 	req := &l.req
 	n, err := http1.ParseRequest(b, req)
 	if err != nil {
 		l.counters.Rejected++
-		v.answer(rejection(err), false, true)
+		v.refuse(rejection(err))
 		return len(b)
 	}
 	if n == 0 {
@@ -375,56 +402,69 @@ func (v *visitor) readHead(b []byte) int {
 		return 0
 	}
 	v.asked = true
-	// An answer of our own leaves the body of the request unread.
-	head, close := string(req.Method) == "HEAD", req.Close || req.Framing != http1.NoBody && req.ContentLength != 0
-	if v.verdict != admitted {
-		v.answer(troubleFull, head, true)
-		return n
+	if v.port == 0 {
+		v.port = v.conn.LocalAddr().Port()
 	}
-	if req.Path == nil { // CONNECT
-		v.answer(troubleMethod, head, true)
-		return n
+	v.minor, v.proto = uint8(req.Minor), "HTTP/1.1"
+	if req.Minor == 0 {
+		v.proto = "HTTP/1.0"
 	}
-	l.host = appendHost(l.host[:0], req.Host)
-	if v.secure && r.own(l.host, req.Path) {
-		if !v.ownDomain(head, close) {
-			return 0
-		}
-		return n
-	}
-	routes := r.routes.Load()
-	if ambiguous(req.Path) && routes.divided(l.host, v.secure) {
-		l.counters.Rejected++
-		v.answer(troublePath, head, close)
-		return n
-	}
-	if s := routes.find(l.host, req.Path, v.secure); s != nil {
-		if s.session.loop != l {
-			v.move(s.session.loop, v.serve)
-			return 0
-		}
-		if v.hold(s.session.group) {
-			return 0
-		}
+	v.isHead = string(req.Method) == "HEAD"
+	v.last = req.Close || req.Path == nil || v.verdict != admitted
+	v.rest.Reset(req.Framing, req.ContentLength)
+	switch d := l.decide(&v.client, req); d.action {
+	case doServe:
 		v.looks = 0
-		v.begin(s)
-		return n
-	}
-	host, path := string(l.host), string(req.Path)
-	switch {
-	case !v.secure && (host == r.Domain || routes.find(l.host, req.Path, true) != nil || routes.allowed(host, path, true)) && v.redirect(head, close):
-	case routes.allowed(host, path, v.secure) && r.hasJustBegun():
+		v.phase = busy
+		if v.ex = l.begin(v, d.service, req); v.ex != nil {
+			v.await(busyCheck)
+		}
+	case doMove:
+		v.move(d.service.session.loop, v.serve)
+		return 0
+	case doHold:
+		v.hold(d.service.session.group)
+		return 0
+	case doLook:
 		v.look()
 		return 0
-	case routes.allowed(host, path, v.secure):
-		v.answer(troubleAway, head, close)
-	default:
-		v.answer(troubleService, head, close)
+	case doOwn:
+		if !v.ownDomain() {
+			return 0
+		}
+	case doAnswer:
+		v.answer(d.trouble, d.fields...)
 	}
 	return n
 }
 
-// hold keeps a request if it is not decided yet who serves it. It is read again then.
+// readBody passes on what b holds of the request's body.
+func (v *visitor) readBody(b []byte) (used int) {
+	ex := v.ex
+	for used < len(b) && !ex.sent {
+		payload, n, done, err := v.rest.Next(b[used:])
+		if err != nil {
+			v.last = true
+			ex.reject(rejection(err))
+			return used
+		}
+		used += n
+		if len(payload) > 0 {
+			ex.body(payload)
+		}
+		if done {
+			ex.end(v.rest.Trailers)
+		}
+		if n == 0 {
+			break
+		}
+	}
+	ex.pushed(used)
+	return used
+}
+
+// hold keeps a request if it is not decided yet who serves it. It is read again
+// then. It reports whether it does.
 func (v *visitor) hold(g *group) bool {
 	switch {
 	case !g.undecided:
@@ -456,63 +496,124 @@ func (v *visitor) release() {
 	}
 }
 
-// redirect answers a request in the clear for something that is served by https,
-// if there is an https listener.
-func (v *visitor) redirect(head, close bool) bool {
-	port, ok := v.relay.httpsPort()
-	if !ok {
-		return false
-	}
-	req := &v.loop.req
-	status := 308 // keeps the method
-	if m := string(req.Method); m == "GET" || m == "HEAD" {
-		status = 301
-	}
-	location := append([]byte("https://"), v.loop.host...)
-	if strings.IndexByte(string(v.loop.host), ':') >= 0 {
-		location = append(append([]byte("https://["), v.loop.host...), ']')
-	}
-	location = append(location, port...)
-	location = append(location, req.Path...)
-	if req.Query != nil {
-		location = append(append(location, '?'), req.Query...)
-	}
-	v.reply(status, "This service is reached by https.", head, close, http1.Field{Name: []byte("Location"), Value: location})
-	return true
+// refuse answers a request and closes.
+func (v *visitor) refuse(t *trouble) {
+	v.last = true
+	v.answer(t)
 }
 
-// answer says what is wrong with a request.
-func (v *visitor) answer(t *trouble, head, close bool) {
-	if t.status == 503 {
-		v.reply(t.status, t.text, head, close, http1.Field{Name: []byte("Retry-After"), Value: []byte(retryAfter)})
-		return
-	}
-	v.reply(t.status, t.text, head, close)
-}
-
-// reply answers a request with a text and goes on with the next, or closes.
-func (v *visitor) reply(status int, text string, head, close bool, fields ...http1.Field) {
-	close = close || v.eof || v.relay.draining.Load()
+// answer says what is wrong with a request, and goes on with the next one, or closes
+// if some of this one is unread.
+func (v *visitor) answer(t *trouble, fields ...http1.Field) {
+	v.ex = nil
+	v.last = v.last || !v.rest.Done() || v.eof || v.relay.draining.Load()
 	v.loop.counters.Answered++
-	v.loop.out = http1.AppendError(v.loop.out[:0], time.Now(), status, text, !close, head, fields...)
-	v.conn.Write(v.loop.out)
-	v.next(close)
+	if t.status == 503 {
+		fields = append(fields, http1.Field{Name: []byte("Retry-After"), Value: []byte(retryAfter)})
+	}
+	v.loop.out = http1.AppendError(v.loop.out, time.Now(), t.status, t.text, !v.last, v.isHead, fields...)
+	v.flush()
+	v.next()
 }
 
-func (v *visitor) scheme() string {
-	if v.secure {
-		return "https"
+func (v *visitor) who() *client { return &v.client }
+
+func (v *visitor) interim(res *http1.Response) {
+	if v.minor == 1 { // rfc9110#section-15.2: HTTP/1.0 has none
+		v.loop.out, _ = http1.AppendForwardedResponse(v.loop.out, res, 1, true)
 	}
-	return "http"
+}
+
+func (v *visitor) head(res *http1.Response, _ bool) bool {
+	// A server that turns a request down before it is complete seldom reads
+	// the rest.
+	v.last = v.last || !v.rest.Done() && res.Status >= 300 || v.eof || v.relay.draining.Load()
+	v.loop.out, v.framing = http1.AppendForwardedResponse(v.loop.out, res, int(v.minor), !v.last)
+	v.last = v.last || v.framing == http1.UntilClose
+	return v.last
+}
+
+// body gathers small pieces.
+func (v *visitor) body(p []byte) {
+	l, c := v.loop, v.conn
+	switch chunked := v.framing == http1.Chunked; {
+	case len(l.out)+len(p) <= maxGather && chunked:
+		l.out = http1.AppendChunk(l.out, p)
+	case len(l.out)+len(p) <= maxGather:
+		l.out = append(l.out, p...)
+	case chunked:
+		c.Write(http1.AppendChunkSize(l.out, len(p)))
+		c.Write(p)
+		l.out = append(l.out[:0], "\r\n"...)
+	default:
+		v.flush()
+		c.Write(p)
+	}
+}
+
+func (v *visitor) end(trailers []http1.Field) {
+	if v.framing == http1.Chunked {
+		v.loop.out = http1.AppendLastChunk(v.loop.out, trailers)
+	}
+}
+
+func (v *visitor) flush() {
+	v.conn.Write(v.loop.out)
+	v.loop.out = v.loop.out[:0]
+}
+
+func (v *visitor) full() bool    { return v.conn.Pending() > v.conn.HighMark() }
+func (v *visitor) waiting() bool { return v.conn.Pending() > 0 }
+func (v *visitor) pause()        { v.conn.Pause() }
+func (v *visitor) resume()       { v.conn.Resume() }
+
+func (v *visitor) done() {
+	v.ex = nil
+	v.last = v.last || !v.rest.Done()
+	v.next()
+}
+
+func (v *visitor) cut() {
+	v.ex = nil
+	if v.framing == http1.UntilClose {
+		v.conn.Abort(errTruncated) // an end of stream would look like the end of the body
+	} else {
+		v.close()
+	}
+}
+
+func (v *visitor) abort() {
+	v.ex = nil
+	v.conn.Abort(errDeadline)
+}
+
+func (v *visitor) upgrade(res *http1.Response, st stream, s *service) *trouble {
+	v.ex = nil
+	v.loop.out, _ = http1.AppendForwardedResponse(v.loop.out, res, int(v.minor), true)
+	v.flush()
+	v.spliced(st, s)
+	return nil
+}
+
+// spliced hands the visitor's connection over to a splice with st, a stream of
+// s, and ends v. What is left is the count of the visitor.
+func (v *visitor) spliced(st stream, s *service) {
+	v.phase = gone
+	v.stop()
+	v.loop.remove(v)
+	join(v.conn, st, v.addr.Addr(), v.verdict, s)
+	if v.eof {
+		st.CloseWrite() // the splice has not seen it
+	}
 }
 
 // next waits for the next request, or closes when there shall be none.
-func (v *visitor) next(close bool) {
-	if close || v.eof || v.relay.draining.Load() {
+func (v *visitor) next() {
+	if v.last || v.eof || v.relay.draining.Load() {
 		v.close()
 		return
 	}
-	v.phase = idle
+	v.phase, v.isHead = idle, false
 	v.await(idleTime)
 	v.conn.Resume()
 }

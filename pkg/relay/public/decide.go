@@ -1,0 +1,102 @@
+package public
+
+import (
+	"strings"
+
+	"culvert.dev/pkg/http1"
+)
+
+// action is what becomes of a request.
+type action uint8
+
+const (
+	doServe  action = iota // by service, whose loop is this one
+	doMove                 // service is of another loop, which decides
+	doHold                 // it is about to be decided which session serves it: see group.hold
+	doLook                 // nobody serves it, but may soon: decide again in a moment
+	doOwn                  // it is for the relay itself
+	doAnswer               // with trouble and fields
+)
+
+// decision is what decide has found.
+type decision struct {
+	action  action
+	service *service      // of doServe, doMove and doHold
+	trouble *trouble      // of doAnswer
+	fields  []http1.Field // of doAnswer, besides the usual ones
+}
+
+// decide says what becomes of a request, for all versions of HTTP. It may be
+// asked again about a request which had to wait or to move; doServe and doAnswer
+// are the last word.
+func (l *loop) decide(c *client, req *http1.Request) decision {
+	r := l.relay
+	if c.verdict != admitted {
+		return decision{action: doAnswer, trouble: troubleFull}
+	}
+	if req.Path == nil { // CONNECT
+		return decision{action: doAnswer, trouble: troubleMethod}
+	}
+	l.host = appendHost(l.host[:0], req.Host)
+	if c.secure && r.own(l.host, req.Path) {
+		return decision{action: doOwn}
+	}
+	routes := r.routes.Load()
+	if ambiguous(req.Path) && routes.divided(l.host, c.secure) {
+		l.counters.Rejected++
+		return decision{action: doAnswer, trouble: troublePath}
+	}
+	if s := routes.find(l.host, req.Path, c.secure); s != nil {
+		switch {
+		case s.session.loop != l:
+			return decision{action: doMove, service: s}
+		case s.session.group.undecided:
+			return decision{action: doHold, service: s}
+		}
+		// This is the only time that this request comes here.
+		return decision{service: s}
+	}
+	host, path := string(l.host), string(req.Path)
+	if !c.secure && (host == r.Domain || routes.find(l.host, req.Path, true) != nil || routes.allowed(host, path, true)) {
+		if d, ok := l.redirect(req); ok {
+			return d
+		}
+	}
+	switch {
+	case !routes.allowed(host, path, c.secure):
+		return decision{action: doAnswer, trouble: troubleService}
+	case r.hasJustBegun():
+		return decision{action: doLook}
+	}
+	return decision{action: doAnswer, trouble: troubleAway}
+}
+
+var (
+	redirectGet = &trouble{301, redirectText}
+	redirectAny = &trouble{308, redirectText} // keeps the method
+)
+
+const redirectText = "This service is reached by https."
+
+// redirect answers a request in the clear for l.host that is served by https, if
+// there is an https listener.
+func (l *loop) redirect(req *http1.Request) (decision, bool) {
+	port, ok := l.relay.httpsPort()
+	if !ok {
+		return decision{}, false
+	}
+	t := redirectAny
+	if m := string(req.Method); m == "GET" || m == "HEAD" {
+		t = redirectGet
+	}
+	location := append([]byte("https://"), l.host...)
+	if strings.IndexByte(string(l.host), ':') >= 0 {
+		location = append(append([]byte("https://["), l.host...), ']')
+	}
+	location = append(location, port...)
+	location = append(location, req.Path...)
+	if req.Query != nil {
+		location = append(append(location, '?'), req.Query...)
+	}
+	return decision{action: doAnswer, trouble: t, fields: []http1.Field{{Name: []byte("Location"), Value: location}}}, true
+}

@@ -1,0 +1,147 @@
+package public
+
+import (
+	"crypto/x509"
+	"net/netip"
+
+	"culvert.dev/pkg/forward"
+	"culvert.dev/pkg/http1"
+)
+
+// client is what is known of the visitor behind a connection, in any version of
+// HTTP. Policy, the access log and the forwarding fields read it. The fields are
+// set before the first request is decided, but for proto in HTTP/1.
+type client struct {
+	addr    netip.AddrPort
+	sni     string            // server name of the TLS handshake; "" if there was none
+	proto   string            // "HTTP/1.0", "HTTP/1.1", "HTTP/2" or "HTTP/3"
+	cert    *x509.Certificate // that the visitor has proved to have, as the config of its handshake asked for; else nil
+	port    uint16            // that the visitor came in by
+	secure  bool              // TLS
+	verdict verdict           // of admission, about the connection
+}
+
+func (c *client) scheme() string {
+	if c.secure {
+		return "https"
+	}
+	return "http"
+}
+
+// front is the visitor's side of one exchange: an HTTP/1.1 connection, or a
+// stream of HTTP/2 or HTTP/3. All methods are called on the loop of the exchange,
+// which is that of the service's session. A front that lives elsewhere, on
+// another loop or in a goroutine, is a bridge: its methods pass on what they are
+// given, and what its other half has to say to the exchange is posted to the loop.
+//
+// What a front does, in this order:
+//
+//   - It makes an http1.Request of the head, exactly one that
+//     http1.ParseRequest would have accepted, and asks loop.decide on any loop.
+//     If that says doMove, it asks again on the loop of the service.
+//   - With doServe it calls loop.begin, in the same callback, and has the
+//     exchange; or nil, when that has been answered at once. A front that cannot be
+//     read again keeps a copy (http1.Request.Clone) while it waits for doHold or doLook.
+//   - It gives the body of the request to exchange.body in pieces, and its end to
+//     exchange.end, and calls exchange.pushed after each batch; unless exchange.sent is set
+//     from the beginning, when there is none. Between pause and resume it takes
+//     nothing more from the visitor; what is on the way already may still be given.
+//   - It calls exchange.drained after full has said true and there is room again,
+//     exchange.check every busyCheck, and exchange.cancel if the visitor is gone.
+//
+// An exchange ends by exactly one call of done, answer, cut, abort or upgrade, or
+// by exchange.cancel. The exchange must not be used any more from within that call.
+type front interface {
+	// who is the visitor. It stays the same.
+	who() *client
+
+	// interim passes on a head with a 1xx status other than 101. res and all in it
+	// are lent, here and below.
+	interim(res *http1.Response)
+
+	// head passes on the final head. It is to be cleared of hop-by-hop fields, and
+	// res.Framing says whether the length of the body is known. end says that there
+	// is no body: neither body nor end will be called. head reports whether the
+	// rest of the request is of no use once the response is complete.
+	head(res *http1.Response, end bool) (last bool)
+
+	// body passes on a piece of the body, which is lent and not empty.
+	body(p []byte)
+
+	// end is the end of the body.
+	end(trailers []http1.Field)
+
+	// flush sends what the methods above have gathered. It is called in the same
+	// callback.
+	flush()
+
+	// full reports whether the front has so much queued that the response has to
+	// wait until exchange.drained.
+	full() bool
+
+	// waiting reports whether the visitor has not taken all that it was given.
+	waiting() bool
+
+	// pause and resume are about the body of the request.
+	pause()
+	resume()
+
+	// done is the end in good order. The request may be incomplete: nobody wants the
+	// rest.
+	done()
+
+	// answer ends an exchange, of which no final head has been given, with an answer
+	// of our own. It is also what a front does itself with doAnswer.
+	answer(t *trouble, fields ...http1.Field)
+
+	// cut ends an exchange in the middle of the response, in such a way that the
+	// visitor notices.
+	cut()
+
+	// abort ends an exchange whose visitor has missed a deadline.
+	abort()
+
+	// upgrade ends an exchange by 101 (Switching Protocols): from here on, the
+	// visitor and st, a stream of s, are spliced. Or it returns what is wrong with
+	// the answer, and nothing has happened.
+	upgrade(res *http1.Response, st stream, s *service) *trouble
+}
+
+// back is the server's side of one exchange: a stream that carries HTTP/1.1, or one of
+// an HTTP/2 connection in a stream. It calls interim, head and so on of the exchange.
+type back interface {
+	// body, end, flush and full are those of the request; see front.
+	body(p []byte)
+	end(trailers []http1.Field)
+	flush()
+	full() bool
+
+	// waiting reports whether the way to the server has not taken all of the request.
+	waiting() bool
+
+	// pause and resume are about the response.
+	pause()
+	resume()
+
+	// patient reports whether exchanges may be silent for as long as the visitor
+	// likes.
+	patient() bool
+
+	// reads reports whether the server may still take the rest of a request that
+	// it has answered.
+	reads() bool
+
+	// release ends the back of an exchange that is complete.
+	release()
+
+	// cancel ends it at any other time.
+	cancel()
+}
+
+// stream is what a visitor is spliced with after an upgrade.
+type stream interface {
+	forward.End
+	// Bytes and Confirmed are those of tunnel.Stream.
+	Bytes() (received, written uint64)
+	Confirmed() bool
+}
