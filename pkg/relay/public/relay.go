@@ -125,6 +125,14 @@ type Relay struct {
 	// service by a forward. If nil, nobody is.
 	Operator func(token string) bool
 
+	// AccessLog gets lines of the access log, each a JSON object and a newline: one
+	// for each request, connection and flow, when it is over. It is called on the
+	// loops, must not block, and the bytes are lent. If nil, there is no such log.
+	AccessLog func(lines []byte)
+
+	// AccessQuery adds the query to those lines, AccessAgent User-Agent and Referer.
+	AccessQuery, AccessAgent bool
+
 	// Log hears of events: of sites, sessions, services and listeners, not of
 	// requests. If nil, nobody does.
 	Log *slog.Logger

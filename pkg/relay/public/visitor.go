@@ -69,6 +69,7 @@ type loop struct {
 	free     []*exchange
 	first    *visitor // of those that are here
 	counters Counters
+	access   accessLog
 }
 
 // add and remove keep the list of the loop's visitors.
