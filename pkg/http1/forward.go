@@ -29,20 +29,11 @@ func AppendForwardedRequest(dst []byte, r *Request, fwd Forward) []byte {
 
 	trailers := false // TE: trailers
 	for _, f := range r.Fields {
-		switch c := lower(f.Name[0]); {
-		case c == 'h' && EqualFold(f.Name, "host"):
-			continue
-		case c == 'e' && r.Minor == 0 && EqualFold(f.Name, "expect"):
-			continue // rfc9110#section-10.1.1: ignored in HTTP/1.0
-		case c == 't' && EqualFold(f.Name, "te"):
+		if lower(f.Name[0]) == 't' && EqualFold(f.Name, "te") {
 			trailers = trailers || acceptsTrailers(f.Value)
-			continue
-		case (c == 'x' || c == 'f') && isForwarding(f.Name):
-			continue
-		case hopByHop(f.Name, c) || r.nominated && nominates(r.Fields, f.Name):
-			continue
+		} else if r.forwards(f) {
+			dst = appendField(dst, f)
 		}
-		dst = appendField(dst, f)
 	}
 
 	switch {
@@ -59,30 +50,110 @@ func AppendForwardedRequest(dst []byte, r *Request, fwd Forward) []byte {
 	}
 	dst = appendFraming(dst, r.Framing, r.ContentLength)
 
-	remote := fwd.Remote.Unmap().WithZone("")
-	if remote.IsValid() {
-		dst = append(dst, "X-Forwarded-For: "...)
-		dst = remote.AppendTo(dst)
-		dst = append(dst, "\r\nX-Real-IP: "...)
-		dst = remote.AppendTo(dst)
-		dst = append(dst, "\r\n"...)
+	var text [512]byte
+	own, n, _ := fwd.fields(text[:0], r.Host)
+	for _, f := range own[:n] {
+		dst = appendField(dst, f)
 	}
-	dst = append(dst, "X-Forwarded-Proto: "...)
-	dst = append(dst, fwd.Proto...)
-	dst = append(dst, "\r\n"...)
-	if r.Host != nil {
-		dst = append(dst, "X-Forwarded-Host: "...)
-		dst = append(dst, r.Host...)
-		dst = append(dst, "\r\n"...)
+	return append(dst, "\r\n"...)
+}
+
+// forwards reports whether a field of r, which is not TE, goes to the server as it is.
+func (r *Request) forwards(f Field) bool {
+	switch c := lower(f.Name[0]); {
+	case c == 'h' && EqualFold(f.Name, "host"):
+		return false
+	case c == 'e' && r.Minor == 0 && EqualFold(f.Name, "expect"):
+		return false // rfc9110#section-10.1.1: ignored in HTTP/1.0
+	case (c == 'x' || c == 'f') && isForwarding(f.Name):
+		return false
+	default:
+		return !hopByHop(f.Name, c) && !(r.nominated && nominates(r.Fields, f.Name))
+	}
+}
+
+// AppendForwardedFields appends the fields of r as they go to a server that speaks HTTP/2, which are those that
+// AppendForwardedRequest writes, without the Host that is :authority there and without what HTTP/2 has no use for.
+// Values that r does not have are appended to text. The case of names is the visitor's.
+func AppendForwardedFields(dst []Field, text []byte, r *Request, fwd Forward) ([]Field, []byte) {
+	trailers := false
+	for _, f := range r.Fields {
+		if lower(f.Name[0]) == 't' && EqualFold(f.Name, "te") {
+			trailers = trailers || acceptsTrailers(f.Value)
+		} else if r.forwards(f) {
+			dst = append(dst, f)
+		}
+	}
+	if trailers {
+		dst = append(dst, Field{nameTE, valueTrailers})
+	}
+	if r.Framing != Chunked && r.ContentLength >= 0 {
+		start := len(text)
+		text = strconv.AppendInt(text, r.ContentLength, 10)
+		dst = append(dst, Field{nameLength, text[start:]})
+	}
+	own, n, text := fwd.fields(text, r.Host)
+	return append(dst, own[:n]...), text
+}
+
+// AppendForwardedResponseFields appends the fields of r as they go to a visitor who speaks HTTP/2 or HTTP/3: those of
+// AppendForwardedResponse without what only HTTP/1.1 has. A Content-Length is appended to text.
+func AppendForwardedResponseFields(dst []Field, text []byte, r *Response) ([]Field, []byte) {
+	for _, f := range r.Fields {
+		if r.forwards(f) {
+			dst = append(dst, f)
+		}
+	}
+	if r.Status >= 200 && r.Status != 204 && r.ContentLength >= 0 && (r.Framing == NoBody || r.Framing == Length) {
+		start := len(text)
+		text = strconv.AppendInt(text, r.ContentLength, 10)
+		dst = append(dst, Field{nameLength, text[start:]})
+	}
+	return dst, text
+}
+
+// The names and values of our own. Never written to.
+var (
+	nameTE, valueTrailers = []byte("TE"), []byte("trailers")
+	nameLength            = []byte("Content-Length")
+	nameFor               = []byte("X-Forwarded-For")
+	nameRealIP            = []byte("X-Real-IP")
+	nameProto             = []byte("X-Forwarded-Proto")
+	nameHost              = []byte("X-Forwarded-Host")
+	namePort              = []byte("X-Forwarded-Port")
+	nameForwarded         = []byte("Forwarded")
+)
+
+const maxForwarding = 6 // fields that Forward makes
+
+// fields returns the n forwarding fields. Their values are appended to text.
+func (fwd Forward) fields(text, host []byte) (own [maxForwarding]Field, n int, _ []byte) {
+	add := func(name, value []byte) {
+		own[n] = Field{name, value}
+		n++
+	}
+	remote := fwd.Remote.Unmap().WithZone("")
+	start := len(text)
+	if remote.IsValid() {
+		text = remote.AppendTo(text)
+		add(nameFor, text[start:])
+		add(nameRealIP, text[start:])
+	}
+	start = len(text)
+	text = append(text, fwd.Proto...)
+	add(nameProto, text[start:])
+	if host != nil {
+		add(nameHost, host)
 	}
 	if fwd.Port != 0 {
-		dst = append(dst, "X-Forwarded-Port: "...)
-		dst = strconv.AppendUint(dst, uint64(fwd.Port), 10)
-		dst = append(dst, "\r\n"...)
+		start = len(text)
+		text = strconv.AppendUint(text, uint64(fwd.Port), 10)
+		add(namePort, text[start:])
 	}
-	dst = append(dst, "Forwarded: "...)
-	dst = appendElement(dst, remote, fwd.Proto, r.Host)
-	return append(dst, "\r\n\r\n"...)
+	start = len(text)
+	text = appendElement(text, remote, fwd.Proto, host)
+	add(nameForwarded, text[start:])
+	return own, n, text
 }
 
 // appendElement appends our element of Forwarded (rfc7239#section-4 and 6). IPv6 addresses and hosts
@@ -129,11 +200,9 @@ func AppendForwardedResponse(dst []byte, r *Response, minor int, keepAlive bool)
 	dst = append(dst, r.Reason...)
 	dst = append(dst, "\r\n"...)
 	for _, f := range r.Fields {
-		c := lower(f.Name[0])
-		if hopByHop(f.Name, c) || c == 't' && EqualFold(f.Name, "te") || r.nominated && nominates(r.Fields, f.Name) {
-			continue
+		if r.forwards(f) {
+			dst = appendField(dst, f)
 		}
-		dst = appendField(dst, f)
 	}
 	framing := r.Framing
 	switch {
@@ -158,6 +227,12 @@ func AppendForwardedResponse(dst []byte, r *Response, minor int, keepAlive bool)
 		dst = append(dst, "Connection: keep-alive\r\n"...)
 	}
 	return append(dst, "\r\n"...), framing
+}
+
+// forwards reports whether a field of r goes to the visitor.
+func (r *Response) forwards(f Field) bool {
+	c := lower(f.Name[0])
+	return !(hopByHop(f.Name, c) || c == 't' && EqualFold(f.Name, "te") || r.nominated && nominates(r.Fields, f.Name))
 }
 
 func appendFraming(dst []byte, f Framing, length int64) []byte {

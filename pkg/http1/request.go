@@ -28,7 +28,8 @@ type Request struct {
 	Expect100 bool   // the client waits for 100 (Continue) before it sends the body
 	Upgrade   []byte // what the client asks to switch to ("websocket"), nil if nothing. h2c is ignored
 
-	nominated bool // Connection names fields to remove
+	nominated bool   // Connection names fields to remove
+	joined    []byte // Cookie, from several fields
 }
 
 var (
@@ -81,7 +82,7 @@ func ParseRequest(b []byte, r *Request) (n int, err error) {
 // ParseRequest is the function ParseRequest with limits of one's own.
 func (l Limits) ParseRequest(b []byte, r *Request) (n int, err error) {
 	l = l.orDefault(16 << 10)
-	*r = Request{Fields: r.Fields[:0], ContentLength: -1}
+	*r = Request{Fields: r.Fields[:0], joined: r.joined[:0], ContentLength: -1}
 	full := len(b) >= l.MaxHead
 	if full {
 		b = b[:l.MaxHead]
@@ -141,8 +142,25 @@ func (r *Request) parse(b []byte, l Limits) (int, *Error) {
 	if n == 0 || e != nil {
 		return 0, e
 	}
-	if e := r.interpret(); e != nil {
+	m, hosts, e := r.interpret()
+	switch {
+	case e != nil:
 		return 0, e
+	case hosts == 0 && r.Minor == 1:
+		return 0, errNoHost
+	case m.chunked && r.Minor == 0:
+		return 0, errCoding10 // rfc9112#section-6.1
+	case m.chunked:
+		r.Framing = Chunked
+	case m.length >= 0:
+		r.Framing = Length
+	}
+	if r.Framing == NoBody {
+		r.Expect100 = false
+	}
+	r.Close = m.close || r.Minor == 0 && !m.keepAlive
+	if m.upgrade && r.Minor == 1 && len(m.protocol) > 0 && !containsFold(m.protocol, "h2c") {
+		r.Upgrade = m.protocol
 	}
 	return n, nil
 }
@@ -274,18 +292,17 @@ func (r *Request) parseTarget() *Error {
 var emptyPath, asterisk = []byte("/"), []byte("*")
 
 // interpret goes through the fields that matter to every recipient.
-func (r *Request) interpret() *Error {
-	m := framing{length: -1}
-	hosts := 0
+func (r *Request) interpret() (m framing, hosts int, e *Error) {
+	m.length = -1
 	for _, f := range r.Fields {
 		switch len(f.Name) {
 		case len("Host"):
 			if EqualFold(f.Name, "host") {
 				if hosts++; hosts > 1 {
-					return errTwoHosts
+					return m, hosts, errTwoHosts
 				}
 				if !validHost(f.Value) {
-					return errHost
+					return m, hosts, errHost
 				}
 				if r.Host == nil {
 					r.Host = f.Value
@@ -294,37 +311,19 @@ func (r *Request) interpret() *Error {
 		case len("Expect"):
 			if EqualFold(f.Name, "expect") && r.Minor == 1 {
 				if !EqualFold(f.Value, "100-continue") {
-					return errExpect
+					return m, hosts, errExpect
 				}
 				r.Expect100 = true
 			}
 		case len("Upgrade"), len("Connection"), len("Content-Length"), len("Transfer-Encoding"):
 			if e := m.field(f); e != nil {
-				return e
+				return m, hosts, e
 			}
 		}
 	}
-	if hosts == 0 && r.Minor == 1 {
-		return errNoHost
-	}
 	r.ContentLength = m.length
 	r.nominated = m.nominated
-	switch {
-	case m.chunked && r.Minor == 0:
-		return errCoding10 // rfc9112#section-6.1
-	case m.chunked:
-		r.Framing = Chunked
-	case m.length >= 0:
-		r.Framing = Length
-	}
-	if r.Framing == NoBody {
-		r.Expect100 = false
-	}
-	r.Close = m.close || r.Minor == 0 && !m.keepAlive
-	if m.upgrade && r.Minor == 1 && len(m.protocol) > 0 && !containsFold(m.protocol, "h2c") {
-		r.Upgrade = m.protocol
-	}
-	return nil
+	return m, hosts, nil
 }
 
 // validHost reports whether b is a host name, IPv4 address or bracketed IPv6 address with an optional
