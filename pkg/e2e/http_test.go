@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -400,66 +399,6 @@ func TestDrain(t *testing.T) {
 			}
 		})
 	}
-}
-
-// TestSmuggling sends requests that two servers could understand differently.
-func TestSmuggling(t *testing.T) {
-	s := startSystem(t, service{"app", "https://app.example.com", "http://" + startSink(t)})
-	const host = "Host: app.example.com\r\n"
-	for name, request := range map[string]string{
-		"length and chunked":     "POST / HTTP/1.1\r\n" + host + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-		"two lengths":            "POST / HTTP/1.1\r\n" + host + "Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcde",
-		"list of lengths":        "POST / HTTP/1.1\r\n" + host + "Content-Length: 4, 5\r\n\r\nabcde",
-		"signed length":          "POST / HTTP/1.1\r\n" + host + "Content-Length: +4\r\n\r\nabcd",
-		"hex length":             "POST / HTTP/1.1\r\n" + host + "Content-Length: 0x4\r\n\r\nabcd",
-		"huge length":            "POST / HTTP/1.1\r\n" + host + "Content-Length: 99999999999999999999\r\n\r\n",
-		"chunked twice":          "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-		"chunked not last":       "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
-		"space before the colon": "POST / HTTP/1.1\r\n" + host + "Content-Length : 4\r\n\r\nabcd",
-		"folded line":            "GET / HTTP/1.1\r\n" + host + "X: a\r\n b\r\n\r\n",
-		"bare CR":                "GET / HTTP/1.1\r\n" + host + "X: a\rTransfer-Encoding: chunked\r\n\r\n",
-		"two hosts":              "GET / HTTP/1.1\r\n" + host + host + "\r\n",
-		"no host":                "GET / HTTP/1.1\r\n\r\n",
-		"host of another":        "GET http://other.example.com/ HTTP/1.1\r\nHost: app.example.com:x\r\n\r\n",
-		"NUL":                    "GET / HTTP/1.1\r\n" + host + "X: \x00\r\n\r\n",
-		"space in the target":    "GET / x HTTP/1.1\r\n" + host + "\r\n",
-		"bad chunk":              "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n+4\r\nabcd\r\n0\r\n\r\n",
-		"chunk without end":      "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n4\r\nabcdX\r\n0\r\n\r\n",
-	} {
-		t.Run(name, func(t *testing.T) {
-			c := dialTLS(t, s.https, "app.example.com")
-			c.SetDeadline(time.Now().Add(20 * time.Second))
-			// What follows must never be answered as a request of its own.
-			io.WriteString(c, request+"GET /smuggled HTTP/1.1\r\n"+host+"\r\n")
-			answer, err := io.ReadAll(c)
-			if err != nil {
-				t.Errorf("the connection is not closed in order: %v", err)
-			}
-			if !strings.HasPrefix(string(answer), "HTTP/1.1 400 ") || strings.Count(string(answer), "HTTP/1.1 ") != 1 || strings.Contains(string(answer), "smuggled") {
-				t.Errorf("want one 400, got\n%s", answer)
-			}
-		})
-	}
-	t.Run("pipelined requests are answered in order", func(t *testing.T) {
-		c := dialTLS(t, s.https, "app.example.com")
-		c.SetDeadline(time.Now().Add(20 * time.Second))
-		var all strings.Builder
-		for i := range 50 {
-			fmt.Fprintf(&all, "GET /%d HTTP/1.1\r\n%s\r\n", i, host)
-		}
-		io.WriteString(c, all.String())
-		r := bufio.NewReader(c)
-		for i := range 50 {
-			resp, err := http.ReadResponse(r, nil)
-			if err != nil {
-				t.Fatalf("answer %d: %v", i, err)
-			}
-			body, _ := io.ReadAll(resp.Body)
-			if want := fmt.Sprintf("GET /%d from", i); !strings.HasPrefix(string(body), want) {
-				t.Fatalf("answer %d: %q", i, body)
-			}
-		}
-	})
 }
 
 // within is a context with a deadline for one step of a test.
