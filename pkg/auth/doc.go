@@ -1,6 +1,6 @@
 // Package auth answers who is asking: the keys of sites, the proof that a link
 // belongs to one, the tokens that sites join with, the operators' token, and the
-// certificates that a relay makes for itself.
+// certificates that a relay makes for itself, and the passwords of visitors.
 //
 //	pub, err := auth.GenerateKey("office.key") // on the private relay
 //	key, err := auth.ReadKey("office.key")
@@ -8,8 +8,13 @@
 //
 //	ok := auth.VerifyLink(pub, "office", exporter, sig) // on the public relay
 //
+//	hash, err := auth.HashPassword(password) // tunnelctl password
+//	h, err := auth.ParsePasswordHash(hash)   // on the public relay
+//	ok = h.Verify(password)
+//
 // Invariants: a private key never leaves the machine that made it, and its file
 // is readable by its owner alone. Of a token the relay keeps only a digest.
 // Secrets are compared in constant time. Files are replaced as a whole, so that a
-// crash leaves the old or the new one. Nothing here turns verification off.
+// crash leaves the old or the new one. No hash of a password costs more than a
+// fixed amount of memory and time to verify. Nothing here turns verification off.
 package auth
