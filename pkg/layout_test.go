@@ -45,6 +45,7 @@ var arrows = map[string][]string{
 	"pkg/httpd": {"pkg/evloop", "pkg/http1"},
 
 	"pkg/accesslog": {},
+	"pkg/acme":      {},
 	"pkg/auth":      {},
 	"pkg/daemon":    {},
 	"pkg/e2e":       {},
