@@ -52,6 +52,7 @@ var arrows = map[string][]string{
 	"pkg/evloop":    {},
 	"pkg/forward":   {"pkg/evloop", "pkg/tunnel"},
 	"pkg/http1":     {},
+	"pkg/http2":     {"pkg/http1"},
 	"pkg/memnet":    {},
 	"pkg/netem":     {},
 	"pkg/relay":     {},

@@ -1,0 +1,27 @@
+// Package http2 is HTTP/2 (RFC 9113) without I/O: bytes in, callbacks and bytes out. It is the server of visitors and
+// the client of targets that speak HTTP/2 with prior knowledge.
+//
+//	e := new(http2.Endpoint)            // one for each loop: limits and shared buffers
+//	c := e.Server(conn, handler)        // conn is an evloop.Conn, a tunnel.Stream, or what acts like them
+//	used, err := c.Receive(b, now)      // in OnData of conn; what is not used is shown again
+//	c.Flush()                           // at the end of the turn, if handler.OnOutput asked for it
+//
+//	func (h *handler) OnRequest(s *http2.Stream, req *http1.Request, end bool) {
+//		s.SetHandler(h.newExchange(s, req)) // or forward.Splice(s, other, nil)
+//	}
+//
+// Heads are http1.Request and http1.Response: exactly what HTTP/1.1 would have carried, or they are rejected. A Stream
+// acts like a connection, so it can be spliced with one.
+//
+// # Invariants
+//
+//   - Everything is called on the loop that owns the Endpoint. Callbacks come from Receive and Flush, and from nothing
+//     else; they may call any method of any stream or connection. OnClose of a stream comes exactly once, and last.
+//   - What is lent (requests, responses, trailers, data) is lent until the callback returns.
+//   - Payload is not kept unless a handler pauses or leaves it, and then within the windows: 256 KiB a stream, 1 MiB
+//     a connection. A window opens again only by what handlers have used.
+//   - Nothing is queued without a bound. Payload waits in its stream above which HighMark asks the writer to wait,
+//     at most maxQueued in all of a connection; answers to a peer that does not read are counted against its budget.
+//   - The result does not depend on how the input was cut.
+//   - A connection without streams holds its Conn, two tables of header compression that grow with use, and nothing else.
+package http2
