@@ -53,6 +53,7 @@ var arrows = map[string][]string{
 	"pkg/forward":   {"pkg/evloop", "pkg/tunnel"},
 	"pkg/http1":     {},
 	"pkg/http2":     {"pkg/http1"},
+	"pkg/http3":     {"pkg/http1"},
 	"pkg/memnet":    {},
 	"pkg/netem":     {},
 	"pkg/relay":     {},

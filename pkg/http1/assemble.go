@@ -116,6 +116,11 @@ func (r *Request) assemble(l Limits, p Pseudo, end bool) *Error {
 		r.Framing = Length
 	case !end:
 		r.Framing = Chunked
+	default:
+		switch string(r.Method) {
+		case "POST", "PUT", "PATCH": // some servers insist on it: rfc9110#section-8.6
+			r.ContentLength = 0
+		}
 	}
 	if r.Framing == NoBody {
 		r.Expect100 = false
