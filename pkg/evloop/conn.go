@@ -32,7 +32,7 @@ const (
 )
 
 // Conn is one connection of a loop. Its methods may be called on that loop only. A Conn is made by a Listener, by
-// Dial or by Attach.
+// Dial, by Attach or by AttachEnd.
 type Conn struct {
 	loop    *Loop
 	sock    socket
@@ -54,7 +54,7 @@ type Conn struct {
 // newConn enters a socket into the loop. On error the socket is closed.
 func (l *Loop) newConn(s socket, remote netip.AddrPort) (*Conn, error) {
 	if err := l.closed(); err != nil {
-		s.close(true)
+		s.close(err)
 		return nil, err
 	}
 	c := &Conn{loop: l, sock: s, remote: remote}
@@ -62,7 +62,7 @@ func (l *Loop) newConn(s socket, remote netip.AddrPort) (*Conn, error) {
 		c.flags |= shortIsAll
 	}
 	if err := c.register(); err != nil {
-		s.close(true)
+		s.close(err)
 		return nil, err
 	}
 	return c, nil
@@ -361,7 +361,10 @@ func (c *Conn) bury() {
 	if h != nil {
 		h.OnClose(c.err)
 	}
-	c.sock.close(c.err != nil && c.err != io.EOF)
+	if c.err == io.EOF {
+		c.err = nil
+	}
+	c.sock.close(c.err)
 	c.tls = nil
 }
 
@@ -563,7 +566,7 @@ func (c *Conn) keep(b []byte) {
 }
 
 // Move hands c to another loop and runs f there. Queued output and kept input go along; Timers of the owner do not: stop
-// them first. In a callback of c the move happens when the callback has returned, during a TLS handshake when it is
+// them first. What AttachEnd made is aborted instead. In a callback of c the move happens when the callback has returned, during a TLS handshake when it is
 // over, otherwise at once; from then on the old loop must not touch c. f does not run when the connection ends before:
 // OnClose tells.
 func (c *Conn) Move(to *Loop, f func()) {
@@ -572,6 +575,10 @@ func (c *Conn) Move(to *Loop, f func()) {
 		return
 	case to == c.loop:
 		f()
+		return
+	}
+	if _, ok := c.sock.(*endSock); ok {
+		c.Abort(errStays)
 		return
 	}
 	c.leave(func() {

@@ -17,11 +17,11 @@ import (
 )
 
 func TestEcho(t *testing.T) {
-	onEveryCore(t, func(t *testing.T, core *Core) {
+	onEveryConn(t, func(t *testing.T, core *Core) {
 		closed := make(chan error, 10)
-		ln, err := core.Listen("tcp", "127.0.0.1:0", func(c *Conn) {
+		ln, err := core.Listen("tcp", "127.0.0.1:0", accepted(core, func(c *Conn) {
 			c.SetHandler(&echo{c: c, closed: func(err error) { closed <- err }})
-		})
+		}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -57,7 +57,7 @@ func newRecord() *record {
 
 // TestHalfClose ends one direction, then the other, from either side first.
 func TestHalfClose(t *testing.T) {
-	onEveryCore(t, func(t *testing.T, core *Core) {
+	onEveryConn(t, func(t *testing.T, core *Core) {
 		want := []string{"data question", "eof", "close <nil>"}
 		t.Run("peer first", func(t *testing.T) {
 			r := newRecord()
@@ -102,7 +102,7 @@ func TestHalfClose(t *testing.T) {
 
 // TestKeptInput shows when what a handler did not use is presented again.
 func TestKeptInput(t *testing.T) {
-	onEveryCore(t, func(t *testing.T, core *Core) {
+	onEveryConn(t, func(t *testing.T, core *Core) {
 		saw := make(chan string, 10)
 		var c *Conn
 		accepted := make(chan struct{})
@@ -149,7 +149,7 @@ func TestKeptInput(t *testing.T) {
 
 // TestKeptInputLimit fills what is kept up to its limit, then one byte more.
 func TestKeptInputLimit(t *testing.T) {
-	onEveryCore(t, func(t *testing.T, core *Core) {
+	onEveryConn(t, func(t *testing.T, core *Core) {
 		full, ended := make(chan struct{}), make(chan error, 1)
 		nc := peer(t, core, func(c *Conn) {
 			c.SetHandler(&events{
@@ -173,7 +173,7 @@ func TestKeptInputLimit(t *testing.T) {
 
 // TestPausedKeep pauses in the middle of large reads, plain and TLS: nothing is lost, and the limit does not apply.
 func TestPausedKeep(t *testing.T) {
-	onEveryCore(t, func(t *testing.T, core *Core) {
+	onEveryConn(t, func(t *testing.T, core *Core) {
 		for _, secure := range []bool{false, true} {
 			got := make(chan []byte, 1)
 			var all []byte
@@ -241,7 +241,7 @@ func (s *spliced) OnDrain() { s.source.Resume() }
 // TestBackpressure relays to a reader that does not read: the source stops, the queue is bounded, a neighbour on the
 // same loop is served, and nothing is lost in the end.
 func TestBackpressure(t *testing.T) {
-	onEveryCore(t, func(t *testing.T, core *Core) {
+	onEveryConn(t, func(t *testing.T, core *Core) {
 		const size = 24 << 20
 		var a, b *Conn
 		var most int
@@ -328,7 +328,7 @@ func TestStalledReaders(t *testing.T) {
 
 // TestClose flushes what is queued to a reader that takes its time.
 func TestClose(t *testing.T) {
-	onEveryCore(t, func(t *testing.T, core *Core) {
+	onEveryConn(t, func(t *testing.T, core *Core) {
 		data := randomBytes(8 << 20)
 		ended := make(chan error, 1)
 		nc := peer(t, core, func(c *Conn) {
@@ -405,7 +405,7 @@ func TestLinger(t *testing.T) {
 }
 
 func TestAbort(t *testing.T) {
-	onEveryCore(t, func(t *testing.T, core *Core) {
+	onEveryConn(t, func(t *testing.T, core *Core) {
 		boom := errors.New("boom")
 		ended := make(chan error, 1)
 		nc := peer(t, core, func(c *Conn) {
@@ -564,12 +564,12 @@ func TestMove(t *testing.T) {
 // TestStress lets connections of many clients do everything at random: each ends once, and never sees a byte of
 // another.
 func TestStress(t *testing.T) {
-	onEveryCore(t, func(t *testing.T, core *Core) {
+	onEveryConn(t, func(t *testing.T, core *Core) {
 		const clients, rounds = 20, 25
 		var mu sync.Mutex
 		changed := sync.NewCond(&mu)
 		var opened, ended int
-		ln, err := core.Listen("tcp", "127.0.0.1:0", func(c *Conn) {
+		ln, err := core.Listen("tcp", "127.0.0.1:0", accepted(core, func(c *Conn) {
 			mu.Lock()
 			opened++
 			mu.Unlock()
@@ -634,7 +634,7 @@ func TestStress(t *testing.T) {
 				end()
 			}
 			c.SetHandler(h)
-		})
+		}))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package evloop
 
 import (
 	"bytes"
+	"errors"
 	"net"
 	"sync"
 )
@@ -9,11 +10,16 @@ import (
 // Detach takes c off its loop and calls done with a blocking net.Conn that carries on: a *tls.Conn if c is TLS and
 // none of its plaintext is unread. Unread input comes first, queued output goes before the first Write or Read. In a
 // callback of c it happens when the callback has returned. OnClose is not called. c must not be used afterwards.
-// Nothing can be detached during a TLS handshake or after Close: done gets net.ErrClosed at once. done does not run when
+// Nothing can be detached during a TLS handshake or after Close: done gets net.ErrClosed at once; nor what AttachEnd
+// made: done gets errors.ErrUnsupported. done does not run when
 // the core is closed meanwhile.
 func (c *Conn) Detach(done func(net.Conn, error)) {
 	if c.flags&(isDead|closing) != 0 || c.tls != nil && c.tls.shaking() {
 		done(nil, net.ErrClosed)
+		return
+	}
+	if _, ok := c.sock.(*endSock); ok {
+		done(nil, errors.ErrUnsupported)
 		return
 	}
 	c.leave(func() {

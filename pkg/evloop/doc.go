@@ -40,7 +40,7 @@
 //
 // loop.go is the turn. conn.go is one connection's reading, writing and closing. socket.go says what the loop needs
 // of a socket; sock_fd.go drives a descriptor without blocking, sock_net.go drives any net.Conn by a pair of
-// goroutines (the portable backend). poll.go is the contract that each poll_*.go keeps. tls.go is the only file that
+// goroutines (the portable backend); sock_end.go makes a connection of what acts like one. poll.go is the contract that each poll_*.go keeps. tls.go is the only file that
 // knows how crypto/tls is driven from a loop, hello.go what comes before that. packet.go is UDP; packet_fd.go with packet_linux.go (recvmmsg, sendmmsg)
 // or packet_kqueue.go drives a descriptor, packet_net.go any net.PacketConn. tune.go asks TCP about its path.
 package evloop

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -30,6 +31,31 @@ func onEveryCore(t *testing.T, f func(t *testing.T, core *Core)) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) { f(t, newCore(t, Config{Portable: name == "portable"})) })
+	}
+}
+
+// onEveryConn is onEveryCore, and then with connections on top of others: see accepted.
+func onEveryConn(t *testing.T, f func(t *testing.T, core *Core)) {
+	onEveryCore(t, f)
+	t.Run("attached end", func(t *testing.T) {
+		core := newCore(t, Config{})
+		onEnds.Store(core, true)
+		defer onEnds.Delete(core)
+		f(t, core)
+	})
+}
+
+var onEnds sync.Map // cores of onEveryConn
+
+// accepted gives accept, in a test of onEveryConn, what AttachEnd makes of each connection.
+func accepted(core *Core, accept func(*Conn)) func(*Conn) {
+	if _, ok := onEnds.Load(core); !ok {
+		return accept
+	}
+	return func(c *Conn) {
+		if c, err := c.Loop().AttachEnd(c, c.RemoteAddr()); err == nil {
+			accept(c)
+		}
 	}
 }
 
@@ -75,7 +101,7 @@ func peer(t testing.TB, core *Core, accept func(*Conn)) net.Conn {
 
 func listen(t testing.TB, core *Core, accept func(*Conn)) string {
 	t.Helper()
-	ln, err := core.Loop(0).Listen("tcp", "127.0.0.1:0", accept)
+	ln, err := core.Loop(0).Listen("tcp", "127.0.0.1:0", accepted(core, accept))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,8 +61,8 @@ func (s *fdSock) closeWrite() error {
 	return nil
 }
 
-func (s *fdSock) close(reset bool) {
-	if reset {
+func (s *fdSock) close(err error) {
+	if err != nil {
 		unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	}
 	unix.Close(s.fd)

@@ -194,11 +194,11 @@ func (s *netSock) closeWrite() error {
 	return nil
 }
 
-func (s *netSock) close(reset bool) {
+func (s *netSock) close(err error) {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
-	if tc, ok := s.nc.(*net.TCPConn); ok && reset {
+	if tc, ok := s.nc.(*net.TCPConn); ok && err != nil {
 		tc.SetLinger(0)
 	}
 	s.nc.Close()

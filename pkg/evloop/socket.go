@@ -18,8 +18,8 @@ func (again) Temporary() bool { return true }
 // errNoHalfClose is what closeWrite returns when the socket can only be closed as a whole.
 var errNoHalfClose = errors.New("connection cannot half-close")
 
-// socket is what a Conn reads and writes. There are two: fdSock, a descriptor driven without blocking, and netSock,
-// a net.Conn driven by a pair of goroutines. All methods are called on the loop.
+// socket is what a Conn reads and writes. There are three: fdSock, a descriptor driven without blocking; netSock, a
+// net.Conn driven by a pair of goroutines; and endSock, which acts on another End of the same loop. All methods are called on the loop.
 type socket interface {
 	// register announces the socket to loop l: from now on events for token arrive there.
 	register(l *Loop, token uint64) error
@@ -33,8 +33,8 @@ type socket interface {
 	flushed() bool
 	// closeWrite sends the end of stream, or returns errNoHalfClose.
 	closeWrite() error
-	// close frees the socket; with reset, the peer gets a reset instead of an end of stream.
-	close(reset bool)
+	// close frees the socket; if err is not nil, the peer gets a reset instead of an end of stream.
+	close(err error)
 	// local is our own address; zero after close.
 	local() netip.AddrPort
 	// lastError is the pending error of a socket whose event said failed.

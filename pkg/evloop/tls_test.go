@@ -489,7 +489,7 @@ func (r *collect) OnClose(error)       {}
 
 // TestEchoTLS uses real sockets.
 func TestEchoTLS(t *testing.T) {
-	onEveryCore(t, func(t *testing.T, core *Core) {
+	onEveryConn(t, func(t *testing.T, core *Core) {
 		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 			cfg := clientConfig()
 			cfg.MaxVersion = version
@@ -546,15 +546,15 @@ func TestDialTLS(t *testing.T) {
 
 // TestResumption needs session tickets of one connection to be good for the next, on whichever loop.
 func TestResumption(t *testing.T) {
-	onEveryCore(t, func(t *testing.T, core *Core) {
+	onEveryConn(t, func(t *testing.T, core *Core) {
 		server := serverConfig(t)
-		ln, err := core.Listen("tcp", "127.0.0.1:0", func(c *Conn) {
+		ln, err := core.Listen("tcp", "127.0.0.1:0", accepted(core, func(c *Conn) {
 			c.StartTLS(server, false, 10*time.Second, func(err error) {
 				if err == nil {
 					c.SetHandler(&echo{c: c})
 				}
 			})
-		})
+		}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -620,7 +620,7 @@ func TestStalledHandshakes(t *testing.T) {
 
 // TestLargeTLSWrite writes much at once to a reader that takes its time.
 func TestLargeTLSWrite(t *testing.T) {
-	onEveryCore(t, func(t *testing.T, core *Core) {
+	onEveryConn(t, func(t *testing.T, core *Core) {
 		data := randomBytes(8 << 20)
 		tc := tlsPeer(t, core, func(c *Conn) Handler {
 			c.Write(data)

@@ -111,7 +111,7 @@ func (s *wireSock) closeWrite() error {
 	s.w.changed.Broadcast()
 	return nil
 }
-func (s *wireSock) close(bool)            { s.closeWrite() }
+func (s *wireSock) close(error)           { s.closeWrite() }
 func (s *wireSock) local() netip.AddrPort { return netip.AddrPort{} }
 func (s *wireSock) lastError() error      { return nil }
 
