@@ -10,6 +10,10 @@ type Forward struct {
 	Remote netip.Addr // the visitor
 	Proto  string     // "http" or "https", as the visitor sees it
 	Port   uint16     // where the visitor came in, for X-Forwarded-Port; 0: not said
+
+	// Fields are what else the server is told. The visitor has no say in them: neither in what is
+	// forwarded under such a name, if isForwarding knows it, nor by its Connection field.
+	Fields []Field
 }
 
 // AppendForwardedRequest appends the head of r as it goes to the server: origin-form, HTTP/1.1, with
@@ -55,6 +59,9 @@ func AppendForwardedRequest(dst []byte, r *Request, fwd Forward) []byte {
 	for _, f := range own[:n] {
 		dst = appendField(dst, f)
 	}
+	for _, f := range fwd.Fields {
+		dst = appendField(dst, f)
+	}
 	return append(dst, "\r\n"...)
 }
 
@@ -65,7 +72,7 @@ func (r *Request) forwards(f Field) bool {
 		return false
 	case c == 'e' && r.Minor == 0 && EqualFold(f.Name, "expect"):
 		return false // rfc9110#section-10.1.1: ignored in HTTP/1.0
-	case (c == 'x' || c == 'f') && isForwarding(f.Name):
+	case (c == 'x' || c == 'f' || c == 'c') && isForwarding(f.Name):
 		return false
 	default:
 		return !hopByHop(f.Name, c) && !(r.nominated && nominates(r.Fields, f.Name))
@@ -93,7 +100,7 @@ func AppendForwardedFields(dst []Field, text []byte, r *Request, fwd Forward) ([
 		dst = append(dst, Field{nameLength, text[start:]})
 	}
 	own, n, text := fwd.fields(text, r.Host)
-	return append(dst, own[:n]...), text
+	return append(append(dst, own[:n]...), fwd.Fields...), text
 }
 
 // AppendForwardedResponseFields appends the fields of r as they go to a visitor who speaks HTTP/2 or HTTP/3: those of
@@ -307,12 +314,32 @@ func acceptsTrailers(list []byte) bool {
 	return false
 }
 
-// isForwarding reports whether a field tells a server about the client of the proxy in front of it.
-// A visitor has no say in these.
+// isForwarding reports whether a field tells a server about the client of the proxy in front of it: where
+// it is, or who it has proved to be (Client-Cert is rfc9440's). A visitor has no say in these.
 func isForwarding(name []byte) bool {
-	const prefix = "x-forwarded-"
-	return len(name) > len(prefix) && equalLoose(name[:len(prefix)], prefix) ||
-		equalLoose(name, "x-real-ip") || equalLoose(name, "forwarded")
+	return hasPrefixLoose(name, "x-forwarded-") || hasPrefixLoose(name, "x-client-cert-") ||
+		equalLoose(name, "x-real-ip") || equalLoose(name, "forwarded") || equalLoose(name, "x-remote-user") ||
+		equalLoose(name, "client-cert") || equalLoose(name, "client-cert-chain")
+}
+
+func hasPrefixLoose(name []byte, prefix string) bool {
+	return len(name) > len(prefix) && equalLoose(name[:len(prefix)], prefix)
+}
+
+// Remove removes the fields of those names, which are in lower case. So that a recipient which maps '_' to '-'
+// does not see what was removed, both count as the same. What is left keeps its order and its memory.
+func Remove(fields []Field, names []string) []Field {
+	left := fields[:0]
+next:
+	for _, f := range fields {
+		for _, name := range names {
+			if equalLoose(f.Name, name) {
+				continue next
+			}
+		}
+		left = append(left, f)
+	}
+	return left
 }
 
 // equalLoose is EqualFold that takes '_' for '-'.

@@ -41,6 +41,12 @@ func TestAppendForwardedRequest(t *testing.T) {
 			lines("PUT / HTTP/1.1", "Host: a", "Expect: 100-continue", "Content-Length: 3",
 				"X-Forwarded-For: 127.0.0.1", "X-Real-IP: 127.0.0.1", "X-Forwarded-Proto: http", "X-Forwarded-Host: a",
 				"Forwarded: for=127.0.0.1;host=a;proto=http")},
+		{"who the visitor is", Forward{Remote: loopback, Proto: "https", Fields: []Field{{[]byte("X-Remote-User"), []byte("alice")}}},
+			lines("GET / HTTP/1.1", "Host: a", "X-Remote-User: root", "x_remote_user: root", "Client-Cert: :eA==:", "Client_Cert_Chain: x", "X-Client-Cert-Subject: CN=root",
+				"X-Client-Cert_Fingerprint: 0", "X-Client-Certificate: kept", "Cookie: c", "Connection: X-Remote-User, Forwarded"),
+			lines("GET / HTTP/1.1", "Host: a", "X-Client-Certificate: kept", "Cookie: c",
+				"X-Forwarded-For: 127.0.0.1", "X-Real-IP: 127.0.0.1", "X-Forwarded-Proto: https", "X-Forwarded-Host: a",
+				"Forwarded: for=127.0.0.1;host=a;proto=https", "X-Remote-User: alice")},
 		{"websocket", Forward{Remote: loopback, Proto: "https"},
 			lines("GET /ws HTTP/1.1", "Host: a", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: x"),
 			lines("GET /ws HTTP/1.1", "Host: a", "Sec-WebSocket-Key: x", "Connection: Upgrade", "Upgrade: websocket",
@@ -134,5 +140,13 @@ func BenchmarkForward(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		out = AppendForwardedRequest(out[:0], &r, fwd)
+	}
+}
+
+func TestRemove(t *testing.T) {
+	fields := []Field{{[]byte("A"), []byte("1")}, {[]byte("X-Secret"), []byte("2")}, {[]byte("b"), []byte("3")}, {[]byte("x_secret"), []byte("4")}}
+	fields = Remove(fields, []string{"x-secret", "c"})
+	if len(fields) != 2 || string(fields[0].Value) != "1" || string(fields[1].Value) != "3" {
+		t.Errorf("%q", fields)
 	}
 }
