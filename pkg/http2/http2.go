@@ -163,6 +163,10 @@ func (c *Conn) CanConnect() bool { return false }
 // Ready reports whether the peer's settings have come.
 func (c *Conn) Ready() bool { return false }
 
+// InHead reports whether the peer has begun a head (HEADERS, or CONTINUATION after it) and not ended it: that bounds how
+// long one may take is the owner's matter.
+func (c *Conn) InHead() bool { return false }
+
 // Streams returns the number of streams that are open.
 func (c *Conn) Streams() int { return 0 }
 
@@ -204,6 +208,10 @@ func (s *Stream) Pending() int { return 0 }
 
 // HighMark is the Pending above which a writer waits for OnDrain. It is -1 while the connection has too much queued.
 func (s *Stream) HighMark() int { return 0 }
+
+// Bytes returns how many bytes of payload were received, and how many were written, sent or not. It stays what it is
+// when the stream has ended.
+func (s *Stream) Bytes() (received, written uint64) { return 0, 0 }
 
 // Pause holds OnData and OnEOF back. What comes is kept, within the window.
 func (s *Stream) Pause() {}
