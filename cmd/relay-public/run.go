@@ -76,6 +76,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		Domain:  s.Domain,
 		TLS: &tls.Config{
 			MinVersion:     tls.VersionTLS12,
+			CipherSuites:   cipherSuites,
 			NextProtos:     []string{"http/1.1", "http/1.0"},
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return st.certificate.Load(), nil },
 		},
@@ -199,4 +200,12 @@ func reload(file string, running *settings, st *state, log *slog.Logger) {
 		log.Warn("reload: a change of domain, state, listeners or limits needs a restart")
 	}
 	log.Info("reloaded", "sites", len(st.sites()))
+}
+
+// cipherSuites are those of TLS 1.2 that are taken: authenticated encryption, which HTTP/2 demands (rfc9113#section-9.2.2),
+// with forward secrecy. Those of TLS 1.3 are as they should be.
+var cipherSuites = []uint16{
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+	tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+	tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305,
 }

@@ -35,6 +35,8 @@ type system struct {
 	inside, outside *netem.Namespace // of the private relay and of the public one and its visitors; nil: the test's own
 	listen          string           // more lines of [listen] in public.toml
 	options         string           // more lines of private.toml
+
+	certificate, certificateKey string // files of [tls]
 }
 
 // allowed is what the test site may publish.
@@ -95,6 +97,7 @@ func configure(t testing.TB, l *netem.Link, services ...service) *system {
 		s.https = fmt.Sprintf("0.0.0.0:%d", freePort(t)) // QUIC has the same one
 	}
 	s.sites = siteTOML("office", s.key, allowed...)
+	s.certificate, s.certificateKey = certFile("cert.pem"), certFile("key.pem")
 	return s
 }
 
@@ -120,7 +123,7 @@ admin = %q
 [tls]
 certificate = %q
 key = %q
-%s`, s.https, s.http, s.admin, s.listen, certFile("cert.pem"), certFile("key.pem"), s.sites))
+%s`, s.https, s.http, s.admin, s.listen, s.certificate, s.certificateKey, s.sites))
 }
 
 // startPublic starts the public relay and learns its addresses.
