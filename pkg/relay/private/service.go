@@ -30,6 +30,9 @@ func (s Service) Validate() error {
 	if err := s.Service.Validate(); err != nil {
 		return err
 	}
+	if s.Publish.Scheme == "tls" && s.Target.Scheme != "tcp" && s.Target.Scheme != "unix" {
+		return fmt.Errorf("service %q: a tls:// publish passes TLS through: want a tcp:// or unix:// target that speaks it, not %s://", s.Name, s.Target.Scheme)
+	}
 	switch p := s.ProxyProtocol; {
 	case p == 0:
 	case p != 1 && p != 2:
@@ -38,8 +41,8 @@ func (s Service) Validate() error {
 		if p != 2 {
 			return fmt.Errorf("service %q: proxy_protocol 1 knows no datagrams: want 2", s.Name)
 		}
-	case s.Target.Scheme != "tcp" && s.Target.Scheme != "unix", !s.Publish.IsZero() && s.Publish.Scheme != "tcp":
-		return fmt.Errorf("service %q: proxy_protocol is for tcp:// and udp:// publishes: visitors share the connections to an HTTP target, "+
+	case s.Target.Scheme != "tcp" && s.Target.Scheme != "unix", !s.Publish.IsZero() && s.Publish.Scheme != "tcp" && s.Publish.Scheme != "tls":
+		return fmt.Errorf("service %q: proxy_protocol is for tcp://, tls:// and udp:// publishes: visitors share the connections to an HTTP target, "+
 			"and X-Forwarded-For has their addresses", s.Name)
 	}
 	return nil

@@ -42,6 +42,9 @@ func (l *loop) decide(c *client, req *http1.Request) decision {
 		return decision{action: doOwn}
 	}
 	routes := r.routes.Load()
+	if c.secure && routes.passed(l.host) != nil { // on a connection for another name
+		return decision{action: doAnswer, trouble: troubleElsewhere}
+	}
 	if ambiguous(req.Path) && routes.divided(l.host, c.secure) {
 		l.counters.Rejected++
 		return decision{action: doAnswer, trouble: troublePath}
@@ -57,7 +60,7 @@ func (l *loop) decide(c *client, req *http1.Request) decision {
 		return decision{service: s}
 	}
 	host, path := string(l.host), string(req.Path)
-	if !c.secure && (host == r.Domain || routes.find(l.host, req.Path, true) != nil || routes.allowed(host, path, true)) {
+	if !c.secure && (host == r.Domain || routes.find(l.host, req.Path, true) != nil || routes.passed(l.host).isWeb() || routes.allowed(host, path, true)) {
 		if d, ok := l.redirect(req); ok {
 			return d
 		}

@@ -330,16 +330,17 @@ type trouble struct {
 // What goes wrong. The texts are for the visitor and tell nothing about the
 // inside.
 var (
-	troubleMethod  = &trouble{405, "This method is not supported."}
-	troublePath    = &trouble{400, "The path of this request is ambiguous."}
-	troubleService = &trouble{404, "There is no such service here."}
-	troublePage    = &trouble{404, "There is nothing here."}
-	troubleSlow    = &trouble{408, "The request took too long to arrive."}
-	troubleServer  = &trouble{502, "The server behind this service cannot be reached."}
-	troubleAnswer  = &trouble{502, "The server behind this service gave no valid answer."}
-	troubleAway    = &trouble{503, "The site of this service is not connected right now. Please try again."}
-	troubleFull    = &trouble{503, "Too many visitors right now. Please try again."}
-	troubleSilent  = &trouble{504, "The server behind this service did not answer in time."}
+	troubleMethod    = &trouble{405, "This method is not supported."}
+	troublePath      = &trouble{400, "The path of this request is ambiguous."}
+	troubleService   = &trouble{404, "There is no such service here."}
+	troublePage      = &trouble{404, "There is nothing here."}
+	troubleSlow      = &trouble{408, "The request took too long to arrive."}
+	troubleServer    = &trouble{502, "The server behind this service cannot be reached."}
+	troubleAnswer    = &trouble{502, "The server behind this service gave no valid answer."}
+	troubleAway      = &trouble{503, "The site of this service is not connected right now. Please try again."}
+	troubleFull      = &trouble{503, "Too many visitors right now. Please try again."}
+	troubleElsewhere = &trouble{421, "This name is not served on this connection. Please open another one."}
+	troubleSilent    = &trouble{504, "The server behind this service did not answer in time."}
 )
 
 // rejection is the answer to a request that http1 does not accept.

@@ -58,9 +58,10 @@ type group struct {
 	held      []func()     // visitors that wait for the decision
 
 	// Guarded by relay.mu; active changes on the loop only, which so may read it.
-	sessions []*session // in the order in which they came
-	active   *session   // one of them, or nil
-	heard    bool       // the active one has announced its services
+	sessions []*session      // in the order in which they came
+	active   *session        // one of them, or nil
+	heard    bool            // the active one has announced its services
+	names    map[string]bool // see away; of the last announcement of an active one
 }
 
 // all returns the sessions.

@@ -37,6 +37,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -221,7 +222,7 @@ func (r *Relay) prepare() {
 		r.groups = make(map[string]*group)
 		r.claims = make(map[route]*service)
 		r.lent = make(map[*os.File]loan)
-		r.routes.Store(newTable(nil, nil))
+		r.routes.Store(newTable(nil, away{}))
 	})
 }
 
@@ -540,6 +541,11 @@ func (r *Relay) conflict(g *group, svc *service) error {
 	if o := r.claims[svc.route()]; o != nil && o.session.group != g {
 		return errors.New("publish \"" + svc.publish.String() + "\": another site has this address")
 	}
+	for _, o := range r.routes.Load().rivals(svc) {
+		if o.session.group != g {
+			return errors.New("publish \"" + svc.publish.String() + "\": another site has this host by " + o.publish.Scheme + "://, and TLS can end in one place only")
+		}
+	}
 	return nil
 }
 
@@ -562,14 +568,18 @@ func (r *Relay) storeRoutes() {
 	for _, svc := range r.claims {
 		services = append(services, svc)
 	}
-	var patterns []relay.Pattern
+	away := away{names: make(map[string]bool)}
 	for name, s := range r.sites {
 		g := r.groups[name]
-		if away := g == nil || g.active == nil || !g.heard; away && len(s.Keys) > 0 { // one that is there has said what it publishes
-			patterns = append(patterns, s.Publish...)
+		if g != nil && g.active != nil && g.heard || len(s.Keys) == 0 {
+			continue // one that is there has said what it publishes
+		}
+		away.patterns = append(away.patterns, s.Publish...)
+		if g != nil {
+			maps.Copy(away.names, g.names)
 		}
 	}
-	r.routes.Store(newTable(services, patterns))
+	r.routes.Store(newTable(services, away))
 }
 
 // addresses returns where visitors find a service, with the port if that is open
@@ -586,7 +596,7 @@ func (r *Relay) addresses(s *service, ports map[relay.Publish]*port) []string {
 		return []string{p.String()}
 	}
 	name, usual := "http", "80"
-	if s.secure {
+	if s.secure || s.raw {
 		name, usual = "https", "443"
 	}
 	var list []string

@@ -12,29 +12,44 @@ import (
 // route is what one service at a time may have.
 type route struct {
 	host   string // as published: "app.example.com" or "*.example.com"
-	secure bool   // https and wss; else http and ws
+	secure bool   // https and wss; else http and ws, or raw
+	raw    bool   // tls
 	prefix string // of the path: "" or "/a/b"
 }
 
-// table is the HTTP routes of one moment. It is immutable: a change makes a new
+// table is the routes of one moment. It is immutable: a change makes a new
 // one, and every loop reads the current one from Relay.routes without a lock.
 type table struct {
 	// By host, or by ".example.com" for "*.example.com"; the longest prefix first.
 	secure, plain map[string][]*service
 
-	patterns []relay.Pattern // what sites that are away may publish
+	// By host in the same way. No host is here and in secure.
+	raw map[string]*service
+
+	away
+}
+
+// away is what is known of sites that are away.
+type away struct {
+	patterns []relay.Pattern // what they may publish
+	names    map[string]bool // hosts, as in table, that they had by https (false) or tls (true) when they were there
 }
 
 // newTable makes the table of services, no two of which have the same route.
-func newTable(services []*service, patterns []relay.Pattern) *table {
+func newTable(services []*service, away away) *table {
 	t := &table{
-		secure:   make(map[string][]*service),
-		plain:    make(map[string][]*service),
-		patterns: patterns,
+		secure: make(map[string][]*service),
+		plain:  make(map[string][]*service),
+		raw:    make(map[string]*service),
+		away:   away,
 	}
 	for _, s := range services {
 		hosts := t.hosts(s.secure)
 		name := strings.TrimPrefix(s.host, "*")
+		if s.raw {
+			t.raw[name] = s
+			continue
+		}
 		hosts[name] = append(hosts[name], s)
 	}
 	for _, hosts := range []map[string][]*service{t.secure, t.plain} {

@@ -21,7 +21,7 @@ func TestRoutes(t *testing.T) {
 		}
 		services = append(services, newService(nil, relay.Announcement{Name: url}, p))
 	}
-	table := newTable(services, patterns("https://*.example.com", "tcp://:1-9", "wss://chat.example.org/room"))
+	table := newTable(services, away{patterns: patterns("https://*.example.com", "tcp://:1-9", "wss://chat.example.org/room")})
 	for _, test := range []struct {
 		host, path string
 		want       string // name of the service

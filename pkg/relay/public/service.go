@@ -16,8 +16,9 @@ type service struct {
 	name    string
 	publish relay.Publish
 	target  string // scheme of the target
-	host    string // of an HTTP service, as in publish
+	host    string // of an HTTP or tls service, as in publish
 	secure  bool   // https
+	raw     bool   // tls: what comes is passed through
 	prefix  string // of the path; "" for all
 
 	// Owned by the session's loop.
@@ -50,12 +51,14 @@ func newService(s *session, a relay.Announcement, p relay.Publish) *service {
 		if p.Path != "/" {
 			svc.prefix = p.Path
 		}
+	case "tls":
+		svc.host, svc.raw = p.Host, true
 	}
 	return svc
 }
 
 // route is what no other service may have.
-func (s *service) route() route { return route{s.host, s.secure, s.prefix} }
+func (s *service) route() route { return route{s.host, s.secure, s.raw, s.prefix} }
 
 // same reports whether b is the same service, announced again.
 func (s *service) same(b *service) bool {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"culvert.dev/pkg/evloop"
@@ -386,8 +387,7 @@ func (s *session) publish(list []relay.Announcement) []relay.AnnounceReply {
 		return s.group.publish(s, list)
 	}
 	allowed := s.allowed()
-	routes := make(map[route]*service)
-	ports := make(map[relay.Publish]*port)
+	taken := newClaims()
 	replies := make([]relay.AnnounceReply, len(list))
 	errs := make([]error, len(list))
 	s.relay.mu.Lock()
@@ -395,7 +395,7 @@ func (s *session) publish(list []relay.Announcement) []relay.AnnounceReply {
 		replies[i].Name = a.Name
 		svc, err := s.newService(a, allowed)
 		if err == nil {
-			err = s.claim(svc, routes, ports, func(svc *service) (*port, error) { return &port{service: svc}, nil })
+			err = taken.claim(svc, func(svc *service) (*port, error) { return &port{service: svc}, nil })
 		}
 		if err == nil {
 			err = s.relay.conflict(s.group, svc)
@@ -426,8 +426,7 @@ func (g *group) publish(s *session, list []relay.Announcement) []relay.AnnounceR
 	}
 	made := make([]*service, len(list)) // nil: refused
 	errs := make([]error, len(list))
-	routes := make(map[route]*service)
-	ports := make(map[relay.Publish]*port)
+	taken := newClaims()
 	for i, a := range list {
 		if made[i], errs[i] = s.newService(a, allowed); errs[i] != nil {
 			continue
@@ -435,7 +434,7 @@ func (g *group) publish(s *session, list []relay.Announcement) []relay.AnnounceR
 		if o := old[a.Name]; o != nil && o.same(made[i]) {
 			made[i] = o
 		}
-		errs[i] = s.claim(made[i], routes, ports, s.open)
+		errs[i] = taken.claim(made[i], s.open)
 	}
 
 	replies := make([]relay.AnnounceReply, len(list))
@@ -445,24 +444,27 @@ func (g *group) publish(s *session, list []relay.Announcement) []relay.AnnounceR
 		replies[i].Name = list[i].Name
 		if errs[i] == nil {
 			if errs[i] = r.conflict(g, svc); errs[i] != nil {
-				delete(routes, svc.route())
+				delete(taken.routes, svc.route())
 			}
 		}
 		if errs[i] != nil {
 			replies[i].Error = errs[i].Error()
 			continue
 		}
-		replies[i].Addresses = r.addresses(svc, ports)
+		replies[i].Addresses = r.addresses(svc, taken.ports)
 		services = append(services, svc)
 		if old[svc.name] == svc {
 			delete(old, svc.name)
 		}
 	}
 	g.heard = s != nil && s.announced != nil
-	r.replaceRoutes(g, routes)
+	if g.heard {
+		g.names = taken.names()
+	}
+	r.replaceRoutes(g, taken.routes)
 	r.mu.Unlock()
 
-	g.closePorts(ports)
+	g.closePorts(taken.ports)
 	for _, o := range old {
 		o.remove()
 	}
@@ -531,30 +533,59 @@ func (s *session) newService(a relay.Announcement, allowed []relay.Pattern) (*se
 	return nil, errors.New("publish \"" + p.String() + "\": site \"" + s.site + "\" may not publish this: the public relay's configuration says what it may")
 }
 
-// claim takes the route or port of svc, which open opens, unless another service of
-// the session has it.
-func (s *session) claim(svc *service, routes map[route]*service, ports map[relay.Publish]*port, open func(*service) (*port, error)) error {
+// claims are what the services of one announcement have.
+type claims struct {
+	routes map[route]*service
+	ports  map[relay.Publish]*port
+	hosts  map[string]*service // the first one that has a host by https or tls
+}
+
+func newClaims() *claims {
+	return &claims{make(map[route]*service), make(map[relay.Publish]*port), make(map[string]*service)}
+}
+
+// claim takes the route or port of svc, which open opens, unless another service
+// has it.
+func (c *claims) claim(svc *service, open func(*service) (*port, error)) error {
 	p := svc.publish
 	switch {
 	case p.IsZero():
 		return nil
 	case p.IsPort():
-		if ports[p] != nil {
-			return errors.New("publish \"" + p.String() + "\": service \"" + ports[p].service.name + "\" has this port")
+		if t := c.ports[p]; t != nil {
+			return errors.New("publish \"" + p.String() + "\": service \"" + t.service.name + "\" has this port")
 		}
 		t, err := open(svc)
 		if err != nil {
 			return errors.New("publish \"" + p.String() + "\": " + reasonOf(err))
 		}
-		ports[p] = t
+		c.ports[p] = t
 		return nil
 	}
 	k := svc.route()
-	if other := routes[k]; other != nil {
+	if other := c.routes[k]; other != nil {
 		return errors.New("publish \"" + p.String() + "\": service \"" + other.name + "\" has this address")
 	}
-	routes[k] = svc
+	if svc.secure || svc.raw {
+		if other := c.hosts[svc.host]; other == nil {
+			c.hosts[svc.host] = svc
+		} else if other.raw != svc.raw {
+			return errors.New("publish \"" + p.String() + "\": service \"" + other.name + "\" has this host by " + other.publish.Scheme + "://, and TLS can end in one place only")
+		}
+	}
+	c.routes[k] = svc
 	return nil
+}
+
+// names are those of a site for when it is away.
+func (c *claims) names() map[string]bool {
+	names := make(map[string]bool)
+	for k := range c.routes {
+		if k.secure || k.raw {
+			names[strings.TrimPrefix(k.host, "*")] = k.raw
+		}
+	}
+	return names
 }
 
 // reasonOf is the part of a listen error that a private relay may know.

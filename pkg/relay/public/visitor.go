@@ -171,18 +171,21 @@ func (l *loop) receive(c *evloop.Conn, addr netip.AddrPort, secure bool) {
 		switch {
 		case v.phase == gone:
 		case err != nil:
-			c.Abort(err)
+			v.refuseHello(err)
 		default:
-			v.sni = sni
-			v.shake(sni)
+			v.meetHello(sni)
 		}
 	})
 }
 
 // shake does the TLS handshake, on the loop where the visitor will most likely
-// have to be: the one of the session that serves sni.
-func (v *visitor) shake(sni string) {
-	v.loop.host = appendHost(v.loop.host[:0], []byte(sni))
+// have to be: the one of the session that serves the server name. Or the connection
+// is passed through, and the handshake is somebody else's.
+func (v *visitor) shake() {
+	if v.passThrough() {
+		return
+	}
+	v.loop.host = appendHost(v.loop.host[:0], []byte(v.sni))
 	if s := v.relay.routes.Load().any(v.loop.host, true); s != nil && s.session.loop != v.loop {
 		v.move(s.session.loop, v.startTLS)
 		return
@@ -488,9 +491,17 @@ func (v *visitor) look() {
 	v.looks = min(v.looks+1, 3)
 }
 
-// release has a request that was held read again, if it still is.
+// release has a request that was held read again, or a ClientHello be decided about,
+// if it still is.
 func (v *visitor) release() {
-	if v.phase == held {
+	switch {
+	case v.phase != held:
+	case v.secure && v.conn.TLS() == nil:
+		v.phase = shaking
+		v.await(tlsTime)
+		v.conn.Resume()
+		v.shake()
+	default:
 		v.phase = reading
 		v.await(headTime)
 		v.conn.Resume()
