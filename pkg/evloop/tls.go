@@ -181,6 +181,20 @@ func (t *tlsConn) feed() {
 	hs.signal()
 }
 
+// Yield runs f, which may wait, for a function of a tls.Config that has been called in the handshake of hello
+// (GetCertificate, say). Only a few handshakes compute at a time: while f runs another one may.
+func Yield(hello *tls.ClientHelloInfo, f func()) {
+	t, ok := hello.Conn.(*tlsConn)
+	if !ok { // it is not a loop's
+		f()
+		return
+	}
+	active := t.c.loop.core.hs.active
+	<-active
+	defer func() { active <- struct{}{} }()
+	f()
+}
+
 func (t *tlsConn) start() {
 	hs := t.hs
 	hs.started = true

@@ -618,6 +618,48 @@ func TestStalledHandshakes(t *testing.T) {
 	}
 }
 
+// TestYield has more handshakes wait for a certificate than may compute at a time, and another one beside them.
+func TestYield(t *testing.T) {
+	onEveryConn(t, func(t *testing.T, core *Core) {
+		server := serverConfig(t)
+		arrived, resume := make(chan struct{}), make(chan struct{})
+		server.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if hello.ServerName == "slow.test" {
+				Yield(hello, func() {
+					arrived <- struct{}{}
+					<-resume
+				})
+			}
+			return nil, nil
+		}
+		addr := listen(t, core, func(c *Conn) {
+			c.StartTLS(server, false, 30*time.Second, func(err error) {
+				if err == nil {
+					c.SetHandler(&echo{c: c})
+				}
+			})
+		})
+		n := 2 * cap(core.hs.active)
+		slow := make(chan error, n)
+		for range n {
+			tc := tls.Client(dial(t, addr), &tls.Config{ServerName: "slow.test", InsecureSkipVerify: true})
+			go func() { slow <- tc.Handshake() }()
+			<-arrived
+		}
+		ask(t, tls.Client(dial(t, addr), clientConfig()), "x", "x")
+		close(resume)
+		for range n {
+			if err := <-slow; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	ran := false
+	if Yield(&tls.ClientHelloInfo{}, func() { ran = true }); !ran {
+		t.Error("nothing runs for a handshake elsewhere")
+	}
+}
+
 // TestLargeTLSWrite writes much at once to a reader that takes its time.
 func TestLargeTLSWrite(t *testing.T) {
 	onEveryConn(t, func(t *testing.T, core *Core) {
