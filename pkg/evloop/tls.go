@@ -72,9 +72,10 @@ func (h *handshakes) init(n int) {
 	h.active = make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))
 }
 
+// What StartTLS tells when it gives a handshake up.
 var (
-	errHandshakeTimeout = errors.New("tls: handshake took too long")
-	errHandshakeCrowded = errors.New("tls: too many handshakes under way")
+	ErrHandshakeTimeout = errors.New("tls: handshake took too long")
+	ErrHandshakeCrowded = errors.New("tls: too many handshakes under way")
 )
 
 // enter counts s in. When there are too many, the oldest, which is the likeliest to be stalled, is given up.
@@ -83,7 +84,7 @@ func (h *handshakes) enter(s *handshake) {
 	defer h.mu.Unlock()
 	s.elem = h.all.PushBack(s)
 	if h.all.Len() > h.max {
-		h.all.Remove(h.all.Front()).(*handshake).fail(errHandshakeCrowded)
+		h.all.Remove(h.all.Front()).(*handshake).fail(ErrHandshakeCrowded)
 	}
 }
 
@@ -117,7 +118,7 @@ func (c *Conn) StartTLS(cfg *tls.Config, client bool, deadline time.Duration, do
 		t.tc = tls.Server(t, cfg)
 	}
 	c.tls = t
-	c.loop.Arm(&t.hs.timer, deadline, func() { t.giveUp(errHandshakeTimeout) })
+	c.loop.Arm(&t.hs.timer, deadline, func() { t.giveUp(ErrHandshakeTimeout) })
 	if client {
 		t.start()
 	}

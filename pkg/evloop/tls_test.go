@@ -396,7 +396,7 @@ func TestHandshakeRefused(t *testing.T) {
 					})
 					var timer Timer
 					if test.took > 0 && len(test.send) < len(hello) { // the peek has no end of its own
-						l.Arm(&timer, test.took, func() { c.Abort(errHandshakeTimeout) })
+						l.Arm(&timer, test.took, func() { c.Abort(ErrHandshakeTimeout) })
 					}
 				})
 				wireConn{w}.Write([]byte(test.send))

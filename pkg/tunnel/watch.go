@@ -152,3 +152,21 @@ func (s *Session) Links() []LinkStats {
 	}
 	return all
 }
+
+// Via returns the link that what st sends next, or what is said last of it, goes by;
+// nil while there is none.
+func (s *Session) Via(st *Stream) Link {
+	c := s.control
+	if _, ok := st.h.(DatagramHandler); ok && s.direct != nil {
+		c = s.direct
+	} else if st.path != nil {
+		c = st.path.c
+	}
+	if c == nil {
+		return nil
+	}
+	return c.link
+}
+
+// Budget is that of Config.
+func (s *Session) Budget() int { return s.cfg.Budget }

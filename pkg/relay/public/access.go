@@ -3,6 +3,7 @@ package public
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"net/netip"
 	"strconv"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"culvert.dev/pkg/http1"
+	"culvert.dev/pkg/tunnel"
 )
 
 // Bytes of what visitors choose that a line of the access log has at most, before
@@ -27,9 +29,10 @@ const logGather = 64 << 10
 
 // accessLog is what a loop has for the access log since its turn began.
 type accessLog struct {
-	lines []byte
-	woken bool // leave comes at the end of this turn
-	leave func()
+	lines   []byte
+	request []byte // scratch
+	woken   bool   // leave comes at the end of this turn
+	leave   func()
 }
 
 // record is what a line of the access log tells, about one request, connection or
@@ -43,14 +46,13 @@ type record struct {
 	tls     uint16 // version
 	request []byte // of appendRequest; nil: there is none, or none that could be read
 	status  int    // 0: it is no request
-	err     string // see troubleWord
+	err     word
 
 	received, sent uint64
 	packets        Datagrams     // of a flow
 	began          int64         // in the loop's time
 	first          time.Duration // to the first byte of the answer
-	stream         uint32
-	link           string // transport
+	stream         *tunnel.Stream
 }
 
 // log writes a line, if there is an access log. It is the end of what r is about.
@@ -81,6 +83,35 @@ func (l *loop) leave() {
 		l.relay.AccessLog(a.lines)
 		a.lines = a.lines[:0]
 	}
+}
+
+// logAnswer writes the line of a request that the relay has answered by itself and
+// that no exchange was made for. req is nil if it could not be read.
+func (l *loop) logAnswer(c *client, req *http1.Request, t *trouble) {
+	l.refused[t.word()]++
+	if l.relay.AccessLog == nil {
+		return
+	}
+	a := &l.access
+	a.request = a.request[:0]
+	if req != nil {
+		a.request = l.appendRequest(a.request, req)
+	}
+	l.log(&record{visitor: c.addr, proto: c.proto, tls: c.tls, request: a.request, status: t.status, err: t.word(), began: l.since()})
+}
+
+// transport is that of the link by which a stream goes, "" if there is none.
+func (s *session) transport(st *tunnel.Stream) string {
+	if st == nil {
+		return ""
+	}
+	via := s.tun.Via(st)
+	for _, c := range s.links {
+		if c.Link == via {
+			return c.transport.String()
+		}
+	}
+	return ""
 }
 
 // append appends the line.
@@ -119,17 +150,17 @@ func (r *record) append(b []byte, l *loop) []byte {
 	if r.first != 0 {
 		b = appendMillis(append(b, `,"first_byte_ms":`...), r.first)
 	}
-	if r.stream != 0 {
-		b = strconv.AppendUint(append(b, `,"stream":`...), uint64(r.stream), 10)
+	if r.stream != nil {
+		b = strconv.AppendUint(append(b, `,"stream":`...), uint64(r.stream.ID()), 10)
 	}
-	if r.service != nil {
-		b = append(append(append(b, `,"session":"`...), r.service.session.shortID()...), '"')
+	if s := r.service; s != nil {
+		b = append(append(append(b, `,"session":"`...), s.session.shortID()...), '"')
+		if t := s.session.transport(r.stream); t != "" {
+			b = append(append(append(b, `,"link":"`...), t...), '"')
+		}
 	}
-	if r.link != "" {
-		b = append(append(append(b, `,"link":"`...), r.link...), '"')
-	}
-	if r.err != "" {
-		b = append(append(append(b, `,"error":"`...), r.err...), '"')
+	if r.err != fine {
+		b = append(append(append(b, `,"error":"`...), Words[r.err]...), '"')
 	}
 	return append(b, "}\n"...)
 }
@@ -251,24 +282,33 @@ func tlsVersion(v uint16) string {
 	return "other"
 }
 
-// The words that the access log has for what went wrong. The set is closed: people
-// search for them, and count them.
+// word says what went wrong, in the access log and in the metrics. The set is
+// closed: people search for them, and count them.
+type word uint8
+
 const (
-	wordMalformed   = "malformed"   // the request breaks the rules of HTTP
-	wordNotFound    = "not-found"   // no such service, or no such page of ours
-	wordAuth        = "auth"        // who asks is not known, or may not
-	wordPolicy      = "policy"      // of the service
-	wordLimit       = "limit"       // there is too much of something
-	wordTimeout     = "timeout"     // somebody took too long
-	wordCancelled   = "cancelled"   // the visitor went away
-	wordUnreachable = "unreachable" // the target
-	wordBadAnswer   = "bad-answer"  // of the target: none, half of one, or not HTTP
-	wordAway        = "away"        // the site
-	wordReset       = "reset"       // the target, or the site, ended it
+	fine            word = iota
+	wordMalformed        // the request breaks the rules of HTTP
+	wordNotFound         // no such service, or no such page of ours
+	wordAuth             // who asks is not known
+	wordPolicy           // of the service
+	wordLimit            // there is too much of something
+	wordTimeout          // somebody took too long
+	wordCancelled        // the visitor went away
+	wordUnreachable      // the target
+	wordBadAnswer        // of the target: none, half of one, or not HTTP
+	wordAway             // the site
+	wordReset            // the target, or the site, ended it
+	numWords
 )
 
+// Words are the names of the words, by number; the first one is no trouble.
+var Words = [numWords]string{
+	"", "malformed", "not-found", "auth", "policy", "limit", "timeout", "cancelled", "unreachable", "bad-answer", "away", "reset",
+}
+
 // word is the word for t. An answer that is no error has none.
-func (t *trouble) word() string {
+func (t *trouble) word() word {
 	switch t {
 	case troubleServer:
 		return wordUnreachable
@@ -277,7 +317,7 @@ func (t *trouble) word() string {
 	}
 	switch {
 	case t.status < 400:
-		return ""
+		return fine
 	case t.status == 401:
 		return wordAuth
 	case t.status == 403, t.status == 405, t.status == 421:
@@ -292,4 +332,31 @@ func (t *trouble) word() string {
 		return wordBadAnswer
 	}
 	return wordMalformed
+}
+
+// wordOf is the word for the end of a connection or a flow.
+func wordOf(err error) word {
+	if err == nil {
+		return fine
+	}
+	e, ok := errors.AsType[*tunnel.StreamError](err)
+	if !ok {
+		if errors.Is(err, errDeadline) {
+			return wordTimeout
+		}
+		return wordCancelled
+	}
+	switch e.Code {
+	case tunnel.CodeRefused, tunnel.CodeUnreachable:
+		return wordUnreachable
+	case tunnel.CodeTimeout:
+		return wordTimeout
+	case tunnel.CodeNotFound, tunnel.CodeForbidden:
+		return wordNotFound
+	case tunnel.CodeOverload, tunnel.CodeMemory:
+		return wordLimit
+	case tunnel.CodeDraining, tunnel.CodeSessionLost:
+		return wordAway
+	}
+	return wordReset
 }

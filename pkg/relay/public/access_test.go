@@ -68,7 +68,7 @@ func testRecord(l *loop, head string) *record {
 		service: &service{name: "wiki", session: &session{site: "office", id: "0123456789abcdef"}},
 		visitor: netip.MustParseAddrPort("[2001:db8::1]:443"), user: "anna", subject: "CN=anna", proto: "HTTP/1.1", tls: 0x304,
 		request: l.appendRequest(nil, &req), status: 200, err: wordCancelled,
-		received: 12, sent: 3456, packets: Datagrams{Received: 1, Sent: 2}, began: -int64(1500 * time.Microsecond), first: time.Millisecond, stream: 8, link: "wss",
+		received: 12, sent: 3456, packets: Datagrams{Received: 1, Sent: 2}, began: -int64(1500 * time.Microsecond), first: time.Millisecond,
 	}
 }
 
@@ -82,7 +82,7 @@ func TestRecord(t *testing.T) {
 	const before = `{"time":"0001-01-01T00:00:00.000Z","site":"office","service":"wiki","visitor":"[2001:db8::1]:443","user":"anna","subject":"CN=anna",` +
 		`"proto":"HTTP/1.1","tls":"1.3","method":"GET","host":"Wiki.test","path":"/a/b",`
 	const after = `"status":200,"received":12,"sent":3456,"datagrams_received":1,"datagrams_sent":2,"duration_ms":1.500,"first_byte_ms":1,` +
-		`"stream":8,"session":"01234567","link":"wss","error":"cancelled"}` + "\n"
+		`"session":"01234567","error":"cancelled"}` + "\n"
 	var lines []byte
 	l := testLoop(&lines)
 	for _, test := range []struct {

@@ -66,26 +66,26 @@ func (v *visitor) ownDomain() bool {
 	case strings.HasPrefix(path, relay.ForwardPath):
 		return v.forward(strings.TrimPrefix(path, relay.ForwardPath))
 	}
-	v.answer(troublePage)
+	v.turnDown(troublePage)
 	return true
 }
 
 // forward joins an operator to a service, given as SITE/SERVICE.
 func (v *visitor) forward(name string) bool {
-	req, r := &v.loop.req, v.relay
+	req := &v.loop.req
 	scheme, token, _ := strings.Cut(string(http1.Get(req.Fields, "authorization")), " ")
-	if r.Operator == nil || !strings.EqualFold(scheme, "bearer") || !r.Operator(strings.TrimSpace(token)) {
-		v.answer(troubleToken)
+	if v.relay.Operator == nil || !strings.EqualFold(scheme, "bearer") || !v.relay.Operator(strings.TrimSpace(token)) {
+		v.turnDown(troubleToken)
 		return true
 	}
 	if !http1.EqualFold(req.Upgrade, forwardProtocol) || req.Framing != http1.NoBody {
-		v.answer(troubleSwap)
+		v.turnDown(troubleSwap)
 		return true
 	}
 	site, service, _ := strings.Cut(name, "/")
-	s, t := r.sessionOf(site)
+	s, t := v.relay.sessionOf(site)
 	if t != nil {
-		v.answer(t)
+		v.turnDown(t)
 		return true
 	}
 	if s.loop != v.loop {
@@ -97,21 +97,25 @@ func (v *visitor) forward(name string) bool {
 	}
 	svc := s.service(service)
 	if svc == nil {
-		v.answer(troubleService)
+		v.turnDown(troubleService)
 		return true
 	}
 	if svc.flows != nil {
-		v.answer(troubleFlow)
+		v.turnDown(troubleFlow)
 		return true
 	}
 	st, err := svc.openStream(v.addr, "forward", "")
 	if err != nil {
-		v.answer(openTrouble(err))
+		v.turnDown(openTrouble(err))
 		return true
 	}
 	v.conn.Write([]byte(switching))
 	svc.total++
-	v.spliced(st, svc)
+	r := record{
+		service: svc, visitor: v.addr, proto: "forward", tls: v.tls, request: v.loop.appendRequest(nil, req),
+		status: 101, began: v.loop.since(), stream: st,
+	}
+	v.spliced(st, svc).logs(r)
 	return true
 }
 
@@ -225,7 +229,9 @@ func (s *session) forward(service string, nc net.Conn, unread *bufio.Reader) {
 	}
 	svc.total++
 	v := s.relay.admission.count(c.RemoteAddr().Addr())
-	join(c, st, c.RemoteAddr().Addr(), v, svc)
+	join(c, st, c.RemoteAddr().Addr(), v, svc).logs(record{
+		service: svc, visitor: c.RemoteAddr(), proto: "forward", status: 101, began: s.loop.since(), stream: st,
+	})
 }
 
 // join redeems a join token: a POST of a relay.JoinRequest.
@@ -233,15 +239,17 @@ func (v *visitor) join() {
 	req := &v.loop.req
 	switch {
 	case v.relay.Join == nil:
-		v.answer(troublePage)
+		v.turnDown(troublePage)
 	case string(req.Method) != "POST":
-		v.answer(troublePost)
+		v.turnDown(troublePost)
 	case req.ContentLength > relay.MaxMessage:
-		v.refuse(troubleLarge)
+		v.last = true
+		v.turnDown(troubleLarge)
 	case !v.relay.joins.allow(source(v.addr.Addr()), v.loop.Now()):
-		v.refuse(troubleRate)
+		v.last = true
+		v.turnDown(troubleRate)
 	default:
-		j := &joiner{visitor: v}
+		j := &joiner{visitor: v, request: v.loop.appendRequest(nil, req), began: v.loop.since()}
 		j.body.Reset(req.Framing, req.ContentLength)
 		v.phase = asking
 		v.await(headTime)
@@ -259,6 +267,8 @@ type joiner struct {
 	body    http1.Body
 	message []byte
 	asked   bool
+	request []byte // for the access log
+	began   int64
 }
 
 func (j *joiner) OnData(b []byte) (used int) {
@@ -305,9 +315,10 @@ func (j *joiner) ask() {
 
 func (j *joiner) reply(resp relay.JoinResponse) {
 	v := j.visitor
-	status := 200
+	status, w := 200, fine
 	if resp.Error != nil {
-		status = 403
+		status, w = 403, wordAuth
+		v.loop.refused[w]++
 		v.relay.log.Log(context.Background(), v.relay.refusalLevel(v.addr.Addr(), resp.Error.Code), "join refused", "remote", v.addr, "code", resp.Error.Code, "err", resp.Error.Message)
 	} else {
 		v.relay.log.Info("site joined", "site", resp.Site, "remote", v.addr)
@@ -318,6 +329,7 @@ func (j *joiner) reply(resp relay.JoinResponse) {
 	out = strconv.AppendInt(out, int64(len(body)), 10)
 	out = append(out, "\r\n\r\n"...)
 	v.conn.Write(append(out, body...))
+	v.loop.log(&record{visitor: v.addr, proto: v.proto, tls: v.tls, request: j.request, status: status, err: w, began: j.began})
 	v.close()
 }
 

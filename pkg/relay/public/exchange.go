@@ -3,6 +3,7 @@ package public
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"time"
 
 	"culvert.dev/pkg/http1"
@@ -26,7 +27,10 @@ type exchange struct {
 
 	began, progress int64  // when the head came, and a byte last moved, in the loop's time
 	in, out         uint64 // bytes of the request's body and of the response, as they are counted for the service
-	status          int    // of the final head; 0: it has not come
+	status          int    // of the final head, or of our own answer; 0: there is none
+	first           int64  // when the answer's first byte came
+	err             word   // why it ends
+	request         []byte // of it, for the access log
 
 	head     bool // the request is HEAD
 	upgrade  bool // the request asks for one
@@ -72,6 +76,7 @@ func (l *loop) begin(f front, s *service, req *http1.Request) *exchange {
 	ex.sent = req.Framing == http1.NoBody || req.Framing == http1.Length && req.ContentLength == 0
 	ex.began = l.since()
 	ex.progress = ex.began
+	ex.request = l.appendRequest(ex.request[:0], req)
 	s.visitors++
 	s.active++
 	s.peak = max(s.peak, s.active)
@@ -118,6 +123,7 @@ func (ex *exchange) finish() {
 	ex.service.active--
 	l := ex.loop
 	*ex = exchange{
+		request:  ex.request[:0],
 		resBody:  http1.Body{Trailers: ex.resBody.Trailers[:0]},
 		response: http1.Response{Fields: ex.response.Fields[:0]},
 		replay:   ex.replay[:0],
@@ -127,11 +133,44 @@ func (ex *exchange) finish() {
 	}
 }
 
-// cancel ends ex and its back. The front knows, or is told next.
+// record is what the access log tells about ex.
+func (ex *exchange) record() record {
+	c := ex.client
+	r := record{
+		service: ex.service, visitor: c.addr, subject: c.subject(), proto: c.proto, tls: c.tls, request: ex.request,
+		status: ex.status, err: ex.err, received: ex.in, sent: ex.out, began: ex.began,
+	}
+	if ex.first != 0 {
+		r.first = time.Duration(ex.first - ex.began)
+	}
+	if ex.back != nil {
+		r.stream = ex.back.via()
+	}
+	return r
+}
+
+// account writes down what ex was.
+func (ex *exchange) account() {
+	l := ex.loop
+	ex.service.count(ex.client.proto, ex.status, ex.err, time.Duration(l.since()-ex.began))
+	if l.relay.AccessLog != nil {
+		r := ex.record()
+		l.log(&r)
+	}
+}
+
+// cancel ends ex and its back, as the visitor is gone.
 func (ex *exchange) cancel() {
+	ex.err = wordCancelled
+	ex.drop()
+}
+
+// drop ends ex and its back. The front knows, or is told next.
+func (ex *exchange) drop() {
 	if ex.back != nil {
 		ex.back.cancel()
 	}
+	ex.account()
 	ex.finish()
 }
 
@@ -139,22 +178,25 @@ func (ex *exchange) cancel() {
 func (ex *exchange) fail(t *trouble) {
 	f := ex.front
 	f.flush()
-	ex.cancel()
+	ex.status, ex.err = t.status, t.word()
+	ex.drop()
 	f.answer(t)
 }
 
 // cut ends ex in the middle of a response, so that the visitor notices.
-func (ex *exchange) cut() {
+func (ex *exchange) cut(w word) {
 	f := ex.front
 	f.flush()
-	ex.cancel()
+	ex.err = w
+	ex.drop()
 	f.cut()
 }
 
 // abort ends ex, whose visitor has missed a deadline.
 func (ex *exchange) abort() {
 	f := ex.front
-	ex.cancel()
+	ex.err = wordTimeout
+	ex.drop()
 	f.abort()
 }
 
@@ -162,7 +204,7 @@ func (ex *exchange) abort() {
 func (ex *exchange) reject(t *trouble) {
 	ex.loop.counters.Rejected++
 	if ex.answered {
-		ex.cut()
+		ex.cut(t.word())
 	} else {
 		ex.fail(t)
 	}
@@ -175,10 +217,11 @@ func (ex *exchange) done() {
 	switch {
 	case ex.sent:
 		ex.back.release()
+		ex.account()
 		ex.finish()
 		f.done()
 	case ex.last || !ex.back.reads():
-		ex.cancel()
+		ex.drop()
 		f.done()
 	}
 	// Otherwise the server has answered early and may still read the rest.
@@ -222,7 +265,7 @@ func (ex *exchange) interim(res *http1.Response) { ex.front.interim(res) }
 // respond takes the final head from the back. If end is set, that is all.
 func (ex *exchange) respond(res *http1.Response, end bool) {
 	ex.bound = ex.bound || res.Status == 401 && authenticatesConnections(res.Fields, "www-authenticate")
-	ex.status = res.Status
+	ex.status, ex.first = res.Status, ex.loop.since()
 	ex.answered, ex.received = true, end
 	ex.last = ex.front.head(res, end)
 }
@@ -258,12 +301,24 @@ func (ex *exchange) pulled(n int) {
 // switched joins the visitor and st after 101 (Switching Protocols). HTTP is over
 // for both. It reports false if the visitor does not switch.
 func (ex *exchange) switched(res *http1.Response, st stream) bool {
-	f := ex.front
+	f, s := ex.front, ex.service
 	f.flush()
-	if t := f.upgrade(res, st, ex.service); t != nil {
+	if t := f.upgrade(res, st, s); t != nil {
 		ex.loop.counters.Malformed++
 		ex.fail(t)
 		return false
+	}
+	ex.status, ex.first = res.Status, ex.loop.since()
+	if j := s.joined; j != nil && j.stream == st && ex.loop.relay.AccessLog != nil {
+		r := ex.record()
+		r.request = slices.Clone(r.request)
+		if http1.EqualFold(res.Upgrade, "websocket") {
+			r.proto = "websocket"
+		}
+		j.logs(r)
+		s.count(ex.client.proto, ex.status, fine, time.Duration(ex.first-ex.began))
+	} else {
+		ex.account()
 	}
 	ex.finish()
 	return true
@@ -276,10 +331,10 @@ func (ex *exchange) lost(t *trouble) {
 		ex.fail(t)
 	case ex.received: // and the request is not complete
 		f := ex.front
-		ex.cancel()
+		ex.drop()
 		f.done()
 	default:
-		ex.cut()
+		ex.cut(t.word())
 	}
 }
 

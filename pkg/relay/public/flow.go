@@ -36,6 +36,12 @@ type flow struct {
 	addr    evloop.PacketAddr
 	stream  *tunnel.Stream // nil: the private relay has refused it
 	again   time.Time      // stream is nil: when to ask again
+
+	// For the access log.
+	began          int64
+	received, sent uint64
+	datagrams      Datagrams
+	err            word
 }
 
 func newFlows(t *port, s *session, address string) (*flows, error) {
@@ -88,6 +94,8 @@ func (fs *flows) receive(b []byte, from evloop.PacketAddr) {
 	}
 	f.service.datagrams.Received++
 	f.service.received += uint64(len(b))
+	f.datagrams.Received++
+	f.received += uint64(len(b))
 	f.stream.SendDatagram(b)
 }
 
@@ -101,9 +109,10 @@ func (fs *flows) open(from evloop.PacketAddr, now time.Time) *flow {
 			admission.leave(addr, v)
 		}
 		fs.loop.counters.TurnedAway++
+		svc.errors[wordLimit]++
 		return nil
 	}
-	f := &flow{flows: fs, service: svc, addr: from}
+	f := &flow{flows: fs, service: svc, addr: from, began: fs.loop.since()}
 	if f.reopen(now); f.stream == nil {
 		admission.leave(addr, v)
 		return nil
@@ -126,7 +135,7 @@ func (f *flow) reopen(now time.Time) {
 		f.again = now.Add(restTime)
 		return
 	}
-	f.stream = st
+	f.stream, f.err = st, fine
 	st.SetHandler(f)
 }
 
@@ -171,6 +180,11 @@ func (f *flow) Expire() {
 	f.service.visitors--
 	addr := f.addr.Remote.Addr()
 	f.service.session.relay.admission.leave(addr, admitted)
+	f.service.errors[f.err]++
+	f.flows.loop.log(&record{
+		service: f.service, visitor: f.addr.Remote, proto: "udp", err: f.err, began: f.began,
+		received: f.received, sent: f.sent, packets: f.datagrams, stream: f.stream,
+	})
 	if st := f.stream; st != nil {
 		f.stream = nil
 		st.Reset(tunnel.CodeCancelled)
@@ -182,6 +196,8 @@ func (f *flow) OnDatagram(b []byte) {
 	f.flows.table.Touch(&f.Flow, true, f.flows.loop.Now())
 	f.service.datagrams.Sent++
 	f.service.sent += uint64(len(b))
+	f.datagrams.Sent++
+	f.sent += uint64(len(b))
 	f.flows.conn.WriteTo(b, f.addr)
 }
 
@@ -201,5 +217,5 @@ func (f *flow) OnClose(err error) {
 		f.end()
 		return
 	}
-	f.again = f.flows.loop.Now().Add(restTime)
+	f.again, f.err = f.flows.loop.Now().Add(restTime), wordOf(err)
 }

@@ -6,6 +6,7 @@ import (
 
 	"culvert.dev/pkg/forward"
 	"culvert.dev/pkg/http1"
+	"culvert.dev/pkg/tunnel"
 )
 
 // client is what is known of the visitor behind a connection, in any version of
@@ -15,10 +16,19 @@ type client struct {
 	addr    netip.AddrPort
 	sni     string            // server name of the TLS handshake; "" if there was none
 	proto   string            // "HTTP/1.0", "HTTP/1.1", "HTTP/2" or "HTTP/3"
+	tls     uint16            // version; 0: none
 	cert    *x509.Certificate // that the visitor has proved to have, as the config of its handshake asked for; else nil
 	port    uint16            // that the visitor came in by
 	secure  bool              // TLS
 	verdict verdict           // of admission, about the connection
+}
+
+// subject is that of the visitor's certificate, "" if there is none.
+func (c *client) subject() string {
+	if c.cert == nil {
+		return ""
+	}
+	return c.cert.Subject.String()
 }
 
 func (c *client) scheme() string {
@@ -136,6 +146,9 @@ type back interface {
 
 	// cancel ends it at any other time.
 	cancel()
+
+	// via is the stream that it uses.
+	via() *tunnel.Stream
 }
 
 // stream is what a visitor is spliced with after an upgrade.

@@ -53,9 +53,10 @@ type group struct {
 
 	// Owned by the loop.
 	ports     map[relay.Publish]*port
-	timer     evloop.Timer // of the takeover
-	undecided bool         // the active session has no link, or is in doubt, and a stand-by may take over
-	held      []func()     // visitors that wait for the decision
+	timer     evloop.Timer      // of the takeover
+	tallies   map[string]*tally // by service, of those that are published
+	undecided bool              // the active session has no link, or is in doubt, and a stand-by may take over
+	held      []func()          // visitors that wait for the decision
 
 	// Guarded by relay.mu; active changes on the loop only, which so may read it.
 	sessions []*session      // in the order in which they came

@@ -26,7 +26,7 @@ func (v *visitor) link() {
 	req := &v.loop.req
 	key, err := websocket.CheckRequest(func(name string) string { return joined(req.Fields, name) })
 	if err != nil || string(req.Method) != "GET" || req.Minor != 1 || req.Framing != http1.NoBody {
-		v.answer(troubleUpgrade)
+		v.turnDown(troubleUpgrade)
 		return
 	}
 	v.phase = asking

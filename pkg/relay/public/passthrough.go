@@ -67,12 +67,17 @@ func (v *visitor) refuseHello(err error) {
 		v.refuseTLS(e.Alert)
 		return
 	}
+	v.loop.handshake(0, err)
 	v.conn.Abort(err)
 }
 
 // refuseTLS ends a visitor instead of a handshake.
 func (v *visitor) refuseTLS(alert tls.AlertError) {
-	v.loop.counters.HandshakesFailed++
+	err := error(&evloop.HelloError{Alert: alert})
+	if alert == alertInternalError {
+		err = errTurnedAway
+	}
+	v.loop.handshake(0, err)
 	v.phase = closing
 	v.await(farewell)
 	v.conn.RefuseTLS(alert)
@@ -108,13 +113,19 @@ func (v *visitor) passThrough() bool {
 
 // pass splices the visitor with a stream of s, the ClientHello first.
 func (v *visitor) pass(s *service) {
+	r := record{service: s, visitor: v.addr, proto: "tls", began: v.loop.since()}
+	if v.relay.AccessLog != nil {
+		r.request = appendText(nil, "host", v.sni, logHost)
+	}
 	st, err := s.openStream(v.addr, "tls", v.sni)
 	if err != nil {
 		v.refuseTLS(alertInternalError)
+		s.turnAway(r, openTrouble(err).word())
 		return
 	}
 	s.total++
-	v.spliced(st, s)
+	r.stream = st
+	v.spliced(st, s).logs(r)
 }
 
 // isWeb reports whether browsers are served by s, which may be nil: what it says of

@@ -22,28 +22,22 @@ type service struct {
 	prefix  string // of the path; "" for all
 
 	// Owned by the session's loop.
+	*tally
 	stock    upstreams // idle streams
 	leaving  upstreams // streams that have to end
-	joined   *splice   // visitors whose connection is a splice, in a list
 	sweeper  evloop.Timer
 	sweeping bool
-	removed  bool // the session publishes it no longer
-	visitors int
-	active   int // exchanges under way
-	peak     int // the most of them, falling off by the second
-	total    uint64
-	received uint64 // bytes from visitors, but see bytes
-	sent     uint64 // and to them
-
-	flows     *flows // of a udp service; those of the port, which another service may have by now
-	silence   evloop.Timer
-	datagrams Datagrams
+	removed  bool   // the session publishes it no longer
+	active   int    // exchanges under way
+	peak     int    // the most of them, falling off by the second
+	flows    *flows // of a udp service; those of the port, which another service may have by now
+	silence  evloop.Timer
 }
 
 // newService makes the service of an announcement whose publish URL has been
 // accepted.
 func newService(s *session, a relay.Announcement, p relay.Publish) *service {
-	svc := &service{session: s, name: a.Name, publish: p, target: a.TargetScheme}
+	svc := &service{session: s, name: a.Name, publish: p, target: a.TargetScheme, tally: new(tally)}
 	switch p.Scheme {
 	case "https", "wss", "http", "ws":
 		svc.host = p.Host
@@ -90,23 +84,34 @@ func (s *service) openStream(addr netip.AddrPort, scheme, host string) (*tunnel.
 // accept takes a visitor of a tcp service. It runs on the session's loop.
 func (s *service) accept(c *evloop.Conn, addr netip.AddrPort) {
 	r := s.session.relay
-	v := r.admission.enter(addr.Addr())
+	l, v := s.session.loop, r.admission.enter(addr.Addr())
+	rec := record{service: s, visitor: addr, proto: "tcp", began: l.since()}
 	if v != admitted {
 		if v == sayFull { // there is nothing to say it with
 			r.admission.leave(addr.Addr(), v)
 		}
-		s.session.loop.counters.TurnedAway++
+		l.counters.TurnedAway++
 		c.Abort(errFull)
+		s.turnAway(rec, wordLimit)
 		return
 	}
 	st, err := s.openStream(addr, "tcp", "")
 	if err != nil {
 		r.admission.leave(addr.Addr(), v)
 		c.Abort(err)
+		s.turnAway(rec, openTrouble(err).word())
 		return
 	}
 	s.total++
-	join(c, st, addr.Addr(), v, s)
+	rec.stream = st
+	join(c, st, addr.Addr(), v, s).logs(rec)
+}
+
+// turnAway writes down a connection or flow that did not come about.
+func (s *service) turnAway(r record, w word) {
+	s.errors[w]++
+	r.err = w
+	s.session.loop.log(&r)
 }
 
 // splice is a visitor whose connection is spliced with a stream.
@@ -116,11 +121,12 @@ type splice struct {
 	before, after *splice
 	addr          netip.Addr
 	verdict       verdict
+	record        *record // of the access log; nil: there is none
 }
 
 // join splices a visitor, who has entered with v, with a stream of s, until both
 // are closed.
-func join(c forward.End, st stream, addr netip.Addr, v verdict, s *service) {
+func join(c forward.End, st stream, addr netip.Addr, v verdict, s *service) *splice {
 	j := &splice{service: s, stream: st, after: s.joined, addr: addr, verdict: v}
 	if j.after != nil {
 		j.after.before = j
@@ -132,6 +138,18 @@ func join(c forward.End, st stream, addr netip.Addr, v verdict, s *service) {
 	s.sent -= sent
 	s.received -= received
 	forward.Splice(c, st, j.over)
+	return j
+}
+
+// logs has the end of j logged, as that of r. It is called right after join.
+func (j *splice) logs(r record) {
+	if j.service.session.relay.AccessLog == nil {
+		return
+	}
+	sent, received := j.stream.Bytes()
+	r.received -= received
+	r.sent -= sent
+	j.record = &r
 }
 
 // resetUnseen ends the visitors of tcp services whose stream the private relay has given
@@ -139,14 +157,14 @@ func join(c forward.End, st stream, addr netip.Addr, v verdict, s *service) {
 // another one.
 func (s *service) resetUnseen() {
 	for j := s.joined; j != nil; j = j.after {
-		if !j.stream.Confirmed() {
+		if j.service == s && !j.stream.Confirmed() {
 			j.stream.Abort(&tunnel.StreamError{Code: tunnel.CodeCancelled})
 		}
 	}
 }
 
 // over is the end of both connection and stream.
-func (j *splice) over(error) {
+func (j *splice) over(err error) {
 	s := j.service
 	if j.before != nil {
 		j.before.after = j.after
@@ -161,16 +179,12 @@ func (j *splice) over(error) {
 	s.sent += sent
 	s.received += received
 	s.session.relay.admission.leave(j.addr, j.verdict)
-}
-
-// bytes returns what has come from visitors and gone to them: of HTTP without the
-// heads of requests, and of splices everything.
-func (s *service) bytes() (received, sent uint64) {
-	received, sent = s.received, s.sent
-	for j := s.joined; j != nil; j = j.after {
-		o, i := j.stream.Bytes()
-		received += i
-		sent += o
+	w := wordOf(err)
+	s.errors[w]++
+	if r := j.record; r != nil {
+		r.received += received
+		r.sent += sent
+		r.err = w
+		s.session.loop.log(r)
 	}
-	return received, sent
 }

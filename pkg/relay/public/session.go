@@ -471,6 +471,10 @@ func (g *group) publish(s *session, list []relay.Announcement) []relay.AnnounceR
 	if s == nil || s.announced == nil {
 		return nil
 	}
+	for _, svc := range services {
+		svc.tally = g.tally(svc.name)
+	}
+	g.forget(services)
 	s.services = services
 	refused := s.refuse(list, errs)
 	r.say(slog.LevelInfo, "services published", g.site, "session", s.shortID(), "services", len(services), "refused", refused, "withdrawn", len(old))

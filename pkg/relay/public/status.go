@@ -33,6 +33,11 @@ type Status struct {
 	Counters  Counters
 	Listeners []Listener
 	Sessions  []SessionStatus
+
+	MaxVisitors, MaxPerAddress int             // the limits of admission
+	Handshakes                 Handshakes      // TLS, of visitors and links
+	Refused                    Troubles        // requests that the relay has answered by itself and that no service is to be blamed for
+	Lags                       []time.Duration // until each loop answered; negative: it has not, and its part is missing
 }
 
 // SessionStatus is a session of a site: one private relay.
@@ -56,6 +61,7 @@ type SessionStatus struct {
 	Received  uint64          // bytes of streams, from the site
 	Sent      uint64          // and to it
 	Buffered  int             // bytes
+	Budget    int             // bytes that may be
 	Dropped   uint64          // datagrams, here: they came faster than the links take them, or there was none
 	Announced int             // services that the private relay offers
 	Refused   []ServiceError  // of them; the first maxShown
@@ -93,13 +99,22 @@ type ServiceStatus struct {
 	Sent     uint64 // and to them
 
 	Datagrams Datagrams
+	Requests  Requests
+	Durations Durations
+	Errors    Troubles
 }
+
+// Troubles counts what went wrong, by Words. The first one is what did not.
+type Troubles [len(Words)]uint64
 
 // Status asks the loops for their part. It must not be called on one. If the
 // context ends before all have answered, the rest is missing.
 func (r *Relay) Status(ctx context.Context) Status {
 	r.prepare()
-	st := Status{Draining: r.draining.Load(), Visitors: r.admission.connected(), Listeners: r.Listeners()}
+	st := Status{
+		Draining: r.draining.Load(), Visitors: r.admission.connected(), Listeners: r.Listeners(),
+		MaxVisitors: r.admission.total, MaxPerAddress: r.admission.perAddr, Lags: make([]time.Duration, len(r.loops)),
+	}
 	r.mu.Lock()
 	var sessions []*session
 	for _, g := range r.groups {
@@ -108,14 +123,20 @@ func (r *Relay) Status(ctx context.Context) Status {
 	r.mu.Unlock()
 
 	type part struct {
-		counters Counters
-		sessions []SessionStatus
+		loop       int
+		lag        time.Duration
+		counters   Counters
+		handshakes Handshakes
+		refused    Troubles
+		sessions   []SessionStatus
 	}
+	asking := time.Now()
 	parts := make(chan part, len(r.loops))
 	asked := 0
-	for _, l := range r.loops {
+	for i, l := range r.loops {
+		st.Lags[i] = -1
 		if l.Post(func() {
-			p := part{counters: l.counters}
+			p := part{loop: i, lag: time.Since(asking), counters: l.counters, handshakes: l.handshakes, refused: l.refused}
 			for _, s := range sessions {
 				if s.loop == l && s.tun != nil {
 					p.sessions = append(p.sessions, s.status())
@@ -129,7 +150,12 @@ func (r *Relay) Status(ctx context.Context) Status {
 	for range asked {
 		select {
 		case p := <-parts:
+			st.Lags[p.loop] = p.lag
 			st.Counters.add(p.counters)
+			st.Handshakes.add(p.handshakes)
+			for i, n := range p.refused {
+				st.Refused[i] += n
+			}
 			st.Sessions = append(st.Sessions, p.sessions...)
 		case <-ctx.Done():
 			return st
@@ -145,7 +171,7 @@ func (s *session) status() SessionStatus {
 		Site: s.site, ID: s.shortID(), Active: s.group.active == s, Leaving: s.leaving,
 		Key: s.key, Machine: s.machine, Process: s.process,
 		Since: s.since, Remote: s.remote.String(), Software: s.software, Choice: s.choice, Lost: s.lostAt,
-		RTT: t.RTT, Carried: t.Links, Streams: t.Streams, Received: t.Received, Sent: t.Sent, Buffered: t.Buffered, Dropped: t.DatagramsDropped,
+		RTT: t.RTT, Carried: t.Links, Streams: t.Streams, Received: t.Received, Sent: t.Sent, Buffered: t.Buffered, Budget: s.tun.Budget(), Dropped: t.DatagramsDropped,
 		Announced: len(s.announced), Refused: s.refused,
 	}
 	for _, l := range s.tun.Links() {
@@ -167,7 +193,7 @@ func (s *session) status() SessionStatus {
 		st.Services = append(st.Services, ServiceStatus{
 			Name: svc.name, Publish: svc.publish.String(), Target: svc.target,
 			Visitors: svc.visitors, Total: svc.total, Received: received, Sent: sent,
-			Datagrams: datagrams,
+			Datagrams: datagrams, Requests: svc.requests, Durations: svc.durations, Errors: svc.errors,
 		})
 	}
 	return st

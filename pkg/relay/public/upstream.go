@@ -238,6 +238,8 @@ func (u *upstream) release() {
 	}
 }
 
+func (u *upstream) via() *tunnel.Stream { return u.Stream }
+
 func (u *upstream) cancel() {
 	u.exchange = nil
 	u.Reset(tunnel.CodeCancelled)
@@ -267,7 +269,7 @@ func (u *upstream) OnData(b []byte) (used int) {
 		payload, n, done, err := ex.resBody.Next(b[used:])
 		if err != nil {
 			ex.loop.counters.Malformed++
-			ex.cut()
+			ex.cut(wordBadAnswer)
 			return len(b)
 		}
 		used += n

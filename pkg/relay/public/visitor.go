@@ -66,10 +66,13 @@ type loop struct {
 	out  []byte // what an HTTP/1.1 visitor is about to get; empty between callbacks
 	up   []byte // and what an HTTP/1.1 server is
 
-	free     []*exchange
-	first    *visitor // of those that are here
-	counters Counters
-	access   accessLog
+	free   []*exchange
+	first  *visitor // of those that are here
+	access accessLog
+
+	counters   Counters
+	handshakes Handshakes
+	refused    Troubles // answers of our own for which there is no service
 }
 
 // add and remove keep the list of the loop's visitors.
@@ -198,14 +201,17 @@ func (v *visitor) startTLS() {
 	v.await(tlsTime)
 	v.conn.StartTLS(v.relay.TLS, false, tlsTime, func(err error) {
 		if err != nil {
-			v.loop.counters.HandshakesFailed++
+			v.loop.handshake(0, err)
 			return
 		}
 		if v.phase == gone {
 			return
 		}
-		if chains := v.conn.TLS().VerifiedChains; len(chains) > 0 {
-			v.cert = chains[0][0]
+		state := v.conn.TLS()
+		v.tls = state.Version
+		v.loop.handshake(v.tls, nil)
+		if len(state.VerifiedChains) > 0 {
+			v.cert = state.VerifiedChains[0][0]
 		}
 		v.serve()
 	})
@@ -437,6 +443,7 @@ func (v *visitor) readHead(b []byte) int {
 			return 0
 		}
 	case doAnswer:
+		l.logAnswer(&v.client, req, d.trouble)
 		v.answer(d.trouble, d.fields...)
 	}
 	return n
@@ -511,6 +518,16 @@ func (v *visitor) release() {
 // refuse answers a request and closes.
 func (v *visitor) refuse(t *trouble) {
 	v.last = true
+	if v.proto == "" {
+		v.proto = "HTTP/1.1"
+	}
+	v.loop.logAnswer(&v.client, nil, t)
+	v.answer(t)
+}
+
+// turnDown answers a request for the relay itself, the one in loop.req.
+func (v *visitor) turnDown(t *trouble) {
+	v.loop.logAnswer(&v.client, &v.loop.req, t)
 	v.answer(t)
 }
 
@@ -609,14 +626,15 @@ func (v *visitor) upgrade(res *http1.Response, st stream, s *service) *trouble {
 
 // spliced hands the visitor's connection over to a splice with st, a stream of
 // s, and ends v. What is left is the count of the visitor.
-func (v *visitor) spliced(st stream, s *service) {
+func (v *visitor) spliced(st stream, s *service) *splice {
 	v.phase = gone
 	v.stop()
 	v.loop.remove(v)
-	join(v.conn, st, v.addr.Addr(), v.verdict, s)
+	j := join(v.conn, st, v.addr.Addr(), v.verdict, s)
 	if v.eof {
 		st.CloseWrite() // the splice has not seen it
 	}
+	return j
 }
 
 // next waits for the next request, or closes when there shall be none.

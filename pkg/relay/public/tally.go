@@ -1,0 +1,113 @@
+package public
+
+import "time"
+
+// tally is what is counted for a service. It belongs to the site's loop, and is that
+// of all services of the site which have the same name, one after the other or, while
+// visitors of a session before still finish, at a time. So what is counted never falls.
+type tally struct {
+	joined    *splice // visitors whose connection is a splice, in a list
+	visitors  int
+	total     uint64
+	received  uint64 // bytes from visitors, but see bytes
+	sent      uint64 // and to them
+	datagrams Datagrams
+	requests  Requests
+	durations Durations
+	errors    Troubles
+}
+
+// bytes returns what has come from visitors and gone to them: of HTTP without the
+// heads of requests, and of splices everything.
+func (t *tally) bytes() (received, sent uint64) {
+	received, sent = t.received, t.sent
+	for j := t.joined; j != nil; j = j.after {
+		o, i := j.stream.Bytes()
+		received += i
+		sent += o
+	}
+	return received, sent
+}
+
+// count counts a request that is over.
+func (t *tally) count(proto string, status int, w word, took time.Duration) {
+	class := status / 100
+	if class >= len(t.requests[0]) {
+		class = 0
+	}
+	t.requests[protocol(proto)][class]++
+	t.errors[w]++
+	if class > 1 { // what was cancelled, or goes on, took no time that means something
+		t.durations.add(took)
+	}
+}
+
+// Requests counts requests that are over by the version of HTTP that they came in, see
+// Protocols, and by the first digit of their status; 0: there was none, as the visitor
+// went away before.
+type Requests [len(Protocols)][6]uint64
+
+// Protocols are the versions that Requests tells apart.
+var Protocols = [...]string{"http/1", "http/2", "http/3"}
+
+// protocol is the index in Protocols of client.proto.
+func protocol(proto string) int {
+	switch proto {
+	case "HTTP/2":
+		return 1
+	case "HTTP/3":
+		return 2
+	}
+	return 0
+}
+
+// Durations counts how long requests took, from their head to the end of both request
+// and response.
+type Durations struct {
+	Counts [len(Bounds)]uint64 // of those up to the bound, and over the one before
+	Longer uint64              // of those beyond the last one
+	Sum    time.Duration
+}
+
+// Bounds are those of Durations.
+var Bounds = [...]time.Duration{
+	time.Millisecond, 3 * time.Millisecond, 10 * time.Millisecond, 30 * time.Millisecond, 100 * time.Millisecond, 300 * time.Millisecond,
+	time.Second, 3 * time.Second, 10 * time.Second, 30 * time.Second, 100 * time.Second,
+}
+
+func (d *Durations) add(took time.Duration) {
+	d.Sum += took
+	for i, b := range Bounds {
+		if took <= b {
+			d.Counts[i]++
+			return
+		}
+	}
+	d.Longer++
+}
+
+// tally returns the tally for services of that name. On the loop.
+func (g *group) tally(name string) *tally {
+	t := g.tallies[name]
+	if t == nil {
+		t = new(tally)
+		if g.tallies == nil {
+			g.tallies = make(map[string]*tally)
+		}
+		g.tallies[name] = t
+	}
+	return t
+}
+
+// forget drops the tallies of services that are not there any more. What visitors of
+// them still do is counted for nobody.
+func (g *group) forget(services []*service) {
+	if len(g.tallies) == len(services) {
+		return
+	}
+	now := make(map[string]*tally, len(services))
+	for _, s := range services {
+		now[s.name] = s.tally
+	}
+	g.tallies = now
+}
