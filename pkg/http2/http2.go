@@ -163,10 +163,6 @@ func (c *Conn) CanConnect() bool { return false }
 // Ready reports whether the peer's settings have come.
 func (c *Conn) Ready() bool { return false }
 
-// InHead reports whether the peer has begun a head (HEADERS, or CONTINUATION after it) and not ended it: that bounds how
-// long one may take is the owner's matter.
-func (c *Conn) InHead() bool { return false }
-
 // Streams returns the number of streams that are open.
 func (c *Conn) Streams() int { return 0 }
 
