@@ -15,6 +15,7 @@ const (
 	doHold                 // it is about to be decided which session serves it: see group.hold
 	doLook                 // nobody serves it, but may soon: decide again in a moment
 	doOwn                  // it is for the relay itself
+	doProve                // an authority may ask: decide again when Relay.Challenge has answered
 	doAnswer               // with trouble and fields
 )
 
@@ -38,6 +39,9 @@ func (l *loop) decide(c *client, req *http1.Request) decision {
 		return decision{action: doAnswer, trouble: troubleMethod}
 	}
 	l.host = appendHost(l.host[:0], req.Host)
+	if d, ok := l.challenge(c, req); ok {
+		return d
+	}
 	if c.secure && r.own(l.host, req.Path) {
 		return decision{action: doOwn}
 	}

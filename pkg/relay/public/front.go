@@ -21,6 +21,7 @@ type client struct {
 	port    uint16            // that the visitor came in by
 	secure  bool              // TLS
 	verdict verdict           // of admission, about the connection
+	proof   *proof            // what Relay.Challenge has said about the request; nil: it has not been asked
 }
 
 // subject is that of the visitor's certificate, "" if there is none.

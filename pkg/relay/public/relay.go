@@ -134,6 +134,16 @@ type Relay struct {
 	// AccessQuery adds the query to those lines, AccessAgent User-Agent and Referer.
 	AccessQuery, AccessAgent bool
 
+	// Published is told the hosts that services are published under by https and wss,
+	// as published ("*.example.com" among them), whenever those change: one call at a
+	// time. If nil, nobody is.
+	Published func(hosts []string)
+
+	// Challenge answers what an authority asks for by plain HTTP below
+	// /.well-known/acme-challenge/ of a host, to see that it is ours. It may block. If
+	// nil, or not ok, services are asked.
+	Challenge func(host, path string) (answer string, ok bool)
+
 	// Log hears of events: of sites, sessions, services and listeners, not of
 	// requests. If nil, nobody does.
 	Log *slog.Logger
@@ -160,6 +170,8 @@ type Relay struct {
 	claims    map[route]*service
 	lent      map[*os.File]loan // sockets of Inherited that ports use
 	listeners []*Listener
+	published []string      // what Published is told
+	telling   bool          // and is being told
 	drained   chan struct{} // closed when the last session has ended; nil unless draining
 	over      bool          // drained is closed
 }
@@ -580,6 +592,7 @@ func (r *Relay) storeRoutes() {
 		}
 	}
 	r.routes.Store(newTable(services, away))
+	r.tellPublished()
 }
 
 // addresses returns where visitors find a service, with the port if that is open

@@ -438,6 +438,9 @@ func (v *visitor) readHead(b []byte) int {
 	case doLook:
 		v.look()
 		return 0
+	case doProve:
+		v.prove(string(l.host), string(req.Path))
+		return 0
 	case doOwn:
 		if !v.ownDomain() {
 			return 0
