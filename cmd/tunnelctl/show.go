@@ -89,6 +89,7 @@ func printStatus(w io.Writer, s *admin.Status) {
 		what string
 	}{
 		{c.Rejected, "malformed or slow"}, {c.Malformed, "malformed responses"}, {c.TurnedAway, "connections turned away"},
+		{c.Refused, "refused by a service's policy"}, {c.HandshakesLimited, "TLS handshakes beyond the limit"},
 		{c.HandshakesFailed, "failed TLS handshakes"}, {c.Prefaces, "bad PROXY headers"},
 	} {
 		if some.n > 0 {

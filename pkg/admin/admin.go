@@ -38,13 +38,15 @@ import (
 
 // Counters counts what has happened on the HTTP listeners since the start.
 type Counters struct {
-	Requests         uint64 `json:"requests"`          // sent on to a site
-	Answered         uint64 `json:"answered"`          // by the relay itself: errors and redirects
-	Rejected         uint64 `json:"rejected"`          // requests that were malformed or too slow
-	Malformed        uint64 `json:"malformed"`         // responses that were
-	TurnedAway       uint64 `json:"turned_away"`       // connections beyond a limit
-	HandshakesFailed uint64 `json:"handshakes_failed"` // TLS
-	Prefaces         uint64 `json:"bad_proxy_headers"` // connections of proxies without a valid PROXY protocol header
+	Requests          uint64 `json:"requests"`           // sent on to a site
+	Answered          uint64 `json:"answered"`           // by the relay itself: errors and redirects
+	Rejected          uint64 `json:"rejected"`           // requests that were malformed or too slow
+	Malformed         uint64 `json:"malformed"`          // responses that were
+	TurnedAway        uint64 `json:"turned_away"`        // connections beyond a limit
+	Refused           uint64 `json:"refused"`            // requests, connections and datagrams that the policy of a service did not let in
+	HandshakesFailed  uint64 `json:"handshakes_failed"`  // TLS
+	HandshakesLimited uint64 `json:"handshakes_limited"` // connections closed before one, as their address had too many
+	Prefaces          uint64 `json:"bad_proxy_headers"`  // connections of proxies without a valid PROXY protocol header
 }
 
 // Status is the state of a public relay at one moment.

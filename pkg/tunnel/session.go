@@ -86,6 +86,17 @@ func New(cfg Config, now time.Time) *Session {
 	return s
 }
 
+// Room is how many more streams Open opens, and of how many. When the session keeps more bytes than
+// its budget there is less and less of it, and none at twice that.
+func (s *Session) Room() (free, of int) {
+	of = s.cfg.MaxStreams
+	free = of - len(s.streams)
+	if over := s.pool.used - s.cfg.Budget; over > 0 {
+		free = min(free, int(int64(of)*int64(max(0, s.cfg.Budget-over))/int64(s.cfg.Budget)))
+	}
+	return max(0, free), of
+}
+
 // Open opens a stream. header is copied. Without a link the stream waits for one.
 // The caller sets a handler before the next Receive or Flush.
 func (s *Session) Open(header []byte) (*Stream, error) {

@@ -12,7 +12,7 @@ type action uint8
 const (
 	doServe  action = iota // by service, whose loop is this one
 	doMove                 // service is of another loop, which decides
-	doHold                 // it is about to be decided which session serves it: see group.hold
+	doHold                 // it is about to be decided which session serves it, or who asks: see hold
 	doLook                 // nobody serves it, but may soon: decide again in a moment
 	doOwn                  // it is for the relay itself
 	doProve                // an authority may ask: decide again when Relay.Challenge has answered
@@ -22,9 +22,20 @@ const (
 // decision is what decide has found.
 type decision struct {
 	action  action
-	service *service      // of doServe, doMove and doHold
+	service *service      // of doServe, doMove and doHold; of doAnswer if that is its policy's
+	attempt *attempt      // of doHold: nil if it is about the session
 	trouble *trouble      // of doAnswer
 	fields  []http1.Field // of doAnswer, besides the usual ones
+}
+
+// hold has f called, on this loop, when a request should be decided again that has got doHold. If it
+// reports false, that is in a moment, as with doLook.
+func (d decision) hold(f func()) bool {
+	if d.attempt != nil {
+		d.attempt.wait(f)
+		return true
+	}
+	return d.service.session.group.hold(f)
 }
 
 // decide says what becomes of a request, for all versions of HTTP. It may be
@@ -60,11 +71,15 @@ func (l *loop) decide(c *client, req *http1.Request) decision {
 		case s.session.group.undecided:
 			return decision{action: doHold, service: s}
 		}
-		// This is the only time that this request comes here.
+		if p := s.policy.Load(); p != nil {
+			if d, pass := p.check(l, s, c, req); !pass {
+				return d
+			}
+		}
 		return decision{service: s}
 	}
 	host, path := string(l.host), string(req.Path)
-	if !c.secure && (host == r.Domain || routes.find(l.host, req.Path, true) != nil || routes.passed(l.host).isWeb() || routes.allowed(host, path, true)) {
+	if !c.secure && (host == r.Domain || routes.redirects(l.host, req.Path)) {
 		if d, ok := l.redirect(req); ok {
 			return d
 		}

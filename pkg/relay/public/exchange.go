@@ -32,6 +32,12 @@ type exchange struct {
 	err             word   // why it ends
 	request         []byte // of it, for the access log
 
+	taken   int64         // bytes of the request's body, if maxBody is set
+	maxBody int64         // of the request; 0: no limit, or it has been found to keep to it
+	user    string        // who has given a password; "": none was asked for
+	extra   []http1.Field // what the server is told of the visitor besides; lent for begin
+
+	large    bool // the body of the request has more than that
 	head     bool // the request is HEAD
 	upgrade  bool // the request asks for one
 	chunked  bool // the request's length is not known before its end
@@ -77,12 +83,19 @@ func (l *loop) begin(f front, s *service, req *http1.Request) *exchange {
 	ex.began = l.since()
 	ex.progress = ex.began
 	ex.request = l.appendRequest(ex.request[:0], req)
-	s.visitors++
+	if p := s.policy.Load(); p != nil {
+		if ex.user, ex.extra = p.forward(l, ex.client, req); ex.chunked {
+			ex.maxBody = p.maxBody
+		}
+	}
+	s.enter(ex.client.addr.Addr())
 	s.active++
 	s.peak = max(s.peak, s.active)
 	s.total++
 	l.counters.Requests++
-	if err := s.send(ex, req); err != nil {
+	err := s.send(ex, req)
+	ex.extra = nil
+	if err != nil {
 		ex.fail(openTrouble(err))
 		return nil
 	}
@@ -119,7 +132,7 @@ func authenticatesConnections(fields []http1.Field, name string) bool {
 
 // finish takes ex out of service. Front and back have been or will be dealt with.
 func (ex *exchange) finish() {
-	ex.service.visitors--
+	ex.service.leave(ex.client.addr.Addr())
 	ex.service.active--
 	l := ex.loop
 	*ex = exchange{
@@ -137,7 +150,7 @@ func (ex *exchange) finish() {
 func (ex *exchange) record() record {
 	c := ex.client
 	r := record{
-		service: ex.service, visitor: c.addr, subject: c.subject(), proto: c.proto, tls: c.tls, request: ex.request,
+		service: ex.service, visitor: c.addr, user: ex.user, subject: c.subject(), proto: c.proto, tls: c.tls, request: ex.request,
 		status: ex.status, err: ex.err, received: ex.in, sent: ex.out, began: ex.began,
 	}
 	if ex.first != 0 {
@@ -228,18 +241,38 @@ func (ex *exchange) done() {
 }
 
 // body takes a piece of the request's body from the front, which is lent.
-func (ex *exchange) body(p []byte) { ex.back.body(p) }
+func (ex *exchange) body(p []byte) {
+	if ex.maxBody > 0 {
+		if ex.taken += int64(len(p)); ex.taken > ex.maxBody {
+			ex.large = true // pushed ends it
+			return
+		}
+	}
+	ex.back.body(p)
+}
 
 // end takes the end of the request's body.
 func (ex *exchange) end(trailers []http1.Field) {
 	ex.sent = true
-	ex.back.end(trailers)
+	if !ex.large {
+		ex.back.end(trailers)
+	}
+}
+
+// forward is what the server is told of the visitor.
+func (ex *exchange) forward() http1.Forward {
+	c := ex.client
+	return http1.Forward{Remote: c.addr.Addr(), Proto: c.scheme(), Port: c.port, Fields: ex.extra}
 }
 
 // pushed is called when some pieces of the request, of n bytes in the front's
 // framing, have been given to body or end. ex may be over then.
 func (ex *exchange) pushed(n int) {
 	ex.back.flush()
+	if ex.large {
+		ex.reject(troubleBody)
+		return
+	}
 	if n > 0 {
 		ex.progress = ex.loop.since()
 		ex.in += uint64(n)
@@ -266,6 +299,9 @@ func (ex *exchange) interim(res *http1.Response) { ex.front.interim(res) }
 func (ex *exchange) respond(res *http1.Response, end bool) {
 	ex.bound = ex.bound || res.Status == 401 && authenticatesConnections(res.Fields, "www-authenticate")
 	ex.status, ex.first = res.Status, ex.loop.since()
+	if p := ex.service.policy.Load(); p != nil {
+		p.answered(res)
+	}
 	ex.answered, ex.received = true, end
 	ex.last = ex.front.head(res, end)
 }

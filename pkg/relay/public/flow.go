@@ -102,6 +102,10 @@ func (fs *flows) receive(b []byte, from evloop.PacketAddr) {
 // open begins a flow, unless there may be no more visitors.
 func (fs *flows) open(from evloop.PacketAddr, now time.Time) *flow {
 	svc, addr := fs.port.service, from.Remote.Addr()
+	if !svc.admits(addr) {
+		svc.errors[wordPolicy]++
+		return nil
+	}
 	admission := &svc.session.relay.admission
 	v := admission.enter(addr)
 	if v != admitted {
@@ -120,7 +124,7 @@ func (fs *flows) open(from evloop.PacketAddr, now time.Time) *flow {
 	f.Owner = f
 	fs.of[from] = f
 	fs.table.Add(&f.Flow, source(addr))
-	svc.visitors++
+	svc.enter(addr)
 	svc.total++
 	return f
 }
@@ -177,8 +181,8 @@ func (f *flow) end() {
 // begins a new one.
 func (f *flow) Expire() {
 	delete(f.flows.of, f.addr)
-	f.service.visitors--
 	addr := f.addr.Remote.Addr()
+	f.service.leave(addr)
 	f.service.session.relay.admission.leave(addr, admitted)
 	f.service.errors[f.err]++
 	f.flows.loop.log(&record{

@@ -3,6 +3,7 @@ package public
 import (
 	"crypto/x509"
 	"net/netip"
+	"sync/atomic"
 
 	"culvert.dev/pkg/forward"
 	"culvert.dev/pkg/http1"
@@ -14,22 +15,26 @@ import (
 // set before the first request is decided, but for proto in HTTP/1.
 type client struct {
 	addr    netip.AddrPort
-	sni     string            // server name of the TLS handshake; "" if there was none
-	proto   string            // "HTTP/1.0", "HTTP/1.1", "HTTP/2" or "HTTP/3"
-	tls     uint16            // version; 0: none
-	cert    *x509.Certificate // that the visitor has proved to have, as the config of its handshake asked for; else nil
-	port    uint16            // that the visitor came in by
-	secure  bool              // TLS
-	verdict verdict           // of admission, about the connection
-	proof   *proof            // what Relay.Challenge has said about the request; nil: it has not been asked
+	sni     string              // server name of the TLS handshake; "" if there was none
+	proto   string              // "HTTP/1.0", "HTTP/1.1", "HTTP/2" or "HTTP/3"
+	certs   []*x509.Certificate // that the visitor has sent, the first of which it has proved to have the key of. Nobody has vouched for them, see authority
+	tls     uint16              // version; 0: none
+	port    uint16              // that the visitor came in by
+	secure  bool                // TLS
+	verdict verdict             // of admission, about the connection
+	proof   *proof              // what Relay.Challenge has said about the request; nil: it has not been asked
+
+	// What policies have found, on any loop.
+	met     atomic.Pointer[policy]  // has let this connection in
+	vouched atomic.Pointer[voucher] // of the certificate
 }
 
-// subject is that of the visitor's certificate, "" if there is none.
+// subject is that of the visitor's certificate; "" if no authority of a service has vouched for one.
 func (c *client) subject() string {
-	if c.cert == nil {
-		return ""
+	if p := c.vouched.Load(); p != nil && p.trouble == nil {
+		return p.subject
 	}
-	return c.cert.Subject.String()
+	return ""
 }
 
 func (c *client) scheme() string {

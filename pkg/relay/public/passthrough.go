@@ -19,6 +19,7 @@ import (
 // Alerts that visitors get in place of a handshake (RFC 8446, section 6).
 const (
 	alertIllegalParameter tls.AlertError = 47
+	alertAccessDenied     tls.AlertError = 49
 	alertInternalError    tls.AlertError = 80 // it may be better in a moment
 )
 
@@ -116,6 +117,11 @@ func (v *visitor) pass(s *service) {
 	r := record{service: s, visitor: v.addr, proto: "tls", began: v.loop.since()}
 	if v.relay.AccessLog != nil {
 		r.request = appendText(nil, "host", v.sni, logHost)
+	}
+	if !s.admits(v.addr.Addr()) {
+		v.refuseTLS(alertAccessDenied)
+		s.turnAway(r, wordPolicy)
+		return
 	}
 	st, err := s.openStream(v.addr, "tls", v.sni)
 	if err != nil {

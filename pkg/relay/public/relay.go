@@ -149,6 +149,7 @@ type Relay struct {
 	Log *slog.Logger
 
 	routes   atomic.Pointer[table]
+	tls      *tls.Config // immutable once prepared; see newTLS
 	draining atomic.Bool
 	prepared sync.Once
 	began    time.Time // immutable once prepared
@@ -158,6 +159,7 @@ type Relay struct {
 
 	log       *slog.Logger
 	admission admission
+	verifier  verifier
 	joins     rate[netip.Addr]
 	refusals  rate[refusal]
 	sayings   rate[said]
@@ -219,6 +221,7 @@ func (r *Relay) prepare() {
 		r.joins = rate[netip.Addr]{most: maxJoins, size: 64 << 10}
 		r.refusals = rate[refusal]{most: 1, size: maxRefused}
 		r.sayings = rate[said]{most: maxSaid, size: 64 << 10}
+		r.tls = r.newTLS()
 		if r.ResponseTimeout == 0 {
 			r.ResponseTimeout = 60 * time.Second
 		}
@@ -591,7 +594,9 @@ func (r *Relay) storeRoutes() {
 			maps.Copy(away.names, g.names)
 		}
 	}
-	r.routes.Store(newTable(services, away))
+	t := newTable(services, away)
+	t.asks = newAsks(r.tls, services)
+	r.routes.Store(t)
 	r.tellPublished()
 }
 

@@ -27,6 +27,8 @@ type table struct {
 	raw map[string]*service
 
 	away
+
+	asks asksFor // hosts whose visitors are asked for a certificate
 }
 
 // away is what is known of sites that are away.
@@ -81,6 +83,17 @@ func (t *table) find(host, path []byte, secure bool) *service {
 		}
 	}
 	return nil
+}
+
+// redirects reports whether a request in the clear is sent to https: there is a service, which
+// wants that, or may be one.
+func (t *table) redirects(host, path []byte) bool {
+	s := t.find(host, path, true)
+	if s == nil {
+		return t.passed(host).isWeb() || t.allowed(string(host), string(path), true)
+	}
+	p := s.policy.Load()
+	return p == nil || !p.noRedirect
 }
 
 // divided reports whether what a request for host reaches depends on its path.

@@ -2,6 +2,7 @@ package public
 
 import (
 	"net/netip"
+	"sync/atomic"
 
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/forward"
@@ -21,10 +22,14 @@ type service struct {
 	raw     bool   // tls: what comes is passed through
 	prefix  string // of the path; "" for all
 
+	// What is demanded of visitors; nil: nothing. Set on the session's loop, read on any.
+	policy atomic.Pointer[policy]
+
 	// Owned by the session's loop.
 	*tally
-	stock    upstreams // idle streams
-	leaving  upstreams // streams that have to end
+	held     map[netip.Addr]int // visitors by address, if their number is limited
+	stock    upstreams          // idle streams
+	leaving  upstreams          // streams that have to end
 	sweeper  evloop.Timer
 	sweeping bool
 	removed  bool   // the session publishes it no longer
@@ -84,8 +89,13 @@ func (s *service) openStream(addr netip.AddrPort, scheme, host string) (*tunnel.
 // accept takes a visitor of a tcp service. It runs on the session's loop.
 func (s *service) accept(c *evloop.Conn, addr netip.AddrPort) {
 	r := s.session.relay
-	l, v := s.session.loop, r.admission.enter(addr.Addr())
-	rec := record{service: s, visitor: addr, proto: "tcp", began: l.since()}
+	l, rec := s.session.loop, record{service: s, visitor: addr, proto: "tcp", began: s.session.loop.since()}
+	if !s.admits(addr.Addr()) {
+		c.Abort(errPolicy)
+		s.turnAway(rec, wordPolicy)
+		return
+	}
+	v := r.admission.enter(addr.Addr())
 	if v != admitted {
 		if v == sayFull { // there is nothing to say it with
 			r.admission.leave(addr.Addr(), v)
@@ -132,7 +142,7 @@ func join(c forward.End, st stream, addr netip.Addr, v verdict, s *service) *spl
 		j.after.before = j
 	}
 	s.joined = j
-	s.visitors++
+	s.enter(addr)
 	// What the stream has carried before an upgrade has been counted by exchanges.
 	sent, received := st.Bytes()
 	s.sent -= sent
@@ -174,7 +184,7 @@ func (j *splice) over(err error) {
 	if j.after != nil {
 		j.after.before = j.before
 	}
-	s.visitors--
+	s.leave(j.addr)
 	sent, received := j.stream.Bytes()
 	s.sent += sent
 	s.received += received

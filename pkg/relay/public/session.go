@@ -1,6 +1,7 @@
 package public
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -56,6 +57,7 @@ type session struct {
 	announced []relay.Announcement // the last announcement; nil: none has come
 	hearing   bool                 // another one is coming in
 	services  []*service           // nil unless active
+	held      map[netip.Addr]int   // visitors by address, those of services that are gone included
 	refused   []ServiceError       // of announced
 	welcomed  bool                 // there was a Welcome
 	told      bool                 // the private relay knows that the session is active
@@ -88,6 +90,7 @@ func newSession(g *group, h relay.Hello) *session {
 		key: h.Key, machine: h.Machine, process: h.Process,
 		id: hex.EncodeToString(b[:16]), secret: hex.EncodeToString(b[16:]),
 		since: time.Now(),
+		held:  make(map[netip.Addr]int),
 	}
 }
 
@@ -432,6 +435,9 @@ func (g *group) publish(s *session, list []relay.Announcement) []relay.AnnounceR
 			continue
 		}
 		if o := old[a.Name]; o != nil && o.same(made[i]) {
+			if p := made[i].policy.Load(); !p.equal(o.policy.Load()) {
+				o.policy.Store(p) // what is under way goes on
+			}
 			made[i] = o
 		}
 		errs[i] = taken.claim(made[i], s.open)
@@ -531,7 +537,13 @@ func (s *session) newService(a relay.Announcement, allowed []relay.Pattern) (*se
 	}
 	for _, pattern := range allowed {
 		if pattern.Allows(p) {
-			return newService(s, a, p), nil
+			svc := newService(s, a, p)
+			made, err := newPolicy(a.Policy, cmp.Or(strings.TrimPrefix(p.Host, "*."), "culvert"))
+			if err != nil {
+				return nil, err
+			}
+			svc.policy.Store(made)
+			return svc, nil
 		}
 	}
 	return nil, errors.New("publish \"" + p.String() + "\": site \"" + s.site + "\" may not publish this: the public relay's configuration says what it may")

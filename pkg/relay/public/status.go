@@ -7,13 +7,15 @@ import (
 
 // Counters counts what happened on the HTTP listeners.
 type Counters struct {
-	Requests         uint64 // sent on to a site
-	Answered         uint64 // by the relay itself: errors and redirects
-	Rejected         uint64 // requests that were malformed or too slow
-	Malformed        uint64 // responses that were
-	TurnedAway       uint64 // connections beyond a limit
-	HandshakesFailed uint64
-	Prefaces         uint64 // connections of proxies without a valid PROXY protocol header
+	Requests          uint64 // sent on to a site
+	Answered          uint64 // by the relay itself: errors and redirects
+	Rejected          uint64 // requests that were malformed or too slow
+	Malformed         uint64 // responses that were
+	TurnedAway        uint64 // connections beyond a limit
+	Refused           uint64 // requests, connections and datagrams that the policy of a service did not let in
+	HandshakesFailed  uint64
+	HandshakesLimited uint64 // connections closed before one, as their address had too many
+	Prefaces          uint64 // connections of proxies without a valid PROXY protocol header
 }
 
 func (c *Counters) add(o Counters) {
@@ -22,7 +24,9 @@ func (c *Counters) add(o Counters) {
 	c.Rejected += o.Rejected
 	c.Malformed += o.Malformed
 	c.TurnedAway += o.TurnedAway
+	c.Refused += o.Refused
 	c.HandshakesFailed += o.HandshakesFailed
+	c.HandshakesLimited += o.HandshakesLimited
 	c.Prefaces += o.Prefaces
 }
 

@@ -172,11 +172,7 @@ func (s *service) send(ex *exchange, req *http1.Request) error {
 	}
 	ex.back, u.exchange = u, ex
 	l := ex.loop
-	l.up = http1.AppendForwardedRequest(l.up[:0], req, http1.Forward{
-		Remote: c.addr.Addr(),
-		Proto:  c.scheme(),
-		Port:   c.port,
-	})
+	l.up = http1.AppendForwardedRequest(l.up[:0], req, ex.forward())
 	if ex.again = again && u.used; ex.again {
 		ex.replay = append(ex.replay[:0], l.up...)
 	}

@@ -66,6 +66,8 @@ type loop struct {
 	out  []byte // what an HTTP/1.1 visitor is about to get; empty between callbacks
 	up   []byte // and what an HTTP/1.1 server is
 
+	extra []http1.Field // what a server is told of a visitor besides
+
 	free   []*exchange
 	first  *visitor // of those that are here
 	access accessLog
@@ -199,7 +201,7 @@ func (v *visitor) shake() {
 func (v *visitor) startTLS() {
 	v.phase = shaking
 	v.await(tlsTime)
-	v.conn.StartTLS(v.relay.TLS, false, tlsTime, func(err error) {
+	v.conn.StartTLS(v.relay.tls, false, tlsTime, func(err error) {
 		if err != nil {
 			v.loop.handshake(0, err)
 			return
@@ -210,9 +212,7 @@ func (v *visitor) startTLS() {
 		state := v.conn.TLS()
 		v.tls = state.Version
 		v.loop.handshake(v.tls, nil)
-		if len(state.VerifiedChains) > 0 {
-			v.cert = state.VerifiedChains[0][0]
-		}
+		v.certs = state.PeerCertificates
 		v.serve()
 	})
 }
@@ -433,7 +433,13 @@ func (v *visitor) readHead(b []byte) int {
 		v.move(d.service.session.loop, v.serve)
 		return 0
 	case doHold:
-		v.hold(d.service.session.group)
+		if d.hold(v.release) {
+			v.phase = held
+			v.conn.Pause()
+			v.stop() // the decision has a deadline of its own
+		} else {
+			v.look()
+		}
 		return 0
 	case doLook:
 		v.look()

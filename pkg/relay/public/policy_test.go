@@ -1,0 +1,417 @@
+package public
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"culvert.dev/pkg/relay"
+)
+
+// demand announces services again, each name, publish with the policy.
+func (ts *testSite) demand(p *relay.Policy, publish ...string) (errs []string) {
+	ts.t.Helper()
+	list := announcements(publish...)
+	for i := range list {
+		list[i].Policy = p
+	}
+	replies := make(chan []relay.AnnounceReply, 1)
+	onLoop(ts.session.loop.Loop, func() { ts.announce(list, replies) })
+	for _, reply := range <-replies {
+		errs = append(errs, reply.Error)
+	}
+	return errs
+}
+
+func prefixList(list ...string) (all []netip.Prefix) {
+	for _, s := range list {
+		all = append(all, netip.MustParsePrefix(s))
+	}
+	return all
+}
+
+// echoHead answers with what it got.
+func echoHead(w http.ResponseWriter, req *http.Request) {
+	body, err := io.ReadAll(req.Body)
+	if err != nil {
+		return
+	}
+	w.Header().Set("Server", "inside")
+	fmt.Fprintf(w, "%s %s\n", req.Method, req.URL)
+	req.Header.Write(w)
+	fmt.Fprintf(w, "%d bytes\n", len(body))
+}
+
+// ask sends a request over a connection of its own, and returns status, head and body of the answer.
+func (r *testRelay) ask(secure bool, head string, body ...string) (*http.Response, string) {
+	r.t.Helper()
+	v := r.dial(secure)
+	defer v.Close()
+	v.send(strings.ReplaceAll(head, "|", "\r\n") + "\r\n\r\n" + strings.Join(body, ""))
+	method, _, _ := strings.Cut(head, " ")
+	return v.response(method)
+}
+
+func TestPolicyHTTP(t *testing.T) {
+	backends(t, func(t *testing.T, portable bool) {
+		r := newTestRelay(t, portable, nil)
+		ts := r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(echoHead))}, "app", "https://app.test")
+		const get = "GET / HTTP/1.1|Host: app.test"
+		for _, tt := range []struct {
+			name   string
+			policy relay.Policy
+			ask    string
+			body   string
+			status int
+			has    string // in the answer
+		}{
+			{"nothing", relay.Policy{}, get, "", 200, "GET /"},
+			{"not allowed", relay.Policy{Allow: prefixList("192.0.2.0/24", "2001:db8::/32")}, get, "", 403, "Your address is not allowed here."},
+			{"allowed", relay.Policy{Allow: prefixList("192.0.2.0/24", "127.0.0.0/8", "127.0.0.0/16")}, get, "", 200, "GET /"},
+			{"denied", relay.Policy{Allow: prefixList("127.0.0.0/8"), Deny: prefixList("127.0.0.1/32")}, get, "", 403, "not allowed"},
+			{"another is denied", relay.Policy{Deny: prefixList("127.0.0.2/32", "::/0")}, get, "", 200, "GET /"},
+			{"method", relay.Policy{Methods: []string{"GET", "PUT"}}, "DELETE / HTTP/1.1|Host: app.test", "", 405, "not allowed"},
+			{"HEAD with GET", relay.Policy{Methods: []string{"GET"}}, "HEAD / HTTP/1.1|Host: app.test", "", 200, ""},
+			{"body", relay.Policy{MaxBody: 4}, "POST / HTTP/1.1|Host: app.test|Content-Length: 4", "1234", 200, "4 bytes"},
+			{"large body", relay.Policy{MaxBody: 4}, "POST / HTTP/1.1|Host: app.test|Content-Length: 5", "12345", 413, "too large"},
+			{"large body that waits", relay.Policy{MaxBody: 4}, "POST / HTTP/1.1|Host: app.test|Content-Length: 5|Expect: 100-continue", "", 413, "too large"},
+			{"chunks", relay.Policy{MaxBody: 4}, "POST / HTTP/1.1|Host: app.test|Transfer-Encoding: chunked", "2\r\n12\r\n2\r\n34\r\n0\r\n\r\n", 200, "4 bytes"},
+			{"large chunks", relay.Policy{MaxBody: 4}, "POST / HTTP/1.1|Host: app.test|Transfer-Encoding: chunked", "2\r\n12\r\n3\r\n345\r\n0\r\n\r\n", 413, "too large"},
+			{"a large chunk", relay.Policy{MaxBody: 4}, "POST / HTTP/1.1|Host: app.test|Transfer-Encoding: chunked", "fffff\r\n12345", 413, "too large"},
+			{"request fields", relay.Policy{RequestHeaders: relay.HeaderRules{
+				Set: map[string]string{"X-Env": "prod"}, Add: map[string]string{"X-More": "2"}, Remove: []string{"Cookie"}}},
+				get + "|Cookie: c|X-More: 1|x_env: test|X-Env: test|Connection: X-Env, X-Secret|X-Secret: s", "", 200, "X-Env: prod\r\n"},
+			{"no password", relay.Policy{Users: map[string]string{"alice": "$2y$04$x"}}, get, "", 0, "policy: user \"alice\": no hash of a password that is known"},
+		} {
+			errs := ts.demand(&tt.policy, "app", "https://app.test")
+			if tt.status == 0 {
+				if len(errs) != 1 || !strings.Contains(errs[0], tt.has) {
+					t.Errorf("%s: published, %q", tt.name, errs)
+				}
+				continue
+			}
+			if errs[0] != "" {
+				t.Errorf("%s: %s", tt.name, errs[0])
+				continue
+			}
+			res, body := r.ask(true, tt.ask, tt.body)
+			if res.StatusCode != tt.status || !strings.Contains(body, tt.has) {
+				t.Errorf("%s: %d\n%s\nwant %d, %q", tt.name, res.StatusCode, body, tt.status, tt.has)
+			}
+			if allow := res.Header.Get("Allow"); tt.status == 405 && allow != "GET, PUT, HEAD" {
+				t.Errorf("%s: Allow: %s", tt.name, allow)
+			}
+			for _, no := range []string{"Cookie", "X-Secret", "test"} {
+				if tt.name == "request fields" && strings.Contains(strings.ReplaceAll(body, "app.test", ""), no) {
+					t.Errorf("%s: the server has got %s:\n%s", tt.name, no, body)
+				}
+			}
+		}
+		// It is a service that is not published, not one without a policy.
+		if res, _ := r.ask(true, get); res.StatusCode != 503 {
+			t.Errorf("a service whose policy is refused answers %d", res.StatusCode)
+		}
+	})
+}
+
+// What goes to the visitor is changed too; HSTS is not the server's business.
+func TestPolicyResponse(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	ts := r.connect("office", map[string]string{"app": script(t,
+		"> GET / HTTP/1.1|", "< HTTP/1.1 200 OK|Server: inside|X-Powered-By: magic|Strict-Transport-Security: max-age=1|Set-Cookie: a=b|Content-Length: 2||ok")})
+	if errs := ts.demand(&relay.Policy{
+		HSTS: &relay.HSTS{MaxAge: 600, IncludeSubDomains: true},
+		ResponseHeaders: relay.HeaderRules{
+			Set: map[string]string{"X-Powered-By": "us"}, Add: map[string]string{"Set-Cookie": "c=d"}, Remove: []string{"server"}},
+	}, "app", "https://app.test"); errs[0] != "" {
+		t.Fatal(errs)
+	}
+	res, body := r.ask(true, "GET / HTTP/1.1|Host: app.test")
+	var head bytes.Buffer
+	res.Header.Write(&head)
+	want := "Content-Length: 2\r\nSet-Cookie: a=b\r\nSet-Cookie: c=d\r\nStrict-Transport-Security: max-age=600; includeSubDomains\r\nX-Powered-By: us\r\n"
+	if head.String() != want || body != "ok" {
+		t.Errorf("%s%s, want\n%s", head.String(), body, want)
+	}
+}
+
+// A body that grows too large after the server has answered cannot be refused any more: the visitor is cut off.
+func TestPolicyLateBody(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	ts := r.connect("office", map[string]string{"app": script(t,
+		"> POST / HTTP/1.1|", "< HTTP/1.1 200 OK|Content-Length: 10||early", "> Host: app.test|")})
+	ts.demand(&relay.Policy{MaxBody: 4}, "app", "https://app.test")
+	v := r.dial(true)
+	v.send("POST / HTTP/1.1\r\nHost: app.test\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n12\r\n")
+	res, err := http.ReadResponse(v.Reader, &http.Request{Method: "POST"})
+	if err != nil || res.StatusCode != 200 {
+		t.Fatal(res, err)
+	}
+	b := make([]byte, 5)
+	if _, err := io.ReadFull(res.Body, b); err != nil || string(b) != "early" {
+		t.Fatalf("%q, %v", b, err)
+	}
+	v.send("3\r\n345\r\n")
+	if b, err := io.ReadAll(res.Body); err == nil {
+		t.Errorf("the response ends in good order, with %q", b)
+	}
+}
+
+// A change takes effect for the next request, on connections that are open, and what is under way goes on.
+func TestPolicyChange(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	release := make(chan bool)
+	ts := r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		w.(http.Flusher).Flush()
+		if req.URL.Path == "/slow" {
+			<-release
+		}
+		io.WriteString(w, "done")
+	}))}, "app", "https://app.test")
+	slow, kept := r.dial(true), r.dial(true)
+	kept.send("GET / HTTP/1.1\r\nHost: app.test\r\n\r\n")
+	kept.response("GET")
+	slow.send("GET /slow HTTP/1.1\r\nHost: app.test\r\n\r\n")
+	res, err := http.ReadResponse(slow.Reader, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if errs := ts.demand(&relay.Policy{Deny: prefixList("127.0.0.1/32")}, "app", "https://app.test"); errs[0] != "" {
+		t.Fatal(errs)
+	}
+	kept.send("GET / HTTP/1.1\r\nHost: app.test\r\n\r\n")
+	if res, _ := kept.response("GET"); res.StatusCode != 403 {
+		t.Errorf("after the change: %d", res.StatusCode)
+	}
+	close(release)
+	if b, err := io.ReadAll(res.Body); err != nil || string(b) != "done" {
+		t.Errorf("what was under way: %q, %v", b, err)
+	}
+	// And back: the service has been the same all the time.
+	ts.demand(nil, "app", "https://app.test")
+	kept.send("GET / HTTP/1.1\r\nHost: app.test\r\n\r\n")
+	if res, _ := kept.response("GET"); res.StatusCode != 200 {
+		t.Errorf("after the next change: %d", res.StatusCode)
+	}
+	if st := r.Status(t.Context()); st.Sessions[0].Services[0].Total != 3 || st.Counters.Refused != 1 {
+		t.Errorf("%d requests, %d refused", st.Sessions[0].Services[0].Total, st.Counters.Refused)
+	}
+}
+
+func TestPolicyRates(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	ts := r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(echoHead))}, "app", "https://app.test")
+	ts.demand(&relay.Policy{RequestRate: rateOf(t, "1/h burst 3")}, "app", "https://app.test")
+	v := r.dial(true)
+	for i := range 5 {
+		v.send("GET / HTTP/1.1\r\nHost: app.test\r\n\r\n")
+		res, _ := v.response("GET")
+		if want := map[bool]int{true: 200, false: 429}[i < 3]; res.StatusCode != want {
+			t.Fatalf("request %d: %d", i, res.StatusCode)
+		}
+		if s := res.Header.Get("Retry-After"); i >= 3 && s != "3600" {
+			t.Errorf("Retry-After: %s", s)
+		}
+	}
+	// Another policy, other buckets. A connection counts once, whatever it asks for.
+	ts.demand(&relay.Policy{ConnectionRate: rateOf(t, "1/h burst 2")}, "app", "https://app.test")
+	for i := range 3 {
+		v := r.dial(true)
+		for range 3 {
+			v.send("GET / HTTP/1.1\r\nHost: app.test\r\n\r\n")
+			res, _ := v.response("GET")
+			if want := map[bool]int{true: 200, false: 429}[i < 2]; res.StatusCode != want {
+				t.Fatalf("connection %d: %d", i, res.StatusCode)
+			}
+		}
+	}
+}
+
+// redirect = false: nothing in the clear says that there is something.
+func TestPolicyRedirect(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	ts := r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(echoHead))}, "app", "https://app.test")
+	if res, _ := r.ask(false, "GET / HTTP/1.1|Host: app.test"); res.StatusCode != 301 {
+		t.Errorf("by default: %d", res.StatusCode)
+	}
+	ts.demand(&relay.Policy{NoRedirect: true}, "app", "https://app.test")
+	if res, _ := r.ask(false, "GET / HTTP/1.1|Host: app.test"); res.StatusCode != 404 {
+		t.Errorf("without: %d", res.StatusCode)
+	}
+}
+
+// Visitors of ports that may not come in are closed before a stream is opened.
+func TestPolicyPort(t *testing.T) {
+	backends(t, func(t *testing.T, portable bool) {
+		r := newTestRelay(t, portable, nil)
+		var reached atomic.Int32
+		echo := target(t, func(c net.Conn, br *bufio.Reader) {
+			reached.Add(1)
+			io.Copy(c, br)
+		})
+		ts := r.connect("office", map[string]string{"db": echo}, "db", "tcp://127.0.0.1:0")
+		address := func() (addr string) {
+			onLoop(ts.session.loop.Loop, func() {
+				for _, p := range ts.session.group.ports {
+					addr = p.Addr().String()
+				}
+			})
+			return addr
+		}
+		try := func() (net.Conn, bool) {
+			c, err := net.Dial("tcp", address())
+			if err != nil {
+				return nil, false // it was closed that fast
+			}
+			t.Cleanup(func() { c.Close() })
+			c.SetDeadline(time.Now().Add(20 * time.Second))
+			io.WriteString(c, "x")
+			_, err = c.Read(make([]byte, 1))
+			return c, err == nil
+		}
+		for _, tt := range []struct {
+			name   string
+			policy *relay.Policy
+			want   [3]bool // may the visitors come in that stay?
+		}{
+			{"nothing", nil, [3]bool{true, true, true}},
+			{"denied", &relay.Policy{Deny: prefixList("127.0.0.0/8")}, [3]bool{}},
+			{"rate", &relay.Policy{ConnectionRate: rateOf(t, "1/h burst 2")}, [3]bool{true, true, false}},
+			{"connections", &relay.Policy{MaxConnections: 1}, [3]bool{true, false, false}},
+			{"allowed", &relay.Policy{Allow: prefixList("127.0.0.1/32")}, [3]bool{true, true, true}},
+		} {
+			if errs := ts.demand(tt.policy, "db", "tcp://127.0.0.1:0"); errs[0] != "" {
+				t.Fatal(errs)
+			}
+			before := reached.Load()
+			var conns []net.Conn
+			n := int32(0)
+			for i, want := range tt.want {
+				c, ok := try()
+				if c != nil {
+					conns = append(conns, c)
+				}
+				if ok != want {
+					t.Errorf("%s: visitor %d: %v", tt.name, i, ok)
+				}
+				if want {
+					n++
+				}
+			}
+			if got := reached.Load() - before; got != n {
+				t.Errorf("%s: %d have reached the server, want %d", tt.name, got, n)
+			}
+			for _, c := range conns {
+				c.Close()
+			}
+			eventually(t, tt.name+": no visitor is left", func() bool {
+				return r.Status(t.Context()).Sessions[0].Services[0].Visitors == 0
+			})
+		}
+	})
+}
+
+// eventually waits for something that another goroutine does.
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(what + ": not within 20 s")
+		}
+	}
+}
+
+// Datagrams of whom the policy does not let in are dropped.
+func TestPolicyDatagrams(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	ts := r.connect("office", nil, "log", "udp://127.0.0.1:0")
+	for _, tt := range []struct {
+		policy   *relay.Policy
+		visitors int
+	}{
+		{&relay.Policy{Deny: prefixList("127.0.0.0/8")}, 0},
+		{&relay.Policy{MaxConnections: 1}, 1},
+	} {
+		ts.demand(tt.policy, "log", "udp://127.0.0.1:0")
+		var addr string
+		onLoop(ts.session.loop.Loop, func() {
+			for _, p := range ts.session.group.ports {
+				addr = p.Addr().String()
+			}
+		})
+		for range 3 {
+			c, err := net.Dial("udp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			c.Write([]byte("hello"))
+		}
+		eventually(t, "three datagrams are counted", func() bool {
+			s := r.Status(t.Context()).Sessions[0].Services[0]
+			return s.Total+s.Datagrams.Dropped >= 3 && s.Visitors <= tt.visitors
+		})
+		if s := r.Status(t.Context()).Sessions[0].Services[0]; s.Visitors > tt.visitors {
+			t.Errorf("%d flows", s.Visitors)
+		}
+	}
+}
+
+// An address that takes all it can get leaves room for others.
+func TestFairness(t *testing.T) {
+	t.Run("service", func(t *testing.T) {
+		r := newTestRelay(t, false, func(r *Relay) { r.Proxies = prefixList("127.0.0.0/8") })
+		echo := target(t, func(c net.Conn, br *bufio.Reader) { io.Copy(c, br) })
+		ts := r.connect("office", map[string]string{"db": echo}, "db", "tcp://127.0.0.1:0")
+		ts.demand(&relay.Policy{MaxConnections: 20}, "db", "tcp://127.0.0.1:0")
+		fair(t, ts)
+	})
+	t.Run("session", func(t *testing.T) {
+		r := newTestRelay(t, false, func(r *Relay) { r.Proxies, r.MaxStreams = prefixList("127.0.0.0/8"), 20 })
+		echo := target(t, func(c net.Conn, br *bufio.Reader) { io.Copy(c, br) })
+		fair(t, r.connect("office", map[string]string{"db": echo}, "db", "tcp://127.0.0.1:0"))
+	})
+}
+
+// fair has one address hammer a port that has room for 20.
+func fair(t *testing.T, ts *testSite) {
+	var addr string
+	onLoop(ts.session.loop.Loop, func() {
+		for _, p := range ts.session.group.ports {
+			addr = p.Addr().String()
+		}
+	})
+	come := func(from string) bool {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		fmt.Fprintf(c, "PROXY TCP4 %s 192.0.2.99 1000 15432\r\nx", from)
+		_, err = c.Read(make([]byte, 1))
+		return err == nil
+	}
+	n := 0
+	for range 60 {
+		if come("192.0.2.1") {
+			n++
+		}
+	}
+	if n < 9 || n > 11 {
+		t.Errorf("one address alone has got %d of 20", n)
+	}
+	for i := range 5 {
+		if from := fmt.Sprint("192.0.2.", 10+i); !come(from) {
+			t.Errorf("%s is not served", from)
+		}
+	}
+}

@@ -1,0 +1,32 @@
+package public
+
+import "crypto/tls"
+
+// newTLS is the config of all handshakes with visitors, over TCP and QUIC. It has the keys of the
+// tickets; the others, which configFor chooses from, live for long and have none of their own.
+func (r *Relay) newTLS() *tls.Config {
+	if r.TLS == nil {
+		return nil
+	}
+	cfg := r.TLS.Clone()
+	cfg.DynamicRecordSizingDisabled = true // small records after each silence cost more than they gain
+	cfg.GetConfigForClient = r.configFor
+	return cfg
+}
+
+// configFor returns the config of a handshake with that hello; nil: the one that all begin with. It
+// runs on goroutines of handshakes.
+func (r *Relay) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	return r.routes.Load().asks.find(appendHost(nil, []byte(hello.ServerName))), nil
+}
+
+// find returns the config of a host, or nil.
+func (a asksFor) find(host []byte) *tls.Config {
+	if len(a) == 0 {
+		return nil
+	}
+	if cfg := a[string(host)]; cfg != nil {
+		return cfg
+	}
+	return a[parent(string(host))]
+}
