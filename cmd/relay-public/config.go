@@ -103,6 +103,12 @@ type limitsConfig struct {
 	// a reverse proxy may be behind one address.
 	VisitorsPerAddress int `toml:"visitors_per_address"`
 
+	// HandshakesPerAddress is how many TLS handshakes one address (for IPv6, one /64) may begin in a minute, a
+	// fifth of them at once; connections beyond that are closed before they cost anything. The default is 3000:
+	// a thousand people who arrive behind one address in one minute, or 5 % of a processor. Raise it for
+	// larger networks, for a load balancer without proxy_protocol, and for benchmarks.
+	HandshakesPerAddress int `toml:"handshakes_per_address"`
+
 	// StreamsPerSite is how many streams one session may have. The default is 131072.
 	StreamsPerSite int `toml:"streams_per_site"`
 
@@ -148,7 +154,7 @@ func defaults() config {
 	return config{
 		Listen: listenConfig{HTTPS: ":443", QUIC: ":443", HTTP: ":80", Admin: "127.0.0.1:7070"},
 		Limits: limitsConfig{
-			Visitors: 262_144, VisitorsPerAddress: 16_384, StreamsPerSite: 131_072,
+			Visitors: 262_144, VisitorsPerAddress: 16_384, HandshakesPerAddress: 3000, StreamsPerSite: 131_072,
 			Flows: 16_384, FlowsPerAddress: 256, SessionMemory: 256 << 20,
 		},
 		DrainTimeout: daemon.Duration(30 * time.Second),
@@ -198,6 +204,7 @@ func (s *settings) check(f *daemon.File, dir string) {
 	}{
 		{"limits.visitors", &s.Limits.Visitors, defaults().Limits.Visitors},
 		{"limits.visitors_per_address", &s.Limits.VisitorsPerAddress, defaults().Limits.VisitorsPerAddress},
+		{"limits.handshakes_per_address", &s.Limits.HandshakesPerAddress, defaults().Limits.HandshakesPerAddress},
 		{"limits.streams_per_site", &s.Limits.StreamsPerSite, defaults().Limits.StreamsPerSite},
 		{"limits.flows", &s.Limits.Flows, defaults().Limits.Flows},
 		{"limits.flows_per_address", &s.Limits.FlowsPerAddress, defaults().Limits.FlowsPerAddress},

@@ -120,6 +120,8 @@ https = %q
 http  = %q
 admin = %q
 %s
+[limits]
+handshakes_per_address = 10000000
 [tls]
 certificate = %q
 key = %q

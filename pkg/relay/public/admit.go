@@ -1,8 +1,12 @@
 package public
 
 import (
+	"errors"
 	"net/netip"
 	"sync"
+	"time"
+
+	"culvert.dev/pkg/relay"
 )
 
 // admission counts the visitors that are connected, in total and per address,
@@ -91,4 +95,44 @@ func (a *admission) connected() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.n
+}
+
+// shakes bounds the TLS handshakes of each address. It is used from every loop, and
+// from the goroutines of QUIC. Those for the relay's own name are counted apart, so that a
+// crowd of visitors behind one address does not keep out a private relay which is there too.
+type shakes struct {
+	mu       sync.Mutex
+	visitors *limiter
+	own      *limiter
+	told     rate[netip.Addr] // who has been logged
+}
+
+func (s *shakes) init(perMinute int) {
+	r := relay.Rate{N: perMinute, Per: time.Minute, Burst: max(1, perMinute/5)}
+	s.visitors, s.own = newLimiter(r), newLimiter(r)
+	s.told = rate[netip.Addr]{most: 1, size: 16}
+}
+
+var errHandshakes = errors.New("too many TLS handshakes of one address")
+
+// mayShake reports whether a TLS handshake of addr may begin, over TCP or QUIC, and counts it. own
+// says that it is for the relay's own name. It may be called from any goroutine.
+func (r *Relay) mayShake(addr netip.Addr, own bool) bool {
+	now := time.Now()
+	s := &r.shakes
+	l := s.visitors
+	if own {
+		l = s.own
+	}
+	s.mu.Lock()
+	wait := l.allow(addr, int64(now.Sub(r.began)))
+	s.mu.Unlock()
+	if wait == 0 {
+		return true
+	}
+	if addr := source(addr); s.told.allow(addr, now) {
+		r.log.Warn("TLS handshakes are refused, as one address makes too many; a proxy or a large network behind it needs a higher limits.handshakes_per_address",
+			"address", addr, "per_minute", int(time.Minute/time.Duration(l.step)))
+	}
+	return false
 }

@@ -3,12 +3,15 @@ package public
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -414,4 +417,64 @@ func fair(t *testing.T, ts *testSite) {
 			t.Errorf("%s is not served", from)
 		}
 	}
+}
+
+// Whoever makes more handshakes than one may is closed at once, without a byte of TLS. Others are
+// not, and neither is the relay's own name.
+func TestHandshakeLimit(t *testing.T) {
+	backends(t, func(t *testing.T, portable bool) {
+		var log lockedBuffer
+		r := newTestRelay(t, portable, func(r *Relay) {
+			r.HandshakesPerAddress, r.Proxies = 50, prefixList("127.0.0.0/8")
+			r.Log = slog.New(slog.NewTextHandler(&log, nil))
+		})
+		shake := func(from, name string) error {
+			c, err := net.Dial("tcp", r.https)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(20 * time.Second))
+			if _, err := fmt.Fprintf(c, "PROXY TCP4 %s 192.0.2.99 1000 443\r\n", from); err != nil {
+				return err
+			}
+			return tls.Client(c, &tls.Config{InsecureSkipVerify: true, ServerName: name}).Handshake()
+		}
+		for i := range 15 {
+			if err := shake("192.0.2.1", "app.test"); (err == nil) != (i < 10) {
+				t.Fatalf("handshake %d: %v", i, err)
+			}
+		}
+		if err := shake("192.0.2.1", "relay.test"); err != nil {
+			t.Errorf("for the relay's own name: %v", err)
+		}
+		if err := shake("192.0.2.2", "app.test"); err != nil {
+			t.Errorf("from another address: %v", err)
+		}
+		if n := r.Status(t.Context()).Counters.HandshakesLimited; n != 5 {
+			t.Errorf("%d are counted", n)
+		}
+		// Once a minute, and another one may have begun.
+		if s := log.String(); strings.Count(s, "limits.handshakes_per_address") > 2 || !strings.Contains(s, "address=192.0.2.1 per_minute=50") {
+			t.Errorf("the log says\n%s", s)
+		}
+	})
+}
+
+// lockedBuffer may be written and read by several goroutines.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
 }

@@ -31,6 +31,7 @@
 package public
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -97,6 +98,11 @@ type Relay struct {
 	// 0: 262144 and 16384.
 	MaxVisitors, MaxPerAddress int
 
+	// HandshakesPerAddress bounds the TLS handshakes that one address, or one /64 with
+	// IPv6, may begin in a minute, of which a fifth may come at once. What comes beyond that
+	// is closed before a byte of it is computed. 0: 3000.
+	HandshakesPerAddress int
+
 	// MaxFlows bounds the flows of one udp service, MaxFlowsPerAddress those of one
 	// address of them, or of one /64 with IPv6. The one that has been silent for
 	// longest makes room. 0: 16384 and 256.
@@ -159,6 +165,7 @@ type Relay struct {
 
 	log       *slog.Logger
 	admission admission
+	shakes    shakes
 	verifier  verifier
 	joins     rate[netip.Addr]
 	refusals  rate[refusal]
@@ -212,6 +219,7 @@ func (r *Relay) prepare() {
 		if r.admission.perAddr == 0 {
 			r.admission.perAddr = 16 << 10
 		}
+		r.shakes.init(cmp.Or(r.HandshakesPerAddress, 3000))
 		if r.MaxFlows == 0 {
 			r.MaxFlows = 16 << 10
 		}

@@ -199,6 +199,11 @@ func (v *visitor) shake() {
 }
 
 func (v *visitor) startTLS() {
+	if !v.relay.mayShake(v.addr.Addr(), v.sni == v.relay.Domain) {
+		v.loop.counters.HandshakesLimited++
+		v.conn.Abort(errHandshakes)
+		return
+	}
 	v.phase = shaking
 	v.await(tlsTime)
 	v.conn.StartTLS(v.relay.tls, false, tlsTime, func(err error) {
