@@ -3,7 +3,6 @@ package http2
 import (
 	"errors"
 	"fmt"
-	"time"
 
 	"culvert.dev/pkg/http1"
 )
@@ -62,18 +61,6 @@ type Transport interface {
 	HighMark() int
 }
 
-// Endpoint makes the connections of one loop, which share its limits and its buffers. The zero value works.
-type Endpoint struct {
-	// MaxStreams is the number of requests that a visitor may have under way on one connection. 0: 128.
-	MaxStreams int
-}
-
-// Server makes the server's side of a connection that carries HTTP/2 from its first byte.
-func (e *Endpoint) Server(t Transport, h ServerHandler, now time.Time) *Conn { return new(Conn) }
-
-// Client makes the client's side.
-func (e *Endpoint) Client(t Transport, h ClientHandler, now time.Time) *Conn { return new(Conn) }
-
 // Code says why a stream or a connection ended (rfc9113#section-7).
 type Code uint32
 
@@ -107,8 +94,8 @@ func (c Code) String() string {
 	return fmt.Sprintf("code %#x", uint32(c))
 }
 
-// Error is what Receive returns when the peer broke the protocol, or a limit. GOAWAY has been written: what is left is
-// Flush, Close, and to close the transport.
+// Error is what Receive returns when the peer broke the protocol, or a limit. GOAWAY has been written and all streams
+// have ended: what is left is to close the transport.
 type Error struct {
 	Code   Code
 	Reason string // fixed text, without anything the peer sent
@@ -136,102 +123,3 @@ var (
 	// (GOAWAY, REFUSED_STREAM): it may be sent again elsewhere, whatever its method is.
 	ErrUnseen = errors.New("http2: request was not seen by the server")
 )
-
-// Conn is one connection.
-type Conn struct{}
-
-// Receive takes what the transport has received and returns how much of it was used. The rest, less than 64 KiB, is an
-// incomplete frame and is to be shown again with more behind it.
-func (c *Conn) Receive(b []byte, now time.Time) (used int, err error) { return len(b), nil }
-
-// Flush writes what has been gathered, as far as the transport takes it, and makes the callbacks that are due. Call it
-// at the end of a turn in which OnOutput was called, and when the transport has drained.
-func (c *Conn) Flush() {}
-
-// Request sends a request of a client, with the forwarding fields set; end says that no data follows. A request with
-// Upgrade becomes an extended CONNECT, which needs CanConnect.
-func (c *Conn) Request(req *http1.Request, fwd http1.Forward, end bool, h ResponseHandler) (*Stream, error) {
-	return nil, ErrNoRoom
-}
-
-// Room returns how many requests a client can make now.
-func (c *Conn) Room() int { return 0 }
-
-// CanConnect reports whether the server takes extended CONNECT (rfc8441#section-3). It is false until its settings came.
-func (c *Conn) CanConnect() bool { return false }
-
-// Ready reports whether the peer's settings have come.
-func (c *Conn) Ready() bool { return false }
-
-// Streams returns the number of streams that are open.
-func (c *Conn) Streams() int { return 0 }
-
-// Ping asks the peer for a sign of life: Unanswered is the number of pings since the last one that was answered.
-func (c *Conn) Ping() {}
-
-// Unanswered returns how many pings await an answer.
-func (c *Conn) Unanswered() int { return 0 }
-
-// Drain has the peer make no further requests, without losing any that are under way: GOAWAY with the highest number,
-// and with the last one a round trip later (rfc9113#section-6.8). Done reports when all is over.
-func (c *Conn) Drain() {}
-
-// Done reports whether the connection has been drained or told to go away, and has no streams and nothing to send: the
-// transport can be closed.
-func (c *Conn) Done() bool { return false }
-
-// GoAway refuses whatever the peer has not begun yet, with a code.
-func (c *Conn) GoAway(code Code) {}
-
-// Close ends all streams with err. Nothing else is sent or received: the transport is lost, or about to be closed.
-func (c *Conn) Close(err error) {}
-
-// Stream is one request and its response. It acts like a connection. When it is over its methods do nothing.
-type Stream struct{}
-
-// SetHandler sets who receives the stream's events from now on. Kept bytes are presented to h, and so is an end.
-func (s *Stream) SetHandler(h Handler) {}
-
-// Respond sends the head of a response, an interim or the final one, with the hop-by-hop fields removed; end says that
-// nothing follows. A 101 answers an extended CONNECT.
-func (s *Stream) Respond(res *http1.Response, end bool) {}
-
-// Write queues b, or sends it.
-func (s *Stream) Write(b []byte) {}
-
-// Pending returns the number of bytes that are not sent yet.
-func (s *Stream) Pending() int { return 0 }
-
-// HighMark is the Pending above which a writer waits for OnDrain. It is -1 while the connection has too much queued.
-func (s *Stream) HighMark() int { return 0 }
-
-// Bytes returns how many bytes of payload were received, and how many were written, sent or not. It stays what it is
-// when the stream has ended.
-func (s *Stream) Bytes() (received, written uint64) { return 0, 0 }
-
-// Pause holds OnData and OnEOF back. What comes is kept, within the window.
-func (s *Stream) Pause() {}
-
-// Resume undoes Pause.
-func (s *Stream) Resume() {}
-
-// CloseWrite finishes our side when everything written is sent.
-func (s *Stream) CloseWrite() {}
-
-// WriteTrailers is CloseWrite with a trailer section.
-func (s *Stream) WriteTrailers(fields []http1.Field) {}
-
-// Trailers returns the trailer section that was received; it is lent to OnEOF.
-func (s *Stream) Trailers() []http1.Field { return nil }
-
-// Close finishes our side and drops further input. The stream is over when everything written is sent.
-func (s *Stream) Close() {}
-
-// Reset ends the stream at once. OnClose gets a *StreamError.
-func (s *Stream) Reset(code Code) {}
-
-// Abort is Reset with the code of err if that is a *StreamError, or else with CodeInternal. OnClose gets err.
-func (s *Stream) Abort(err error) {}
-
-// ID returns the number of the stream.
-func (s *Stream) ID() uint32 { return 0 }
