@@ -123,9 +123,12 @@ func (p *helloPeek) OnClose(err error) {
 // RefuseTLS answers a ClientHello, whole or not, with a fatal alert in the clear and closes c in good order. A
 // handshake must not have begun.
 func (c *Conn) RefuseTLS(alert tls.AlertError) {
-	c.Write([]byte{21, 3, 3, 0, 2, 2, byte(alert)})
+	c.Write(alertRecord(alert))
 	c.Close()
 }
+
+// alertRecord is a fatal alert in the clear.
+func alertRecord(alert tls.AlertError) []byte { return []byte{21, 3, 3, 0, 2, 2, byte(alert)} }
 
 // parseHello has crypto/tls read the ClientHello that b starts with: what comes of it is what a handshake would come to.
 func parseHello(b []byte) (sni string, alpn []string, err error) {

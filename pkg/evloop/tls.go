@@ -261,6 +261,9 @@ func (t *tlsConn) giveUp(err error) {
 	}
 	t.hs = nil
 	hs.timer.Stop()
+	if e, ok := errors.AsType[*HelloError](err); ok {
+		t.c.queue(alertRecord(e.Alert))
+	}
 	t.c.closeWith(err)
 	hs.done(err)
 }

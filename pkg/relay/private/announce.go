@@ -74,13 +74,18 @@ func (a *announcement) OnEOF() {
 		return
 	}
 	a.answered, a.peer.announceTries = true, 0
+	a.peer.published = nil
 	for _, reply := range list {
 		if reply.Error != "" {
 			r.log.Warn("service refused", "relay", a.peer.address, "service", reply.Name, "err", reply.Error)
 			continue
 		}
+		if svc := r.services.Load().byName[reply.Name]; svc != nil && svc.TLS != nil && svc.TLS.ACME {
+			a.peer.published = append(a.peer.published, svc.Publish.Host)
+		}
 		r.log.Info("service up", "relay", a.peer.address, "service", reply.Name, "addresses", reply.Addresses)
 	}
+	a.peer.setNames()
 	if r.OnReady != nil {
 		r.ready.Do(r.OnReady)
 	}

@@ -47,9 +47,10 @@ type peer struct {
 	announcing    bool // an announcement is not answered yet
 	stale         bool // the services have changed since
 	reannounce    evloop.Timer
-	announceTries int  // that failed in a row
-	standby       bool // another session gets the site's visitors
-	hinted        bool // about the sockets of QUIC
+	announceTries int      // that failed in a row
+	published     []string // see setNames
+	standby       bool     // another session gets the site's visitors
+	hinted        bool     // about the sockets of QUIC
 	choice        choice
 	flows         flows
 
@@ -428,6 +429,7 @@ func (p *peer) setStandby(standby bool) {
 	} else {
 		p.relay.log.Info("active: the site's visitors come here", "relay", p.address)
 	}
+	p.setNames()
 	p.setStatus()
 }
 

@@ -62,6 +62,11 @@ type Relay struct {
 	// Log hears of links, sessions and targets when they change. If nil, nobody does.
 	Log *slog.Logger
 
+	// Names is called when the hosts have changed for which certificates can be obtained: those of services with
+	// TLS.ACME that a public relay publishes, as long as visitors come here and not to another private relay of the
+	// site. It must not block. If nil, nobody is told.
+	Names func(hosts []string)
+
 	// OnReady is called once, when the first public relay has answered what it publishes. If nil, nobody is.
 	OnReady func()
 
@@ -79,7 +84,8 @@ type Relay struct {
 	services    atomic.Pointer[services]
 
 	mu    sync.Mutex
-	peers []*peer // nil until Run
+	peers []*peer            // nil until Run
+	names map[*peer][]string // what each adds to Names
 }
 
 // The values of Relay.Transport.
@@ -96,10 +102,11 @@ const MaxLinks = 8
 type services struct {
 	list   []*service
 	byName map[string]*service
+	passed map[string]*service // by host, those with a tls:// publish
 }
 
 func (r *Relay) makeServices(list []Service) (*services, error) {
-	made := &services{byName: make(map[string]*service, len(list))}
+	made := &services{byName: make(map[string]*service, len(list)), passed: make(map[string]*service)}
 	var errs []error
 	for _, s := range list {
 		svc, err := newService(s)
@@ -117,6 +124,12 @@ func (r *Relay) makeServices(list []Service) (*services, error) {
 		}
 		made.list = append(made.list, svc)
 		made.byName[s.Name] = svc
+		if s.Publish.Scheme == "tls" {
+			made.passed[s.Publish.Host] = svc
+		}
+		if s.TLS != nil {
+			svc.terminate = s.TLS.config(svc, made)
+		}
 	}
 	if n := len(relay.Encode(made.announcements())); n > relay.MaxAnnounce {
 		errs = append(errs, fmt.Errorf("the services and their policies make %d bytes to announce, more than %d: shorten lists of users, addresses and certificates, or split the site", n, relay.MaxAnnounce))
@@ -215,10 +228,11 @@ type LineStatus struct {
 
 // ServiceStatus counts the streams of one service since it was last loaded.
 type ServiceStatus struct {
-	Name   string
-	Open   int64
-	Total  uint64
-	Failed uint64 // the target could not be reached
+	Name     string
+	Open     int64
+	Total    uint64
+	Failed   uint64 // the target could not be reached
+	Unshaken uint64 // the TLS handshake of the visitor failed here
 }
 
 // Status may be called from any goroutine.
@@ -231,7 +245,7 @@ func (r *Relay) Status() Status {
 	r.mu.Unlock()
 	if list := r.services.Load(); list != nil {
 		for _, svc := range list.list {
-			s.Services = append(s.Services, ServiceStatus{svc.Name, svc.open.Load(), svc.total.Load(), svc.failed.Load()})
+			s.Services = append(s.Services, ServiceStatus{svc.Name, svc.open.Load(), svc.total.Load(), svc.failed.Load(), svc.unshaken.Load()})
 		}
 	}
 	return s

@@ -23,6 +23,9 @@ type Service struct {
 	// ProxyProtocol is the version, 1 or 2, of the PROXY protocol header that tells the target who the visitor
 	// is: ahead of each connection, or of each datagram. 0: none.
 	ProxyProtocol int
+
+	// TLS ends the TLS of visitors here. If nil, the target of a tls:// publish does.
+	TLS *TLS
 }
 
 // Validate reports what is wrong with s, naming the service.
@@ -30,8 +33,13 @@ func (s Service) Validate() error {
 	if err := s.Service.Validate(); err != nil {
 		return err
 	}
-	if s.Publish.Scheme == "tls" && s.Target.Scheme != "tcp" && s.Target.Scheme != "unix" {
-		return fmt.Errorf("service %q: a tls:// publish passes TLS through: want a tcp:// or unix:// target that speaks it, not %s://", s.Name, s.Target.Scheme)
+	if s.TLS != nil {
+		if err := s.TLS.validate(s.Service); err != nil {
+			return err
+		}
+	} else if s.Publish.Scheme == "tls" && s.Target.Scheme != "tcp" && s.Target.Scheme != "unix" {
+		return fmt.Errorf("service %q: an %s:// target does not end the TLS of a tls:// publish: have this relay do it (tls = \"acme\", or certificate and certificate_key), "+
+			"or name a tcp:// or unix:// target that does", s.Name, s.Target.Scheme)
 	}
 	switch p := s.ProxyProtocol; {
 	case p == 0:
@@ -41,6 +49,9 @@ func (s Service) Validate() error {
 		if p != 2 {
 			return fmt.Errorf("service %q: proxy_protocol 1 knows no datagrams: want 2", s.Name)
 		}
+	case s.Target.Scheme == "file":
+		return fmt.Errorf("service %q: proxy_protocol is for targets that are servers", s.Name)
+	case s.TLS != nil: // each visitor has a connection to the target
 	case s.Target.Scheme != "tcp" && s.Target.Scheme != "unix", !s.Publish.IsZero() && s.Publish.Scheme != "tcp" && s.Publish.Scheme != "tls":
 		return fmt.Errorf("service %q: proxy_protocol is for tcp://, tls:// and udp:// publishes: visitors share the connections to an HTTP target, "+
 			"and X-Forwarded-For has their addresses", s.Name)
@@ -55,12 +66,14 @@ type service struct {
 	network, address string        // to dial; empty for a folder
 	tls              *tls.Config   // of an https target, or nil
 	files            *httpd.Server // of a file target, or nil
+	terminate        *tls.Config   // of visitors, or nil
 	ended            func(error)   // streamEnded, made once and not for each stream
 
-	open   atomic.Int64  // streams now, but those of a folder
-	total  atomic.Uint64 // streams ever
-	failed atomic.Uint64 // streams whose target could not be reached
-	down   atomic.Bool   // the last stream could not reach the target, which has been logged
+	open     atomic.Int64  // streams now, but those of a folder
+	total    atomic.Uint64 // streams ever
+	failed   atomic.Uint64 // streams whose target could not be reached
+	unshaken atomic.Uint64 // streams whose TLS handshake has failed
+	down     atomic.Bool   // the last stream could not reach the target, which has been logged
 }
 
 // newService checks what of a target can be checked without dialling it: a folder must be there.

@@ -46,15 +46,24 @@ func (p *peer) accept(s *tunnel.Stream, header []byte) {
 		return
 	}
 	svc.total.Add(1)
+	if svc.terminate != nil {
+		p.terminate(s, svc, h.Visitor)
+		return
+	}
+	p.join(s, svc, h.Visitor, nil)
+}
+
+// join joins a visitor to a service: the stream, or what comes out of the TLS on it.
+func (p *peer) join(end forward.End, svc *service, visitor netip.AddrPort, state *tls.ConnectionState) {
 	if svc.files != nil {
-		svc.files.Serve(s, p.loop, httpd.Peer{Addr: h.Visitor})
+		svc.files.Serve(end, p.loop, httpd.Peer{Addr: visitor, TLS: state})
 		return
 	}
 	svc.open.Add(1)
-	s.Pause() // what comes before the target is there stays in the stream's window, its end too
+	end.Pause() // what comes before the target is there stays in the stream's window, its end too
 	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
-	d := &dial{peer: p, service: svc, stream: s, visitor: h.Visitor, cancel: cancel}
-	s.SetHandler(d)
+	d := &dial{peer: p, service: svc, visitor: end, addr: visitor, cancel: cancel}
+	end.SetHandler(d)
 	p.loop.Dial(ctx, svc.network, svc.address, d.connected)
 }
 
@@ -68,15 +77,15 @@ func (n notice) OnClose(error)       {}
 
 func (s *service) streamEnded(error) { s.open.Add(-1) }
 
-// dial is a stream that waits for its target, and until then the stream's handler. It is owned by the loop.
+// dial is a visitor who waits for the target, and until then the visitor's handler. It is owned by the loop.
 type dial struct {
 	peer    *peer
 	service *service
-	stream  *tunnel.Stream
-	visitor netip.AddrPort
+	visitor forward.End // see join
+	addr    netip.AddrPort
 	cancel  context.CancelFunc
 	shaking *evloop.Conn // the target's connection in its TLS handshake, or nil
-	gone    bool         // the stream is closed
+	gone    bool         // the visitor is
 }
 
 func (d *dial) OnData([]byte) int { return 0 }
@@ -98,27 +107,34 @@ func (d *dial) connected(c *evloop.Conn, err error) {
 		d.fail(err)
 	case d.gone:
 		c.Abort(context.Canceled)
-	case d.service.tls != nil:
-		d.shaking = c
-		c.StartTLS(d.service.tls, true, connectTimeout, func(err error) {
-			d.shaking = nil
-			if err != nil {
-				d.fail(err)
-				return
-			}
-			d.splice(c)
-		})
 	default:
-		d.splice(c)
+		d.reached(c)
 	}
+}
+
+// reached tells the target who the visitor is, and speaks TLS with it if need be.
+func (d *dial) reached(c *evloop.Conn) {
+	if version := d.service.ProxyProtocol; version != 0 {
+		c.Write(appendPreface(nil, version, false, d.addr, c.RemoteAddr()))
+	}
+	if d.service.tls == nil {
+		d.splice(c)
+		return
+	}
+	d.shaking = c
+	c.StartTLS(d.service.tls, true, connectTimeout, func(err error) {
+		d.shaking = nil
+		if err != nil {
+			d.fail(err)
+			return
+		}
+		d.splice(c)
+	})
 }
 
 func (d *dial) splice(c *evloop.Conn) {
 	d.peer.targetBack(d.service)
-	if version := d.service.ProxyProtocol; version != 0 {
-		c.Write(appendPreface(nil, version, false, d.visitor, c.RemoteAddr()))
-	}
-	forward.Splice(c, d.stream, d.service.ended)
+	forward.Splice(c, d.visitor, d.service.ended)
 }
 
 // fail tells the visitor's side why there is no target.
@@ -127,7 +143,7 @@ func (d *dial) fail(err error) {
 		return // the visitor went away, which ended the dial
 	}
 	d.peer.targetDown(d.service, err)
-	d.stream.Reset(code(err))
+	d.visitor.Abort(&tunnel.StreamError{Code: code(err)})
 }
 
 // targetDown counts that a target cannot be reached. The log hears of the first time in a row.
