@@ -131,7 +131,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	go daemon.Trim(running)
 	alive, end := context.WithCancel(context.Background()) // and so while it drains
 	defer end()
-	go daemon.Watchdog(alive, core.NumLoops(), func(i int, f func()) bool { return core.Loop(i).Post(f) })
+	go daemon.Watchdog(alive, &daemon.Probe{N: core.NumLoops(), Post: func(i int, f func()) bool { return core.Loop(i).Post(f) }})
 	go daemon.Report(alive, func() string { return summary(alive, r) })
 	daemon.Ready(log, ready...)
 	st.sayNext(adminAddress)

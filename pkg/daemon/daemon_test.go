@@ -99,6 +99,47 @@ func TestNotify(t *testing.T) {
 	Stopping(0)
 }
 
+// A loop that is stuck is named, and is not posted to again; one that turns again is fine.
+func TestProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		posts, stuck := 0, true
+		var held func()
+		p := &Probe{N: 2, Post: func(i int, f func()) bool {
+			if i == 0 || !stuck {
+				go f()
+				return true
+			}
+			posts++
+			held = f
+			return true
+		}}
+		turn := func() string {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			return fmt.Sprint(p.Turn(ctx))
+		}
+		for range 3 {
+			if err := turn(); err != "event loop 1 does not turn" {
+				t.Error(err)
+			}
+		}
+		if posts != 1 {
+			t.Errorf("%d posts to a loop that is stuck", posts)
+		}
+		stuck = false
+		held()
+		if err := turn(); err != "<nil>" {
+			t.Error(err)
+		}
+		p.Post = func(i int, _ func()) bool { return false }
+		for range 2 {
+			if err := turn(); err != "event loop 0 has ended" {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 // The watchdog hears of a process as long as all its loops turn.
 func TestWatchdog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
@@ -125,18 +166,19 @@ func TestWatchdog(t *testing.T) {
 		return true
 	}
 
-	Watchdog(t.Context(), 2, post) // nobody watches
+	probe := &Probe{N: 2, Post: post}
+	Watchdog(t.Context(), probe) // nobody watches
 	t.Setenv("WATCHDOG_USEC", "20000")
 	t.Setenv("WATCHDOG_PID", "1")
-	Watchdog(t.Context(), 2, post) // nobody watches us
+	Watchdog(t.Context(), probe) // nobody watches us
 	t.Setenv("WATCHDOG_PID", strconv.Itoa(os.Getpid()))
-	Watchdog(t.Context(), 2, func(int, func()) bool { return false }) // the loops have ended
+	Watchdog(t.Context(), &Probe{N: 2, Post: func(int, func()) bool { return false }}) // the loops have ended
 
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		Watchdog(ctx, 2, post)
+		Watchdog(ctx, probe)
 	}()
 	for range 3 {
 		if !pings(10 * time.Second) {

@@ -10,7 +10,7 @@
 //		ctx, stop := daemon.Signals(ctx, reload)
 //		defer stop()
 //		...
-//		go daemon.Watchdog(ctx, loops, post)
+//		go daemon.Watchdog(ctx, &daemon.Probe{N: loops, Post: post})
 //		daemon.Ready(log, "https", addr)
 //		<-ctx.Done() // SIGTERM
 //		daemon.Stopping(drainTimeout)

@@ -10,30 +10,15 @@ import (
 // Watchdog tells the service manager that the process is alive, twice in the time that it gives (WATCHDOG_USEC, see
 // sd_watchdog_enabled(3)), until ctx is done. A process is alive when each of its event loops runs what is posted to
 // it: one that is stuck ends the messages, and the service manager ends the process. It returns at once when nobody
-// watches.
-//
-// There are n loops; post posts f to loop i and reports false when that loop has ended.
-func Watchdog(ctx context.Context, n int, post func(i int, f func()) bool) {
+// watches, and when a loop has ended.
+func Watchdog(ctx context.Context, p *Probe) {
 	every := watchdogTime() / 2
 	if every <= 0 {
 		return
 	}
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	turned := make(chan struct{}, n)
-	for {
-		for i := range n {
-			if !post(i, func() { turned <- struct{}{} }) {
-				return
-			}
-		}
-		for range n {
-			select {
-			case <-turned:
-			case <-ctx.Done():
-				return
-			}
-		}
+	for p.Turn(ctx) == nil {
 		notify("WATCHDOG=1")
 		select {
 		case <-ticker.C:
