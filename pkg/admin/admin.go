@@ -1,7 +1,10 @@
 // Package admin is the operators' door of a public relay: a small JSON API over HTTP and its Go
 // client, which tunnelctl uses.
 //
-//	GET    /healthz                          200 as long as the relay runs; needs no token
+//	GET    /healthz                          200 as long as the relay's event loops turn; needs no token
+//	GET    /readyz                           200 as long as it takes visitors; needs no token
+//	GET    /metrics                          for Prometheus
+//	GET    /debug/pprof/...                  profiles
 //	GET    /api/status                       Status
 //	GET    /api/sites                        []Site
 //	POST   /api/sites                        Invite, answered with an Invitation
@@ -14,9 +17,9 @@
 //	h := &admin.Handler{Authorize: token.Matches, Status: relay.Status}
 //	http.Serve(loopback, h)
 //
-// Invariants: nothing but /healthz answers without the bearer token; a request whose Host is not a
-// loopback name (or one of Handler.Hosts) is refused, so that a web page cannot reach the API by
-// rebinding its own name to 127.0.0.1; a request with a foreign Origin is refused, whatever it
+// Invariants: nothing but /healthz and /readyz answers without the bearer token, and these say why
+// not and nothing else; a request whose Host is not localhost or an address (or one of Handler.Hosts)
+// is refused, so that a web page cannot reach the API by rebinding its own name to 127.0.0.1; a request with a foreign Origin is refused, whatever it
 // carries; nothing here holds a secret other than the join token of one Invitation, which is
 // answered once and never stored.
 package admin
@@ -212,7 +215,7 @@ type Handler struct {
 	// Authorize reports whether token is the operators' token; it compares in constant time.
 	Authorize func(token string) bool
 
-	// Hosts lists names accepted in Host besides localhost and loopback addresses, without port.
+	// Hosts lists names accepted in Host besides localhost and addresses, without port.
 	Hosts []string
 
 	// Status returns a snapshot. Sites and Services of it serve the lists, too.
@@ -231,6 +234,13 @@ type Handler struct {
 	// Forward serves the upgrade to a stream; Handler has checked the token. nil: 404.
 	Forward http.Handler
 
+	// Healthy tells what is wrong with the process, nil that nothing is; Ready why it takes no visitors.
+	// They are given a second or two. nil: nothing ever is.
+	Healthy, Ready func(context.Context) error
+
+	// Metrics serves /metrics, Debug what is below /debug/; Handler has checked the token. nil: 404.
+	Metrics, Debug http.Handler
+
 	// Log hears about requests refused or failed, and about changes. nil: discarded.
 	Log *slog.Logger
 }
@@ -240,17 +250,27 @@ type Handler struct {
 const ForwardPath = "/.culvert/forward/"
 
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == "/healthz" {
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		io.WriteString(w, "ok\n")
+	switch r.URL.Path {
+	case "/healthz":
+		probe(w, r, h.Healthy)
+		return
+	case "/readyz":
+		probe(w, r, h.Ready)
 		return
 	}
 	if err := h.admit(r); err != nil {
 		h.refuse(w, r, err)
 		return
 	}
-	if strings.HasPrefix(r.URL.Path, ForwardPath) && h.Forward != nil {
+	switch path := r.URL.Path; {
+	case strings.HasPrefix(path, ForwardPath) && h.Forward != nil:
 		h.Forward.ServeHTTP(w, r)
+		return
+	case path == "/metrics" && h.Metrics != nil:
+		h.Metrics.ServeHTTP(w, r)
+		return
+	case strings.HasPrefix(path, "/debug/") && h.Debug != nil:
+		h.Debug.ServeHTTP(w, r)
 		return
 	}
 	v, err := h.serve(r)
@@ -261,12 +281,31 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, v)
 }
 
+// probeTime is how long a probe may take: those who ask seldom wait longer.
+const probeTime = 2 * time.Second
+
+// probe answers ok, or 503 with what is wrong.
+func probe(w http.ResponseWriter, r *http.Request, check func(context.Context) error) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	if check != nil {
+		ctx, cancel := context.WithTimeout(r.Context(), probeTime)
+		defer cancel()
+		if err := check(ctx); err != nil {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			io.WriteString(w, err.Error()+"\n")
+			return
+		}
+	}
+	io.WriteString(w, "ok\n")
+}
+
 // admit checks Host, Origin and token, in this order: a page in the operator's browser must not even
 // learn whether its guess of a token was right.
 func (h *Handler) admit(r *http.Request) error {
 	host := hostname(r.Host)
 	if !h.isOurHost(host) {
-		return &Error{http.StatusMisdirectedRequest, "host is not a loopback name: use 127.0.0.1 or localhost"}
+		return &Error{http.StatusMisdirectedRequest, "host is a name that the relay does not know: use its address, or localhost"}
 	}
 	if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
 		return &Error{http.StatusForbidden, "cross-origin request refused"}
@@ -284,11 +323,10 @@ func (h *Handler) admit(r *http.Request) error {
 	return nil
 }
 
+// isOurHost reports whether a request for host can have been meant for us: an address is nobody's to
+// rebind.
 func (h *Handler) isOurHost(host string) bool {
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	if ip, err := netip.ParseAddr(host); err == nil && ip.IsLoopback() {
+	if _, err := netip.ParseAddr(host); err == nil || strings.EqualFold(host, "localhost") {
 		return true
 	}
 	for _, name := range h.Hosts {

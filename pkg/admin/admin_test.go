@@ -29,8 +29,12 @@ type relay struct {
 	invited  []Invite
 	revoked  []string
 	promoted []Promote
+	sick     error
+	busy     error
 	log      bytes.Buffer
 }
+
+var ok = http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 
 func (r *relay) handler() *Handler {
 	return &Handler{
@@ -58,6 +62,10 @@ func (r *relay) handler() *Handler {
 			return &Promoted{Session: "3f2a9c01"}, nil
 		},
 		Forward: http.HandlerFunc(echoUpgrade),
+		Metrics: ok,
+		Debug:   ok,
+		Healthy: func(context.Context) error { return r.sick },
+		Ready:   func(context.Context) error { return r.busy },
 		Log:     slog.New(slog.NewTextHandler(&r.log, nil)),
 	}
 }
@@ -199,6 +207,13 @@ func TestAdmission(t *testing.T) {
 		code   int
 	}{
 		{"health needs nothing", "GET", "/healthz", map[string]string{"Host": "10.1.2.3:7070"}, "", 200},
+		{"readiness needs nothing", "GET", "/readyz", map[string]string{"Host": "10.1.2.3:7070"}, "", 200},
+		{"metrics need the token", "GET", "/metrics", map[string]string{"Host": "localhost"}, "", 401},
+		{"metrics", "GET", "/metrics", map[string]string{"Host": "10.1.2.3:7070", "Authorization": auth}, "", 200},
+		{"metrics through a name of somebody else", "GET", "/metrics", map[string]string{"Host": "evil.example", "Authorization": auth}, "", 421},
+		{"profiles need the token", "GET", "/debug/pprof/", map[string]string{"Host": "localhost"}, "", 401},
+		{"profiles", "GET", "/debug/pprof/heap", map[string]string{"Host": "localhost", "Authorization": auth}, "", 200},
+		{"profiles for a page", "GET", "/debug/pprof/heap", map[string]string{"Host": "localhost", "Authorization": auth, "Sec-Fetch-Site": "cross-site"}, "", 403},
 		{"loopback address", "GET", "/api/status", map[string]string{"Host": "127.0.0.1:7070", "Authorization": auth}, "", 200},
 		{"loopback IPv6", "GET", "/api/status", map[string]string{"Host": "[::1]:7070", "Authorization": auth}, "", 200},
 		{"localhost without port", "GET", "/api/status", map[string]string{"Host": "localhost", "Authorization": auth}, "", 200},
@@ -260,5 +275,31 @@ func TestInternalErrorsStayInside(t *testing.T) {
 	}
 	if !strings.Contains(r.log.String(), "no space") {
 		t.Errorf("log %q lacks the cause", r.log.String())
+	}
+}
+
+// Who asks without a token learns that the relay does not do, why, and nothing else.
+func TestProbes(t *testing.T) {
+	r := new(relay)
+	get := func(path string) string {
+		w := httptest.NewRecorder()
+		r.handler().ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		return fmt.Sprint(w.Code, " ", w.Body)
+	}
+	for _, test := range []struct {
+		sick, busy error
+		want       string
+	}{
+		{nil, nil, "200 ok\n200 ok\n"},
+		{nil, errors.New("draining"), "200 ok\n503 draining\n"},
+		{errors.New("event loop 1 does not turn"), nil, "503 event loop 1 does not turn\n200 ok\n"},
+	} {
+		r.sick, r.busy = test.sick, test.busy
+		if got := get("/healthz") + get("/readyz"); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+	if r.log.Len() > 0 {
+		t.Errorf("logged: %s", &r.log)
 	}
 }
