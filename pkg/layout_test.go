@@ -27,7 +27,7 @@ const module = "culvert.dev/"
 // ours. Before adding an arrow, ask whether a return value or an optional func field carries it up.
 var arrows = map[string][]string{
 	"cmd/relay-public": {
-		"pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/relay", "pkg/relay/public",
+		"pkg/accesslog", "pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/metrics", "pkg/relay", "pkg/relay/public",
 	},
 	"cmd/relay-private": {
 		"pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/relay", "pkg/relay/private",
@@ -36,7 +36,8 @@ var arrows = map[string][]string{
 		"pkg/admin", "pkg/auth", "pkg/daemon",
 	},
 
-	"pkg/admin": {},
+	"pkg/admin":   {},
+	"pkg/metrics": {"pkg/relay/public"},
 
 	"pkg/relay/public":  {"pkg/auth", "pkg/evloop", "pkg/forward", "pkg/http1", "pkg/link", "pkg/relay", "pkg/tunnel", "pkg/websocket"},
 	"pkg/relay/private": {"pkg/evloop", "pkg/forward", "pkg/httpd", "pkg/link", "pkg/relay", "pkg/tunnel"},

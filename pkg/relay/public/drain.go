@@ -2,6 +2,7 @@ package public
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
@@ -67,6 +68,19 @@ func (r *Relay) newcomers(ctx context.Context, all bool) (n int) {
 		}
 	}
 	return n
+}
+
+var errNotListening = errors.New("the relay does not listen")
+
+// Ready tells why visitors are not let in, nil that they are.
+func (r *Relay) Ready() error {
+	switch {
+	case r.draining.Load():
+		return errDraining
+	case len(r.Listeners()) == 0:
+		return errNotListening
+	}
+	return nil
 }
 
 // hasJustBegun reports whether sites may not have found the relay yet since it

@@ -256,6 +256,9 @@ func (s *session) onClose(err error) {
 		s.relay.say(slog.LevelWarn, what, s.site, "session", s.shortID(), "err", err)
 	}
 	s.ended = true
+	if s.tun != nil {
+		s.group.past.add(s.tun.Stats())
+	}
 	s.timer.Stop()
 	s.parting.Stop()
 	s.doubts.Stop()

@@ -3,6 +3,8 @@ package public
 import (
 	"context"
 	"time"
+
+	"culvert.dev/pkg/tunnel"
 )
 
 // Counters counts what happened on the HTTP listeners.
@@ -37,11 +39,26 @@ type Status struct {
 	Counters  Counters
 	Listeners []Listener
 	Sessions  []SessionStatus
+	Traffic   []Traffic // of sites that have been connected, in no order
 
 	MaxVisitors, MaxPerAddress int             // the limits of admission
 	Handshakes                 Handshakes      // TLS, of visitors and links
 	Refused                    Troubles        // requests that the relay has answered by itself and that no service is to be blamed for
 	Lags                       []time.Duration // until each loop answered; negative: it has not, and its part is missing
+}
+
+// Traffic is what all sessions of a site have carried so far, those that are over
+// included.
+type Traffic struct {
+	Site           string
+	Received, Sent uint64 // bytes of streams, from the site and to it
+	Dropped        uint64 // see SessionStatus
+}
+
+func (t *Traffic) add(s tunnel.Stats) {
+	t.Received += s.Received
+	t.Sent += s.Sent
+	t.Dropped += s.DatagramsDropped
 }
 
 // SessionStatus is a session of a site: one private relay.
@@ -121,7 +138,9 @@ func (r *Relay) Status(ctx context.Context) Status {
 	}
 	r.mu.Lock()
 	var sessions []*session
+	var groups []*group
 	for _, g := range r.groups {
+		groups = append(groups, g)
 		sessions = append(sessions, g.sessions...)
 	}
 	r.mu.Unlock()
@@ -133,6 +152,7 @@ func (r *Relay) Status(ctx context.Context) Status {
 		handshakes Handshakes
 		refused    Troubles
 		sessions   []SessionStatus
+		traffic    []Traffic
 	}
 	asking := time.Now()
 	parts := make(chan part, len(r.loops))
@@ -144,6 +164,11 @@ func (r *Relay) Status(ctx context.Context) Status {
 			for _, s := range sessions {
 				if s.loop == l && s.tun != nil {
 					p.sessions = append(p.sessions, s.status())
+				}
+			}
+			for _, g := range groups {
+				if g.loop == l {
+					p.traffic = append(p.traffic, g.traffic(sessions))
 				}
 			}
 			parts <- p
@@ -161,11 +186,24 @@ func (r *Relay) Status(ctx context.Context) Status {
 				st.Refused[i] += n
 			}
 			st.Sessions = append(st.Sessions, p.sessions...)
+			st.Traffic = append(st.Traffic, p.traffic...)
 		case <-ctx.Done():
 			return st
 		}
 	}
 	return st
+}
+
+// traffic is the group's part of Status. On the loop.
+func (g *group) traffic(sessions []*session) Traffic {
+	t := g.past
+	t.Site = g.site
+	for _, s := range sessions {
+		if s.group == g && s.tun != nil && !s.ended {
+			t.add(s.tun.Stats())
+		}
+	}
+	return t
 }
 
 // status is the session's part of Status. On the loop.
