@@ -8,22 +8,31 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
 	"culvert.dev/pkg/admin"
+	"culvert.dev/pkg/daemon"
+	"culvert.dev/pkg/metrics"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/relay/public"
 )
 
 // serveAdmin serves operators on ln until stop is called, which waits for the requests. drain is how long
 // what is under way may go on when a stand-by is promoted with Cut.
-func serveAdmin(ln net.Listener, st *state, r *public.Relay, drain time.Duration, log *slog.Logger) (stop func()) {
+func serveAdmin(ln net.Listener, st *state, r *public.Relay, turning *daemon.Probe, access *accessLog, drain time.Duration, log *slog.Logger) (stop func()) {
 	started := time.Now()
-	mux := http.NewServeMux()
-	mux.Handle("/", &admin.Handler{
+	figures := metrics.Config{Status: r.Status, Sites: st.names, Certificates: st.certificates, Version: version}
+	if access != nil {
+		figures.LogDropped = access.Dropped
+	}
+	debug := http.NewServeMux()
+	debug.HandleFunc("/debug/pprof/", pprof.Index)
+	debug.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	debug.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	debug.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	h := &admin.Handler{
 		Authorize:  st.admin.Matches,
 		Status:     func() (*admin.Status, error) { return status(st, r, started, ln.Addr()), nil },
 		AddSite:    st.invite,
@@ -32,14 +41,19 @@ func serveAdmin(ln net.Listener, st *state, r *public.Relay, drain time.Duration
 			return promote(ctx, r, name, p, drain)
 		},
 		Forward: http.HandlerFunc(r.ServeForward),
+		Healthy: turning.Turn,
+		Ready: func(context.Context) error {
+			if err := r.Ready(); err != nil {
+				return err
+			}
+			return st.ready(time.Now())
+		},
+		Metrics: metrics.New(figures),
+		Debug:   debug,
 		Log:     log,
-	})
-	mux.HandleFunc("/debug/pprof/", localOnly(pprof.Index))
-	mux.HandleFunc("/debug/pprof/profile", localOnly(pprof.Profile))
-	mux.HandleFunc("/debug/pprof/symbol", localOnly(pprof.Symbol))
-	mux.HandleFunc("/debug/pprof/trace", localOnly(pprof.Trace))
+	}
 	srv := &http.Server{
-		Handler:           mux,
+		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       75 * time.Second,
 		MaxHeaderBytes:    32 << 10,
@@ -61,24 +75,6 @@ func runAdmin(srv *http.Server, ln net.Listener, done chan<- struct{}, log *slog
 	defer close(done)
 	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 		log.Error("admin listener", "err", err)
-	}
-}
-
-// localOnly serves requests that come from this machine and mean it: profiles need no token, and a page that
-// has rebound its name to 127.0.0.1 gets none.
-func localOnly(h http.HandlerFunc) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		from, err := netip.ParseAddrPort(r.RemoteAddr)
-		host := r.Host
-		if h, _, err := net.SplitHostPort(host); err == nil {
-			host = h
-		}
-		ip, hostErr := netip.ParseAddr(strings.Trim(host, "[]"))
-		if err != nil || !from.Addr().Unmap().IsLoopback() || host != "localhost" && (hostErr != nil || !ip.IsLoopback()) || r.Header.Get("Origin") != "" {
-			http.Error(w, "profiles are for this machine alone: use 127.0.0.1 or localhost", http.StatusForbidden)
-			return
-		}
-		h(w, r)
 	}
 }
 

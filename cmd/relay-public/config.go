@@ -40,6 +40,9 @@ type config struct {
 	// Limits bound what visitors and sites may use.
 	Limits limitsConfig `toml:"limits"`
 
+	// AccessLog has a line for what each visitor did.
+	AccessLog accessConfig `toml:"access_log"`
+
 	// DrainTimeout is how long visitors may go on after SIGTERM. The default is "30s"; "0s" cuts them.
 	DrainTimeout daemon.Duration `toml:"drain_timeout"`
 
@@ -126,6 +129,27 @@ type limitsConfig struct {
 	SessionMemory int `toml:"session_memory"`
 }
 
+// accessConfig is [access_log].
+type accessConfig struct {
+	// File gets one line of JSON for each request, connection and flow, when it is over. A path is relative to State,
+	// the folder that the relay may write to; "stdout" is standard output. The default is "", no access log: it has the
+	// addresses of visitors, which in many countries are not to be kept without a reason. SIGHUP opens the file anew.
+	File string `toml:"file"`
+
+	// MaxSize is how many bytes a file may have before it is moved to FILE.1, FILE.1 to FILE.2, and so on. 0: any number,
+	// because logrotate, say, takes care of it. The default is 104857600 (100 MiB).
+	MaxSize int64 `toml:"max_size"`
+
+	// Keep is how many of these older files are kept. The default is 5.
+	Keep int `toml:"keep"`
+
+	// Query has the query of a request logged, and that of its Referer: they often have secrets in them.
+	Query bool `toml:"query"`
+
+	// Agent has User-Agent and Referer logged.
+	Agent bool `toml:"agent"`
+}
+
 // siteConfig is one [[site]].
 type siteConfig struct {
 	// Name is what the site calls itself. Needed, unique.
@@ -157,6 +181,7 @@ func defaults() config {
 			Visitors: 262_144, VisitorsPerAddress: 16_384, HandshakesPerAddress: 3000, StreamsPerSite: 131_072,
 			Flows: 16_384, FlowsPerAddress: 256, SessionMemory: 256 << 20,
 		},
+		AccessLog:    accessConfig{MaxSize: 100 << 20, Keep: 5},
 		DrainTimeout: daemon.Duration(30 * time.Second),
 	}
 }
@@ -215,6 +240,15 @@ func (s *settings) check(f *daemon.File, dir string) {
 		} else if *l.limit == 0 {
 			*l.limit = l.def
 		}
+	}
+	if s.AccessLog.MaxSize < 0 {
+		f.Addf("access_log.max_size", "access_log.max_size is negative")
+	}
+	if s.AccessLog.Keep < 0 || s.AccessLog.Keep > maxKept {
+		f.Addf("access_log.keep", "access_log.keep is %d, not between 0 and %d", s.AccessLog.Keep, maxKept)
+	}
+	if name := s.AccessLog.File; name != "" && name != stdoutLog {
+		s.AccessLog.File = inDir(s.state, name)
 	}
 	names := make(map[string]bool)
 	for i, one := range s.Site {
@@ -292,6 +326,12 @@ func (s *settings) checkListen(f *daemon.File) {
 		}
 	}
 }
+
+// stdoutLog is the name of the access log that is no file.
+const stdoutLog = "stdout"
+
+// maxKept bounds the older files of the access log: each is moved when one is full.
+const maxKept = 1000
 
 // inDir is the path of a file named in a configuration in dir.
 func inDir(dir, name string) string {

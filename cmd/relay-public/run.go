@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"time"
 
+	"culvert.dev/pkg/accesslog"
 	"culvert.dev/pkg/daemon"
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/relay/public"
@@ -60,6 +61,13 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	access, err := openAccessLog(s.AccessLog, stdout, log)
+	if err != nil {
+		return err
+	}
+	if access != nil {
+		defer access.close()
+	}
 	core, err := evloop.New(evloop.Config{OnSlowTurn: daemon.SlowTurns(log)})
 	if err != nil {
 		return err
@@ -98,6 +106,9 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		Operator:             st.admin.Matches,
 		Log:                  log,
 	}
+	if access != nil {
+		r.AccessLog, r.AccessQuery, r.AccessAgent = access.Write, s.AccessLog.Query, s.AccessLog.Agent
+	}
 	st.changed = func() { r.Reload(st.sites()) }
 	r.Reload(st.sites())
 	if err := r.Listen(); err != nil {
@@ -110,13 +121,14 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 			st.address = l.Addr
 		}
 	}
+	turning := &daemon.Probe{N: core.NumLoops(), Post: func(i int, f func()) bool { return core.Loop(i).Post(f) }}
 	adminAddress := ""
 	if s.Listen.Admin != "" {
 		ln, err := listenAdmin(sockets, s.Listen.Admin)
 		if err != nil {
 			return fmt.Errorf("listener admin %q: %w", s.Listen.Admin, err)
 		}
-		stop := serveAdmin(ln, st, r, time.Duration(s.DrainTimeout), log)
+		stop := serveAdmin(ln, st, r, turning, access, time.Duration(s.DrainTimeout), log)
 		defer stop()
 		adminAddress = ln.Addr().String()
 		ready = append(ready, "admin", adminAddress)
@@ -126,12 +138,17 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		log.Info("inherited sockets that are no listener: they wait for services to be published there", "sockets", unused)
 	}
 
-	running, stop := daemon.Signals(ctx, func() { reload(o.config, s, st, log) })
+	running, stop := daemon.Signals(ctx, func() {
+		if access != nil {
+			access.Reopen()
+		}
+		reload(o.config, s, st, log)
+	})
 	defer stop()
 	go daemon.Trim(running)
 	alive, end := context.WithCancel(context.Background()) // and so while it drains
 	defer end()
-	go daemon.Watchdog(alive, &daemon.Probe{N: core.NumLoops(), Post: func(i int, f func()) bool { return core.Loop(i).Post(f) }})
+	go daemon.Watchdog(alive, turning)
 	go daemon.Report(alive, func() string { return summary(alive, r) })
 	daemon.Ready(log, ready...)
 	st.sayNext(adminAddress)
@@ -146,6 +163,44 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		log.Warn("drain timeout: visitors are cut")
 	}
 	return nil
+}
+
+// accessLog is the access log, and who hears of its troubles.
+type accessLog struct {
+	*accesslog.Log
+	log *slog.Logger
+}
+
+// openAccessLog opens what the configuration says, nil if that is nothing.
+func openAccessLog(c accessConfig, stdout io.Writer, log *slog.Logger) (*accessLog, error) {
+	config := accesslog.Config{
+		Path: c.File, MaxSize: c.MaxSize, Keep: c.Keep,
+		OnTrouble: func(dropped uint64, err error) {
+			if err == nil {
+				log.Info("the access log is written again", "dropped", dropped)
+				return
+			}
+			log.Error("access log", "dropped", dropped, "err", err)
+		},
+	}
+	switch c.File {
+	case "":
+		return nil, nil
+	case stdoutLog:
+		config.Out = stdout
+	}
+	l, err := accesslog.Open(config)
+	if err != nil {
+		return nil, err
+	}
+	return &accessLog{l, log}, nil
+}
+
+// close writes what there is. The event loops have ended.
+func (a *accessLog) close() {
+	if err := a.Close(); err != nil {
+		a.log.Error("access log", "err", err)
+	}
 }
 
 // listenAdmin opens the admin listener, on the socket that was there before us if there is one.
@@ -197,8 +252,8 @@ func reload(file string, running *settings, st *state, log *slog.Logger) {
 		return
 	}
 	st.changed()
-	if s.Domain != running.Domain || s.state != running.state || !reflect.DeepEqual(s.Listen, running.Listen) || s.Limits != running.Limits {
-		log.Warn("reload: a change of domain, state, listeners or limits needs a restart")
+	if s.Domain != running.Domain || s.state != running.state || !reflect.DeepEqual(s.Listen, running.Listen) || s.Limits != running.Limits || s.AccessLog != running.AccessLog {
+		log.Warn("reload: a change of domain, state, listeners, limits or the access log needs a restart")
 	}
 	log.Info("reloaded", "sites", len(st.sites()))
 }

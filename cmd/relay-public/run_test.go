@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -296,32 +298,166 @@ publish = ["https://branch.localhost"]
 	wantCode(t, err, http.StatusBadRequest)
 }
 
-// Profiles are for this machine, and for nobody's web page.
-func TestProfiles(t *testing.T) {
-	in := start(t, t.TempDir(), basic)
-	get := func(host, origin string) int {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+in.ready["admin"].(string)+"/debug/pprof/goroutine?debug=1", nil)
+// ask fetches a page of the admin listener.
+func (in *instance) ask(path, token string) (int, string) {
+	in.t.Helper()
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://"+in.ready["admin"].(string)+path, nil)
+	if err != nil {
+		in.t.Fatal(err)
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	req.Close = true
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		in.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		in.t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
+
+// What is there to look at on the admin listener, and with what.
+func TestAdminPages(t *testing.T) {
+	in := start(t, t.TempDir(), basic+`
+[[site]]
+name    = "branch"
+key     = "ed25519:1yQ/TcItPiLRqEX/qIVJhB08FGTj0D3BzkD0tHr3YMo"
+publish = ["https://branch.localhost"]
+`)
+	token := in.client().Token
+	for _, test := range []struct {
+		path, token string
+		code        int
+		want        string
+	}{
+		{"/healthz", "", 200, "ok\n"},
+		{"/readyz", "", 200, "ok\n"},
+		{"/metrics", "", 401, "token"},
+		{"/metrics", "guess", 401, "token"},
+		{"/metrics", token, 200, "\nculvert_site_up{site=\"branch\"} 0\n"},
+		{"/metrics", token, 200, "\nculvert_certificate_expiry_timestamp_seconds{name=\"localhost\"} "},
+		{"/metrics", token, 200, "\nprocess_open_fds "},
+		{"/debug/pprof/goroutine?debug=1", "", 401, "token"},
+		{"/debug/pprof/goroutine?debug=1", token, 200, "goroutine profile: total "},
+		{"/debug/pprof/cmdline", token, 404, ""},
+		{"/debug/vars", token, 404, ""},
+	} {
+		if code, text := in.ask(test.path, test.token); code != test.code || !strings.Contains(text, test.want) {
+			t.Errorf("%s with token %.4q: %d %q, want %d %q", test.path, test.token, code, text, test.code, test.want)
+		}
+	}
+	// None of it is on the listeners of visitors.
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
+	for _, path := range []string{"/metrics", "/healthz", "/readyz", "/debug/pprof/", "/api/status"} {
+		req, _ := http.NewRequest(http.MethodGet, "https://"+in.ready["https"].(string)+path, nil)
+		req.Host = "localhost"
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := client.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if req.Host = host; origin != "" {
-			req.Header.Set("Origin", origin)
+		if resp.Body.Close(); resp.StatusCode != 404 {
+			t.Errorf("%s for visitors: %v", path, resp.Status)
 		}
-		req.Close = true
-		resp, err := http.DefaultClient.Do(req)
+	}
+}
+
+// From the beginning of a drain on the relay is not ready, and healthy to the end.
+func TestReadyWhileDraining(t *testing.T) {
+	in := start(t, t.TempDir(), strings.Replace(basic, `http  = ""`, `http  = "127.0.0.1:0"`, 1))
+	c, err := net.Dial("tcp", in.ready["http"].(string)) // one who has not asked yet keeps the relay for a moment
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for code := 0; code != 404; { // the relay has taken it
+		io.WriteString(c, "GET / HTTP/1.1\r\nHost: x.localhost\r\n\r\nGET / HTTP/1.1\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		code = resp.StatusCode
+	}
+	in.stop()
+	in.await("stopping: visitors may finish")
+	var code int
+	var text string
+	for code != 503 {
+		code, text = in.ask("/readyz", "")
+	}
+	if text != "the relay is shutting down\n" {
+		t.Errorf("not ready: %q", text)
+	}
+	if code, text := in.ask("/healthz", ""); code != 200 {
+		t.Errorf("not healthy: %d %q", code, text)
+	}
+}
+
+// A certificate that does not do makes the relay not ready.
+func TestReady(t *testing.T) {
+	files, err := auth.DevCA(t.TempDir(), "relay.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := tls.LoadX509KeyPair(files.Certificate, files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		domain string
+		now    time.Time
+		have   *tls.Certificate
+		want   string
+	}{
+		{"relay.test", time.Now(), &c, "<nil>"},
+		{"other.test", time.Now(), &c, "the certificate is not for the relay's domain"},
+		{"relay.test", c.Leaf.NotAfter.Add(time.Second), &c, "the certificate for the relay's domain has expired"},
+		{"relay.test", time.Now(), nil, "there is no certificate for the relay's domain"},
+	} {
+		st := &state{domain: test.domain}
+		st.certificate.Store(test.have)
+		if got := fmt.Sprint(st.ready(test.now)); got != test.want {
+			t.Errorf("%q, want %q", got, test.want)
+		}
+	}
+}
+
+// The access log is in the state folder, or where it is said; it is complete when the relay has ended.
+func TestAccessLog(t *testing.T) {
+	dir := t.TempDir()
+	in := start(t, dir, basic+`
+[access_log]
+file = "logs/access.log"
+`)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
+	for range 3 {
+		resp, err := client.Get("https://" + in.ready["https"].(string) + "/a?secret=1")
 		if err != nil {
 			t.Fatal(err)
 		}
 		resp.Body.Close()
-		return resp.StatusCode
 	}
-	for _, test := range []struct {
-		host, origin string
-		want         int
-	}{{"", "", 200}, {"localhost:7070", "", 200}, {"evil.example", "", 403}, {"", "https://evil.example", 403}} {
-		if got := get(test.host, test.origin); got != test.want {
-			t.Errorf("host %q, origin %q: %d", test.host, test.origin, got)
-		}
+	in.stop()
+	for range in.lines {
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "state", "logs", "access.log"))
+	if n := strings.Count(string(b), `"path":"/a","status":404`); err != nil || n != 3 || strings.Contains(string(b), "secret") {
+		t.Errorf("%v, %d lines:\n%s", err, n, b)
+	}
+
+	// A log that cannot be is an error, not a relay without one.
+	text := strings.Replace(basic, "[listen]", "access_log = { file = \"admin.token/access.log\" }\n[listen]", 1)
+	if err := os.WriteFile(filepath.Join(dir, "public.toml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stderr strings.Builder
+	if code := command(t.Context(), []string{"--config", filepath.Join(dir, "public.toml")}, io.Discard, &stderr); code != 1 || !strings.Contains(stderr.String(), "access log: ") {
+		t.Errorf("exit code %d\n%s", code, stderr.String())
 	}
 }
 

@@ -14,9 +14,11 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"culvert.dev/pkg/admin"
 	"culvert.dev/pkg/auth"
+	"culvert.dev/pkg/metrics"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/relay/public"
 )
@@ -293,4 +295,36 @@ func parent(domain string) string {
 		return rest
 	}
 	return domain
+}
+
+// names are those of all sites.
+func (st *state) names() []string {
+	var list []string
+	for _, s := range st.known() {
+		list = append(list, s.Name)
+	}
+	return list
+}
+
+// certificates are those that the metrics tell of.
+func (st *state) certificates() []metrics.Certificate {
+	c := st.certificate.Load()
+	if c == nil || c.Leaf == nil {
+		return nil
+	}
+	return []metrics.Certificate{{Name: st.domain, Expires: c.Leaf.NotAfter}}
+}
+
+// ready tells why private relays cannot come in, as far as that is due to the certificate for the domain.
+func (st *state) ready(now time.Time) error {
+	c := st.certificate.Load()
+	switch {
+	case c == nil || c.Leaf == nil:
+		return errors.New("there is no certificate for the relay's domain")
+	case now.After(c.Leaf.NotAfter):
+		return errors.New("the certificate for the relay's domain has expired")
+	case c.Leaf.VerifyHostname(st.domain) != nil:
+		return errors.New("the certificate is not for the relay's domain")
+	}
+	return nil
 }
