@@ -33,7 +33,7 @@ var arrows = map[string][]string{
 		"pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/relay", "pkg/relay/private",
 	},
 	"cmd/tunnelctl": {
-		"pkg/admin", "pkg/auth", "pkg/daemon",
+		"pkg/admin", "pkg/auth", "pkg/daemon", "pkg/relay",
 	},
 
 	"pkg/admin":   {},

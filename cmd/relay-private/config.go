@@ -90,6 +90,8 @@ type serviceConfig struct {
 	// ahead of each connection to a tcp:// or unix:// target, or of each datagram (2 only). The target must
 	// expect it. 0, the default: none. Targets of HTTP services learn it from X-Forwarded-For.
 	ProxyProtocol int `toml:"proxy_protocol"`
+
+	policyConfig
 }
 
 // settings are the values that a config stands for.
@@ -225,6 +227,9 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 				f.Addf(at+".ca", "ca is for https:// targets")
 			}
 			svc.RootCAs = readCA(f, at+".ca", inDir(dir, one.CA))
+		}
+		if one.Publish == "" || svc.Publish.Scheme != "" {
+			svc.Policy = one.policy(f, at, dir, svc.Publish.Scheme)
 		}
 		if one.Name != "" && svc.Target.Scheme != "" {
 			if err := svc.Validate(); err != nil && relay.CheckName(one.Name) == nil {

@@ -8,6 +8,7 @@
 //	tunnelctl forward SITE/SERVICE [LOCAL]                a service of a site, on a port of this machine
 //	tunnelctl connect SITE/SERVICE                        the same on stdin and stdout, for ProxyCommand
 //	tunnelctl certs DIR NAME...                           a development CA and a certificate
+//	tunnelctl password [USER]                             the hash of a visitor's password
 //	tunnelctl demo                                        everything on this machine
 //
 // It speaks to the admin API: on the relay's machine through its loopback listener (--admin), from
@@ -90,7 +91,7 @@ func newCommand(env func(string) string) *cobra.Command {
 	root.AddCommand(
 		statusCommand(&at), sitesCommand(&at), servicesCommand(&at), siteCommand(&at),
 		forwardCommand(&at), connectCommand(&at),
-		certsCommand(), demoCommand(),
+		certsCommand(), passwordCommand(), demoCommand(),
 		&cobra.Command{
 			Use:   "version",
 			Short: "Print the version",

@@ -4,9 +4,11 @@ import (
 	"encoding"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -210,7 +212,7 @@ func (w *walker) header(e *unstable.Node, root reflect.Type) (reflect.Type, stri
 			w.file.place[path] = w.start(key)
 			continue
 		}
-		if t.Kind() != reflect.Struct || isText(t) {
+		if !isTable(t) {
 			w.mistype(w.start(key), "%q is a value, not a table: write %s = ...", path, path)
 			return nil, ""
 		}
@@ -229,7 +231,7 @@ func (w *walker) keyValue(e *unstable.Node, table reflect.Type, path string) {
 		if t == nil {
 			return
 		}
-		if isText(t) || t.Kind() != reflect.Struct {
+		if !isTable(t) {
 			w.mistype(w.start(keys.Node()), "%q is a value, not a table", path)
 			return
 		}
@@ -247,10 +249,16 @@ func (w *walker) key(key *unstable.Node, table reflect.Type, path string) (refle
 		path += "."
 	}
 	path += name
+	if table.Kind() == reflect.Map { // of any names
+		w.file.place[path] = w.start(key)
+		return table.Elem(), path
+	}
 	var known []string
-	for i := range table.NumField() {
-		field := table.Field(i)
+	for _, field := range reflect.VisibleFields(table) {
 		tag := field.Tag.Get("toml")
+		if field.Anonymous {
+			continue // its fields are among them
+		}
 		if tag == name {
 			w.file.place[path] = w.start(key)
 			return field.Type, path
@@ -267,6 +275,9 @@ func (w *walker) value(v *unstable.Node, t reflect.Type, path string) {
 	}
 	at := w.file.place[path]
 	if t == reflect.TypeFor[Strings]() && v.Kind == unstable.String {
+		return
+	}
+	if t == reflect.TypeFor[Size]() && v.Kind == unstable.Integer {
 		return
 	}
 	if isText(t) && t.Kind() != reflect.Slice {
@@ -293,7 +304,7 @@ func (w *walker) value(v *unstable.Node, t reflect.Type, path string) {
 		if v.Kind != unstable.Integer {
 			want = "an integer"
 		}
-	case reflect.Struct:
+	case reflect.Struct, reflect.Map:
 		if v.Kind != unstable.InlineTable {
 			want = "a table"
 			break
@@ -329,6 +340,11 @@ func (w *walker) start(n *unstable.Node) unstable.Position {
 
 func isText(t reflect.Type) bool {
 	return reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
+}
+
+// isTable reports whether a value of type t is written as a table.
+func isTable(t reflect.Type) bool {
+	return (t.Kind() == reflect.Struct || t.Kind() == reflect.Map) && !isText(t)
 }
 
 func isTables(t reflect.Type) bool {
@@ -404,6 +420,31 @@ func (d *Duration) UnmarshalText(b []byte) error {
 	}
 	*d = Duration(v)
 	return nil
+}
+
+// Size is a number of bytes: a TOML integer, which may be negative, or a string such as "10MB" or "64KiB".
+type Size int64
+
+var sizeUnits = []struct {
+	unit  string
+	bytes int64
+}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"B", 1}, {"", 1}}
+
+func (s *Size) UnmarshalText(b []byte) error {
+	text := strings.ReplaceAll(string(b), "_", "")
+	for _, u := range sizeUnits {
+		digits, ok := strings.CutSuffix(text, u.unit)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(digits), 10, 64)
+		if err != nil || n < 0 || n > math.MaxInt64/u.bytes {
+			break
+		}
+		*s = Size(n * u.bytes)
+		return nil
+	}
+	return fmt.Errorf("%q is not a size, such as \"10MB\", \"64KiB\" or a number of bytes", b)
 }
 
 // Strings is a TOML string or a list of strings.

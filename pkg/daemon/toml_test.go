@@ -184,3 +184,57 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// Tables of any names, and those of an embedded struct.
+func TestMaps(t *testing.T) {
+	type embedded struct {
+		Max   Size              `toml:"max"`
+		Users map[string]string `toml:"users"`
+	}
+	type service struct {
+		Name string `toml:"name"`
+		embedded
+	}
+	type config struct {
+		Service []service `toml:"service"`
+	}
+	var c config
+	var f *File
+	err := Decode("x.toml", []byte(`
+[[service]]
+name  = "a"
+max   = "64KiB"
+users = { alice = "1", "b.c" = "2" }
+[[service]]
+max = 1_000
+[service.users]
+carol = "3"
+`), &c, func(file *File) { f = file })
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config{[]service{
+		{"a", embedded{64 << 10, map[string]string{"alice": "1", "b.c": "2"}}},
+		{"", embedded{1000, map[string]string{"carol": "3"}}},
+	}}
+	if !reflect.DeepEqual(c, want) {
+		t.Errorf("%+v", c)
+	}
+	f.Addf("service[1].users.carol", "here")
+	if err := f.Problems(); err == nil || err.Error() != "x.toml:9:9: here" {
+		t.Error(err)
+	}
+	for text, want := range map[string]string{
+		"[[service]]\nusers = { alice = 1 }":   "x.toml:2:19: service[0].users.alice must be a string, not an integer",
+		"[[service]]\nusers.alice.bob = \"1\"": "x.toml:2:13: \"service[0].users.alice\" is a value, not a table",
+		"[[service]]\nmax = 1.5":               "x.toml:2:7: service[0].max must be a string, not a float",
+		"[[service]]\nmax = \"-1\"":            "x.toml:2:7: service[0].max: \"-1\" is not a size, such as \"10MB\", \"64KiB\" or a number of bytes",
+		"[[service]]\nmax = \"9999999999GiB\"": "x.toml:2:7: service[0].max: \"9999999999GiB\" is not a size, such as \"10MB\", \"64KiB\" or a number of bytes",
+		"[[service]]\nmxa = 1":                 "x.toml:2:1: unknown key \"mxa\" (did you mean \"max\"?)",
+	} {
+		var c config
+		if err := Decode("x.toml", []byte(text), &c, nil); err == nil || err.Error() != want {
+			t.Errorf("%s:\n%v\nwant\n%s", text, err, want)
+		}
+	}
+}
