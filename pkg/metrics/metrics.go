@@ -118,6 +118,8 @@ var (
 	prefaces   = define(counter, "proxy_header_errors_total", "Connections of proxies without a valid PROXY protocol header.")
 	handshakes = define(counter, "handshakes_total", "TLS handshakes over TCP that came about, by version.", "version")
 	failed     = define(counter, "handshake_failures_total", "TLS handshakes over TCP that did not, by reason.", "reason")
+	limited    = define(counter, "handshakes_limited_total", "Connections closed before a TLS handshake, as their address had too many.")
+	refused    = define(counter, "policy_refusals_total", "Requests, connections and datagrams that the policy of a service did not let in.")
 	unserved   = define(counter, "unserved_requests_total", "Requests that were for no service and that the relay answered by itself, by reason; none is a redirect.", "reason")
 	malformed  = define(counter, "malformed_responses_total", "Answers of targets that are not HTTP.")
 	loopLag    = define(gauge, "loop_lag_seconds", "How long an event loop took to answer this scrape.", "loop")
@@ -194,6 +196,8 @@ func (s *scrape) Collect(c chan<- prometheus.Metric) {
 		return // a counter that lacks a part has not begun anew
 	}
 	tell(turnedAway, float64(st.Counters.TurnedAway))
+	tell(limited, float64(st.Counters.HandshakesLimited))
+	tell(refused, float64(st.Counters.Refused))
 	tell(prefaces, float64(st.Counters.Prefaces))
 	tell(malformed, float64(st.Counters.Malformed))
 	tell(handshakes, float64(st.Handshakes.TLS12), "1.2")

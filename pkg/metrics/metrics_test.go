@@ -31,7 +31,7 @@ func full() public.Status {
 	service.Durations.Counts[0], service.Durations.Counts[2], service.Durations.Longer, service.Durations.Sum = 40, 15, 1, 90*time.Second
 	st := public.Status{
 		Visitors: 7, MaxVisitors: 100, MaxPerAddress: 10,
-		Counters:   public.Counters{TurnedAway: 4, Prefaces: 5, Malformed: 6},
+		Counters:   public.Counters{TurnedAway: 4, Prefaces: 5, Malformed: 6, HandshakesLimited: 17, Refused: 18},
 		Handshakes: public.Handshakes{TLS12: 8, TLS13: 9},
 		Lags:       []time.Duration{time.Millisecond, 2 * time.Millisecond},
 		Traffic:    []public.Traffic{{Site: "office", Received: 11, Sent: 12, Dropped: 13}},
@@ -84,7 +84,7 @@ func TestScrape(t *testing.T) {
 		`culvert_handshakes_total{version="1.2"} 8`, `culvert_handshakes_total{version="1.3"} 9`,
 		`culvert_handshake_failures_total{reason="crowded"} 3`, `culvert_handshake_failures_total{reason="timeout"} 0`,
 		`culvert_unserved_requests_total{reason="timeout"} 14`, `culvert_unserved_requests_total{reason="none"} 0`,
-		`culvert_loop_lag_seconds{loop="1"} 0.002`, `culvert_loops_stuck 0`, `culvert_access_log_dropped_lines_total 16`,
+		`culvert_loop_lag_seconds{loop="1"} 0.002`, `culvert_loops_stuck 0`, `culvert_handshakes_limited_total 17`, `culvert_policy_refusals_total 18`, `culvert_access_log_dropped_lines_total 16`,
 		`culvert_certificate_expiry_timestamp_seconds{name="wiki.test"} 2e+09`, `culvert_certificate_expiry_timestamp_seconds{name="new.test"} 0`,
 		`culvert_certificate_failures{name="new.test"} 2`, `culvert_certificate_failures{name="wiki.test"} 0`,
 		`culvert_site_up{site="office"} 1`, `culvert_site_up{site="branch"} 0`, `culvert_site_up{site="lab"} 0`,

@@ -85,10 +85,22 @@ func (l *loop) leave() {
 	}
 }
 
+// logDecision writes the line of a request that is answered as decide has said.
+func (l *loop) logDecision(c *client, req *http1.Request, d decision) {
+	l.logOwn(c, req, d.service, d.trouble)
+}
+
 // logAnswer writes the line of a request that the relay has answered by itself and
-// that no exchange was made for. req is nil if it could not be read.
-func (l *loop) logAnswer(c *client, req *http1.Request, t *trouble) {
-	l.refused[t.word()]++
+// that was for no service. req is nil if it could not be read.
+func (l *loop) logAnswer(c *client, req *http1.Request, t *trouble) { l.logOwn(c, req, nil, t) }
+
+func (l *loop) logOwn(c *client, req *http1.Request, s *service, t *trouble) {
+	if s != nil {
+		s.requests[protocol(c.proto)][t.status/100]++
+		s.errors[t.word()]++
+	} else {
+		l.refused[t.word()]++
+	}
 	if l.relay.AccessLog == nil {
 		return
 	}
@@ -97,7 +109,7 @@ func (l *loop) logAnswer(c *client, req *http1.Request, t *trouble) {
 	if req != nil {
 		a.request = l.appendRequest(a.request, req)
 	}
-	l.log(&record{visitor: c.addr, proto: c.proto, tls: c.tls, request: a.request, status: t.status, err: t.word(), began: l.since()})
+	l.log(&record{service: s, visitor: c.addr, subject: c.subject(), proto: c.proto, tls: c.tls, request: a.request, status: t.status, err: t.word(), began: l.since()})
 }
 
 // transport is that of the link by which a stream goes, "" if there is none.
@@ -314,6 +326,8 @@ func (t *trouble) word() word {
 		return wordUnreachable
 	case troubleAway:
 		return wordAway
+	case troubleGuesses, troubleNoCert, troubleBadCert:
+		return wordAuth
 	}
 	switch {
 	case t.status < 400:

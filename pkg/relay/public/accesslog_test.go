@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/bcrypt"
+
 	"culvert.dev/pkg/relay"
 )
 
@@ -282,6 +284,39 @@ func TestAccessLog(t *testing.T) {
 	case one := <-log.lines:
 		t.Errorf("one line more: %s", one)
 	default:
+	}
+}
+
+// Whom the policy of a service turns away has a line of that service.
+func TestAccessLogPolicy(t *testing.T) {
+	log := &logged{t: t, lines: make(chan string, 100)}
+	r := newTestRelay(t, false, func(r *Relay) { r.AccessLog = log.write })
+	hash, err := bcrypt.GenerateFromPassword([]byte("secret"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(echoHead))}, "app", "https://app.test", "db", "tcp://127.0.0.1:0")
+	s.demand(&relay.Policy{Users: map[string]string{"anna": string(hash)}, Methods: []string{"GET", "POST"}, MaxBody: 4}, "app", "https://app.test")
+	const end = " HTTP/1.1|Host: app.test|Authorization: Basic YW5uYTpzZWNyZXQ="
+	r.ask(true, "GET /"+end)
+	if l := log.want("HTTP/1.1 1.3 office app GET app.test / 200"); l.User != "anna" {
+		t.Errorf("%+v", l)
+	}
+	r.ask(true, "GET / HTTP/1.1|Host: app.test")
+	log.want("HTTP/1.1 1.3 office app GET app.test / 401 auth")
+	r.ask(true, "DELETE /"+end)
+	log.want("HTTP/1.1 1.3 office app DELETE app.test / 405 policy")
+	r.ask(true, "POST /"+end+"|Content-Length: 5", "12345")
+	log.want("HTTP/1.1 1.3 office app POST app.test / 413 limit")
+	s.demand(&relay.Policy{Deny: prefixList("127.0.0.0/8")}, "db", "tcp://127.0.0.1:0")
+	if c, err := net.Dial("tcp", r.tcpPort("office")); err == nil { // or it has been reset already
+		c.Close()
+	}
+	log.want("tcp office db policy")
+	for _, svc := range r.Status(t.Context()).Sessions[0].Services {
+		if svc.Name == "db" && svc.Errors[wordPolicy] != 1 {
+			t.Errorf("%+v", svc)
+		}
 	}
 }
 

@@ -457,7 +457,7 @@ func (v *visitor) readHead(b []byte) int {
 			return 0
 		}
 	case doAnswer:
-		l.logAnswer(&v.client, req, d.trouble)
+		l.logDecision(&v.client, req, d)
 		v.answer(d.trouble, d.fields...)
 	}
 	return n
