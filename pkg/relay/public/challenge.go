@@ -1,15 +1,42 @@
 package public
 
 import (
+	"crypto/tls"
 	"slices"
 	"strings"
 
+	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/http1"
 )
 
 // challengePath is what the path of a request begins with that an authority makes to
 // see whether it should sign a certificate (rfc8555#section-8.3).
 const challengePath = "/.well-known/acme-challenge/"
+
+// challengeALPN is what an authority offers alone in a handshake for the same purpose
+// (rfc8737#section-3). It is accepted while one is waited for.
+const challengeALPN = "acme-tls/1"
+
+// newProofTLS makes the config of such handshakes. Nothing follows them.
+func newProofTLS(base *tls.Config) *tls.Config {
+	if base == nil {
+		return nil
+	}
+	return &tls.Config{
+		MinVersion:             tls.VersionTLS12,
+		NextProtos:             []string{challengeALPN},
+		GetCertificate:         base.GetCertificate,
+		SessionTicketsDisabled: true,
+	}
+}
+
+// isChallenge reports whether an authority is waited for. It may block.
+func (r *Relay) isChallenge(hello *tls.ClientHelloInfo) (ok bool) {
+	if r.Challenging != nil {
+		evloop.Yield(hello, func() { ok = r.Challenging(hello.ServerName) })
+	}
+	return ok
+}
 
 // proof is what Relay.Challenge has said about a request.
 type proof struct {

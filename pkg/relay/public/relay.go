@@ -150,12 +150,18 @@ type Relay struct {
 	// nil, or not ok, services are asked.
 	Challenge func(host, path string) (answer string, ok bool)
 
+	// Challenging reports whether TLS has a certificate that answers an authority which
+	// offers acme-tls/1 alone in a handshake for name. It may block. If nil, none is
+	// ever there.
+	Challenging func(name string) bool
+
 	// Log hears of events: of sites, sessions, services and listeners, not of
 	// requests. If nil, nobody does.
 	Log *slog.Logger
 
 	routes   atomic.Pointer[table]
 	tls      *tls.Config // immutable once prepared; see newTLS
+	proofTLS *tls.Config // and so; of handshakes that are challenges
 	draining atomic.Bool
 	prepared sync.Once
 	began    time.Time // immutable once prepared
@@ -230,6 +236,7 @@ func (r *Relay) prepare() {
 		r.refusals = rate[refusal]{most: 1, size: maxRefused}
 		r.sayings = rate[said]{most: maxSaid, size: 64 << 10}
 		r.tls = r.newTLS()
+		r.proofTLS = newProofTLS(r.TLS)
 		if r.ResponseTimeout == 0 {
 			r.ResponseTimeout = 60 * time.Second
 		}

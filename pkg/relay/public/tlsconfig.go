@@ -17,6 +17,9 @@ func (r *Relay) newTLS() *tls.Config {
 // configFor returns the config of a handshake with that hello; nil: the one that all begin with. It
 // runs on goroutines of handshakes.
 func (r *Relay) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	if p := hello.SupportedProtos; len(p) == 1 && p[0] == challengeALPN && r.isChallenge(hello) {
+		return r.proofTLS, nil
+	}
 	return r.routes.Load().asks.find(appendHost(nil, []byte(hello.ServerName))), nil
 }
 
