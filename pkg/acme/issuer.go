@@ -8,10 +8,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -85,7 +88,56 @@ func (i *issuer) IssuerKey() string { return i.key }
 
 // GetRenewalInfo implements certmagic.RenewalInfoGetter.
 func (i *issuer) GetRenewalInfo(ctx context.Context, c certmagic.Certificate) (acme.RenewalInfo, error) {
-	return i.client.GetRenewalInfo(ctx, c.Leaf)
+	return i.renewalInfo(ctx, c.Leaf)
+}
+
+// renewalInfo asks when to renew a certificate (rfc9773#section-4.1). acmez would do,
+// but for windows of one second, which it does not take; some authorities mean "now".
+func (i *issuer) renewalInfo(ctx context.Context, leaf *x509.Certificate) (info acme.RenewalInfo, err error) {
+	d, err := i.client.GetDirectory(ctx)
+	if err != nil {
+		return info, err
+	}
+	if d.RenewalInfo == "" {
+		return info, acme.ErrUnsupported
+	}
+	id, err := acme.ARIUniqueIdentifier(leaf)
+	if err != nil {
+		return info, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.RenewalInfo+"/"+id, nil)
+	if err != nil {
+		return info, err
+	}
+	resp, err := i.http.Do(req)
+	if err != nil {
+		return info, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return info, fmt.Errorf("when to renew: %s", resp.Status)
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&info); err != nil {
+		return info, fmt.Errorf("when to renew: %w", err)
+	}
+	start, end := info.SuggestedWindow.Start, info.SuggestedWindow.End
+	if start.IsZero() || !end.After(start) {
+		return acme.RenewalInfo{}, fmt.Errorf("when to renew: from %v to %v is no time", start, end)
+	}
+	info.UniqueIdentifier = id
+	info.SelectedTime = start.Add(time.Duration(mathrand.Int64N(int64(end.Sub(start))))).UTC()
+	again, ok := retryAfter(resp.Header.Get("Retry-After"), time.Now())
+	if !ok {
+		again = time.Now().Add(checkTime)
+	}
+	if soon := time.Now().Add(time.Minute); again.Before(soon) {
+		again = soon
+	}
+	if last := time.Now().Add(24 * time.Hour); again.After(last) {
+		again = last
+	}
+	info.RetryAfter = &again
+	return info, nil
 }
 
 // Issue implements certmagic.Issuer. It is tried once: whether to try again is for
@@ -152,7 +204,17 @@ func (i *issuer) issue(ctx context.Context, a *attempt, csr *x509.CertificateReq
 		if len(chains) == 0 {
 			return nil, errors.New("there is no certificate in the answer")
 		}
-		return &certmagic.IssuedCertificate{Certificate: chains[0].ChainPEM, Metadata: chains[0]}, nil
+		got := chains[0]
+		if got.RenewalInfo == nil {
+			if block, _ := pem.Decode(got.ChainPEM); block != nil {
+				if leaf, err := x509.ParseCertificate(block.Bytes); err == nil {
+					if info, err := i.renewalInfo(ctx, leaf); err == nil {
+						got.RenewalInfo = &info
+					}
+				}
+			}
+		}
+		return &certmagic.IssuedCertificate{Certificate: got.ChainPEM, Metadata: got}, nil
 	}
 }
 
@@ -215,11 +277,11 @@ func (i *issuer) account(ctx context.Context) (acme.Account, error) {
 	if a, err = i.client.NewAccount(ctx, a); err != nil {
 		return a, err
 	}
-	pem, err := certmagic.PEMEncodePrivateKey(key)
+	keyPEM, err := certmagic.PEMEncodePrivateKey(key)
 	if err != nil {
 		return a, err
 	}
-	b, err := json.Marshal(stored{Account: a, Key: string(pem)})
+	b, err := json.Marshal(stored{Account: a, Key: string(keyPEM)})
 	if err != nil {
 		return a, err
 	}

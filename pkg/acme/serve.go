@@ -21,14 +21,8 @@ func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, 
 	if len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == ALPN {
 		return m.alpnCertificate(hello.ServerName)
 	}
-	name := strings.ToLower(strings.TrimSuffix(hello.ServerName, "."))
-	if name == "" {
-		name = m.cfg.Fallback
-	}
-	m.mu.RLock()
-	c := m.ready(name)
-	m.mu.RUnlock()
-	if c != nil {
+	name := m.nameOf(hello.ServerName)
+	if c := m.Certificate(name); c != nil {
 		return c, nil
 	}
 	e := m.expect(name)
@@ -38,8 +32,20 @@ func (m *Manager) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, 
 	return m.wait(hello, name, e)
 }
 
-// ready returns the certificate for a name, if there is one. m.mu is held.
-func (m *Manager) ready(name string) *tls.Certificate {
+// nameOf is the name of a certificate for a handshake.
+func (m *Manager) nameOf(serverName string) string {
+	if serverName == "" {
+		return m.cfg.Fallback
+	}
+	return strings.ToLower(strings.TrimSuffix(serverName, "."))
+}
+
+// Certificate returns the certificate for a server name, or nil if there is none now.
+// It does not block.
+func (m *Manager) Certificate(name string) *tls.Certificate {
+	name = m.nameOf(name)
+	m.mu.RLock()
+	defer m.mu.RUnlock()
 	for _, n := range []string{name, wildcard(name)} {
 		if e := m.entries[n]; e != nil && e.certificate != nil && !(e.onDemand && e.stale()) {
 			return e.certificate
