@@ -27,7 +27,7 @@ const module = "culvert.dev/"
 // ours. Before adding an arrow, ask whether a return value or an optional func field carries it up.
 var arrows = map[string][]string{
 	"cmd/relay-public": {
-		"pkg/accesslog", "pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/metrics", "pkg/relay", "pkg/relay/public",
+		"pkg/accesslog", "pkg/acme", "pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/metrics", "pkg/relay", "pkg/relay/public",
 	},
 	"cmd/relay-private": {
 		"pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/relay", "pkg/relay/private",

@@ -94,6 +94,8 @@ func status(st *state, r *public.Relay, started time.Time, here net.Addr) *admin
 		Listeners: []admin.Listener{{Name: "admin", Addr: here.String()}},
 		Sites:     []admin.Site{},
 		Services:  []admin.Service{},
+
+		Certificates: st.obtained(),
 	}
 	for _, l := range now.Listeners {
 		s.Listeners = append(s.Listeners, admin.Listener{Name: l.Name, Addr: l.Addr.String()})

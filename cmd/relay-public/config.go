@@ -30,11 +30,12 @@ type config struct {
 	// Listen has the addresses to listen on.
 	Listen listenConfig `toml:"listen"`
 
-	// ACME obtains certificates by itself. Not supported by this version; see TLS.
+	// ACME obtains certificates by itself, for the domain and for every host that is published by https.
 	ACME acmeConfig `toml:"acme"`
 
-	// TLS names certificates that somebody else renews. Without it the relay makes a CA and a certificate
-	// of its own in State, which private relays learn of when they join, and visitors have to be told of.
+	// TLS names a certificate that somebody else renews. Beside ACME it is for the names that it covers.
+	// Without either the relay makes a CA and a certificate of its own in State, which private relays learn
+	// of when they join, and visitors have to be told of.
 	TLS tlsConfig `toml:"tls"`
 
 	// Limits bound what visitors and sites may use.
@@ -78,12 +79,6 @@ type listenConfig struct {
 	// Admin is for tunnelctl, metrics and debugging. It speaks HTTP without TLS: the address should be a
 	// loopback one. The default is "127.0.0.1:7070".
 	Admin string `toml:"admin"`
-}
-
-// acmeConfig is [acme].
-type acmeConfig struct {
-	// Email is the contact of the account.
-	Email string `toml:"email"`
 }
 
 // tlsConfig is [tls]. Both files are read again on SIGHUP.
@@ -169,6 +164,7 @@ type settings struct {
 	config
 	state       string // absolute or relative to the working directory
 	certificate *tls.Certificate
+	acme        *acmeSettings // nil without [acme]
 	proxies     []netip.Prefix
 	sites       []public.Site
 }
@@ -208,7 +204,7 @@ func (s *settings) check(f *daemon.File, dir string) {
 
 	s.checkListen(f)
 	if f.Has("acme") {
-		f.Addf("acme", "[acme] is not supported by this version: name a [tls] certificate and key")
+		s.acme = s.ACME.check(f, dir, s.Listen.HTTP != "")
 	}
 	switch {
 	case s.TLS.Certificate != "" && s.TLS.Key != "":

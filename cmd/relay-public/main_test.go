@@ -91,7 +91,10 @@ tftp  = ":69"
 proxy_protocol = ["10.0.0.0/8", "::1", "lb.example.com"]
 
 [acme]
-email = "ops@example.com"
+directory = ["letsencrypt", "http://ca.example.com/dir", "zerossl"]
+challenges = ["http-01", "dns-01", "smtp"]
+names = ["*.example.com", "https://a"]
+store = "redis://127.0.0.1"
 
 [tls]
 certificate = "cert.pem"
@@ -125,17 +128,24 @@ public.toml:8:9: listen.rtsp ":554": rtsp is not supported by this version
 public.toml:9:9: listen.rtsps ":322": rtsps is not supported by this version
 public.toml:10:9: listen.tftp ":69": tftp is not supported by this version
 public.toml:11:40: proxy_protocol "lb.example.com": want an address or a prefix, such as "10.0.0.0/8"
-public.toml:13:2: [acme] is not supported by this version: name a [tls] certificate and key
-public.toml:16:2: [tls] has a certificate and no key
-public.toml:20:12: limits.visitors is negative
-public.toml:24:11: public key: 5 characters after ed25519: are not base64 of 32 bytes
-public.toml:25:37: pattern "rtsp://cams.example.com/*": rtsp is not supported by this version
-public.toml:25:66: pattern "tcp://:2-1": port range "2-1": low end is above the high end
-public.toml:27:3: site "office" without a key: ` + "`relay-private keygen FILE`" + ` makes one and prints its public half
-public.toml:27:3: site "office" may publish nothing: publish is missing, such as ["https://*.example.com"]
-public.toml:28:11: site "office" is defined twice
-public.toml:31:3: site without a name
-public.toml:35:67: public key: 5 characters after ed25519: are not base64 of 32 bytes`,
+public.toml:14:29: directory "http://ca.example.com/dir": want "letsencrypt", "staging", "zerossl" or the https:// URL of an ACME directory
+public.toml:14:58: directory "zerossl" wants eab_kid and eab_hmac_file, which its web site gives you
+public.toml:15:15: challenge http-01: listen.http is empty, so there is nobody to answer
+public.toml:15:26: challenge dns-01: [acme.dns] is missing, which says how to set records
+public.toml:15:36: challenge "smtp": want "http-01", "tls-alpn-01" or "dns-01"
+public.toml:16:10: name "*.example.com": a wildcard is proved by a record: [acme.dns] is missing, which says how to set one
+public.toml:16:27: name "https://a": want a host name in lower case, or a wildcard such as "*.example.com"
+public.toml:17:9: store without store_key: a file with what ` + "`openssl rand -hex 32`" + ` prints, the same at all relays
+public.toml:19:2: [tls] has a certificate and no key
+public.toml:23:12: limits.visitors is negative
+public.toml:27:11: public key: 5 characters after ed25519: are not base64 of 32 bytes
+public.toml:28:37: pattern "rtsp://cams.example.com/*": rtsp is not supported by this version
+public.toml:28:66: pattern "tcp://:2-1": port range "2-1": low end is above the high end
+public.toml:30:3: site "office" without a key: ` + "`relay-private keygen FILE`" + ` makes one and prints its public half
+public.toml:30:3: site "office" may publish nothing: publish is missing, such as ["https://*.example.com"]
+public.toml:31:11: site "office" is defined twice
+public.toml:34:3: site without a name
+public.toml:38:67: public key: 5 characters after ed25519: are not base64 of 32 bytes`,
 			code: 2,
 		},
 		{

@@ -61,6 +61,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	defer st.closeACME()
 	access, err := openAccessLog(s.AccessLog, stdout, log)
 	if err != nil {
 		return err
@@ -86,7 +87,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 			MinVersion:     tls.VersionTLS12,
 			CipherSuites:   cipherSuites,
 			NextProtos:     []string{"http/1.1", "http/1.0"},
-			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return st.certificate.Load(), nil },
+			GetCertificate: st.certificateFor,
 		},
 		HTTPS:                s.Listen.HTTPS,
 		HTTP:                 s.Listen.HTTP,
@@ -109,6 +110,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if access != nil {
 		r.AccessLog, r.AccessQuery, r.AccessAgent = access.Write, s.AccessLog.Query, s.AccessLog.Agent
 	}
+	r.Published, r.Challenge, r.Challenging = st.publishedHosts, st.challenge, st.challenging
 	st.changed = func() { r.Reload(st.sites()) }
 	r.Reload(st.sites())
 	if err := r.Listen(); err != nil {

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"culvert.dev/pkg/acme"
 	"culvert.dev/pkg/admin"
 	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/metrics"
@@ -30,15 +31,18 @@ type state struct {
 	domain  string
 	store   *auth.Store
 	admin   *auth.AdminToken
-	changed func()   // the sites have changed; set before anybody can change them
-	address net.Addr // of the https listener, or nil; set with changed
-	quic    []byte   // see public.Relay.QUICSecret
+	changed func()      // the sites have changed; set before anybody can change them
+	address net.Addr    // of the https listener, or nil; set with changed
+	quic    []byte      // see public.Relay.QUICSecret
+	files   *acme.Files // certificates of authorities, and what they need
 
-	certificate atomic.Pointer[tls.Certificate]
+	certificate atomic.Pointer[tls.Certificate] // given, or of the relay's own CA
+	given       atomic.Pointer[tls.Certificate] // from [tls], or nil
+	acme        atomic.Pointer[certificates]    // nil without [acme]
+	hosts       atomic.Pointer[[]string]        // published by https
 
 	mu         sync.Mutex
-	configured []public.Site    // from public.toml
-	given      *tls.Certificate // from [tls]; nil: the relay has its own CA
+	configured []public.Site // from public.toml
 }
 
 // openState opens the state folder, which exists.
@@ -51,32 +55,50 @@ func openState(s *settings, log *slog.Logger) (*state, error) {
 	if st.store, err = auth.OpenStore(s.state); err != nil {
 		return nil, err
 	}
+	if st.files, err = acme.OpenFiles(filepath.Join(s.state, "acme")); err != nil {
+		return nil, err
+	}
 	if st.quic, err = auth.OpenSecret(s.state, "quic.secret"); err != nil {
 		return nil, err
 	}
-	if s.certificate == nil {
-		log.Info("no [tls] certificate: the relay is its own authority, which visitors have to trust", "ca", filepath.Join(st.dir, "ca.pem"))
+	if s.certificate == nil && s.acme == nil {
+		log.Info("neither [acme] nor a [tls] certificate: the relay is its own authority, which visitors have to trust", "ca", filepath.Join(st.dir, "ca.pem"))
 	}
 	return st, st.apply(s)
 }
 
-// apply takes the sites and the certificate of a configuration.
+// apply takes the sites and the certificates of a configuration.
 func (st *state) apply(s *settings) error {
+	old, err := st.applyLocked(s)
+	st.manage()
+	if old != nil {
+		old.close()
+	}
+	return err
+}
+
+func (st *state) applyLocked(s *settings) (old *certificates, err error) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	configured, given := st.configured, st.given
-	st.configured, st.given = s.sites, s.certificate
-	if err := st.renewLocked(); err != nil {
-		st.configured, st.given = configured, given
-		return err
+	configured, given := st.configured, st.given.Swap(s.certificate)
+	st.configured = s.sites
+	if old, err = st.applyACME(s.acme); err == nil {
+		err = st.renewLocked()
 	}
-	return nil
+	if err != nil {
+		st.configured = configured
+		st.given.Store(given)
+	}
+	return old, err
 }
 
 // renewLocked brings the certificate up to date: the relay's own names whatever the sites may publish.
 func (st *state) renewLocked() error {
-	if st.given != nil {
-		st.certificate.Store(st.given)
+	if given := st.given.Load(); given != nil {
+		st.certificate.Store(given)
+		return nil
+	}
+	if st.acme.Load() != nil {
 		return nil
 	}
 	names := []string{st.domain}
@@ -189,7 +211,11 @@ func (st *state) invite(in admin.Invite) (*admin.Invitation, error) {
 	case isConfigured:
 		return nil, &admin.Error{Code: http.StatusConflict, Message: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: change it there, or remove it and reload", in.Name)}
 	}
-	token := auth.Token{Relay: st.publicAddress(), Site: in.Name, Pin: st.pin()}
+	own := st.ownCertificate()
+	if own == nil {
+		return nil, &admin.Error{Code: http.StatusServiceUnavailable, Message: fmt.Sprintf("the relay has no certificate for %s yet, which a token has to fit: `tunnelctl certificates` says why", st.domain)}
+	}
+	token := auth.Token{Relay: st.publicAddress(), Site: in.Name, Pin: pinOf(own, st.domain)}
 	var err error
 	var out admin.Invitation
 	if in.Standby {
@@ -220,9 +246,9 @@ func (st *state) publicAddress() string {
 	return net.JoinHostPort(st.domain, port)
 }
 
-// pin identifies the authority that a private relay has to trust, nil if every machine does already.
-func (st *state) pin() []byte {
-	c := st.certificate.Load()
+// pinOf identifies the authority of a certificate that a private relay has to trust, nil if every machine does
+// already.
+func pinOf(c *tls.Certificate, domain string) []byte {
 	rest := x509.NewCertPool()
 	var top *x509.Certificate
 	for i, der := range c.Certificate {
@@ -235,7 +261,7 @@ func (st *state) pin() []byte {
 			top = parsed
 		}
 	}
-	if _, err := c.Leaf.Verify(x509.VerifyOptions{DNSName: st.domain, Intermediates: rest}); err == nil || top == nil {
+	if _, err := c.Leaf.Verify(x509.VerifyOptions{DNSName: domain, Intermediates: rest}); err == nil || top == nil {
 		return nil
 	}
 	pin := [sha256.Size]byte(auth.Pin(top))
@@ -306,18 +332,27 @@ func (st *state) names() []string {
 	return list
 }
 
-// certificates are those that the metrics tell of.
+// certificates are those that the metrics tell of: names that visitors have chosen are left out.
 func (st *state) certificates() []metrics.Certificate {
-	c := st.certificate.Load()
-	if c == nil || c.Leaf == nil {
-		return nil
+	m := st.acme.Load()
+	var list []metrics.Certificate
+	if c := st.certificate.Load(); c != nil && c.Leaf != nil && (m == nil || c == st.given.Load()) {
+		list = append(list, metrics.Certificate{Name: st.domain, Expires: c.Leaf.NotAfter})
 	}
-	return []metrics.Certificate{{Name: st.domain, Expires: c.Leaf.NotAfter}}
+	if m == nil {
+		return list
+	}
+	for _, c := range m.Status() {
+		if !c.OnDemand && (len(list) == 0 || c.Name != list[0].Name) {
+			list = append(list, metrics.Certificate{Name: c.Name, Expires: c.Expires, Failures: c.Failures})
+		}
+	}
+	return list
 }
 
 // ready tells why private relays cannot come in, as far as that is due to the certificate for the domain.
 func (st *state) ready(now time.Time) error {
-	c := st.certificate.Load()
+	c := st.ownCertificate()
 	switch {
 	case c == nil || c.Leaf == nil:
 		return errors.New("there is no certificate for the relay's domain")

@@ -89,7 +89,7 @@ func newCommand(env func(string) string) *cobra.Command {
 	at.env = env
 
 	root.AddCommand(
-		statusCommand(&at), sitesCommand(&at), servicesCommand(&at), siteCommand(&at),
+		statusCommand(&at), sitesCommand(&at), servicesCommand(&at), certificatesCommand(&at), siteCommand(&at),
 		forwardCommand(&at), connectCommand(&at),
 		certsCommand(), passwordCommand(), demoCommand(),
 		&cobra.Command{

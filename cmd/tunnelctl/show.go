@@ -79,6 +79,12 @@ func servicesCommand(at *where) *cobra.Command {
 	return showCommand(at, "services", "List the services that connected sites offer", func(s *admin.Status) any { return s.Services }, printServices)
 }
 
+func certificatesCommand(at *where) *cobra.Command {
+	return showCommand(at, "certificates", "List the certificates that the relay obtains by itself",
+		func(s *admin.Status) any { return s.Certificates },
+		func(w io.Writer, s *admin.Status) { printCertificates(w, s, time.Now()) })
+}
+
 func printStatus(w io.Writer, s *admin.Status) {
 	up := time.Duration(s.Uptime * float64(time.Second))
 	fmt.Fprintf(w, "relay %s, version %s, wire %d, up %s, %d visitors\n", s.Domain, printable(s.Version), s.Wire, age(up), s.Visitors)
@@ -102,6 +108,11 @@ func printStatus(w io.Writer, s *admin.Status) {
 	}
 	for _, l := range s.Listeners {
 		fmt.Fprintf(w, "listening on %s\t%s\n", l.Addr, l.Name)
+	}
+	for _, c := range s.Certificates {
+		if c.Error != "" {
+			fmt.Fprintf(w, "certificate of %s: %s; `tunnelctl certificates` says more\n", printable(c.Name), printable(c.Error))
+		}
 	}
 	fmt.Fprintln(w)
 	printSites(w, s)
@@ -358,4 +369,44 @@ func promoteCommand(at *where) *cobra.Command {
 	}
 	promote.Flags().BoolVar(&p.Cut, "cut", false, "reset what is still under way on the other one after the relay's drain_timeout")
 	return promote
+}
+
+func printCertificates(w io.Writer, s *admin.Status, now time.Time) {
+	if len(s.Certificates) == 0 {
+		fmt.Fprintln(w, "the relay obtains no certificates: [acme] in its public.toml has it do so")
+		return
+	}
+	ahead := func(t *time.Time) string {
+		switch {
+		case t == nil:
+			return "-"
+		case t.Before(now):
+			return age(now.Sub(*t)) + " ago"
+		}
+		return "in " + age(t.Sub(now))
+	}
+	fmt.Fprintln(w, "NAME\tISSUER\tEXPIRES\tRENEWS\tSTATE")
+	for _, c := range s.Certificates {
+		state := "good"
+		switch {
+		case c.Error != "" && c.Ordering:
+			state = "failed, being tried again"
+		case c.Error != "":
+			state = "failed, next try " + ahead(c.NextTry)
+		case c.Ordering && c.Expires == nil:
+			state = "being ordered"
+		case c.Expires == nil:
+			state = "waiting"
+		case c.Expires.Before(now):
+			state = "expired"
+		case c.OnDemand:
+			state = "good, on demand"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", printable(c.Name), printable(cmp.Or(c.Issuer, "-")), ahead(c.Expires), ahead(c.Renews), state)
+	}
+	for _, c := range s.Certificates {
+		if c.Error != "" {
+			fmt.Fprintf(w, "\n%s: %s\n", printable(c.Name), printable(c.Error))
+		}
+	}
 }

@@ -64,6 +64,22 @@ type Status struct {
 	Listeners []Listener `json:"listeners"`
 	Sites     []Site     `json:"sites"`
 	Services  []Service  `json:"services"`
+
+	Certificates []Certificate `json:"certificates"` // that the relay obtains by itself
+}
+
+// Certificate is one that the relay has from an authority, or would like to have.
+type Certificate struct {
+	Name      string     `json:"name"`
+	Directory string     `json:"directory,omitempty"` // URL of the authority's ACME directory
+	Issuer    string     `json:"issuer,omitempty"`    // who has signed it
+	Expires   *time.Time `json:"expires,omitempty"`   // nil: there is none yet
+	Renews    *time.Time `json:"renews,omitempty"`    // when it is due to be renewed
+	OnDemand  bool       `json:"on_demand,omitempty"` // because a visitor has asked for it
+	Ordering  bool       `json:"ordering,omitempty"`  // the authority is being asked just now
+	Failures  int        `json:"failures,omitempty"`  // attempts since the last one that went well
+	Error     string     `json:"error,omitempty"`     // why the last one did not
+	NextTry   *time.Time `json:"next_try,omitempty"`  // when the next one is due, if the last has failed
 }
 
 // Listener is one address the relay accepts connections on.
