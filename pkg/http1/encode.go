@@ -104,7 +104,8 @@ func append2(dst []byte, n int) []byte {
 	return append(dst, byte('0'+n/10%10), byte('0'+n%10))
 }
 
-// statusText returns the reason phrase of the statuses that this package's users answer with.
+// statusText returns the reason phrase of the statuses that this package's users answer with, and of others that are
+// common: HTTP/2 has none, and some clients of HTTP/1.1 want one.
 func statusText(status int) string {
 	switch status {
 	case 100:
@@ -113,12 +114,20 @@ func statusText(status int) string {
 		return "Switching Protocols"
 	case 200:
 		return "OK"
+	case 201:
+		return "Created"
+	case 202:
+		return "Accepted"
 	case 204:
 		return "No Content"
+	case 206:
+		return "Partial Content"
 	case 301:
 		return "Moved Permanently"
 	case 302:
 		return "Found"
+	case 303:
+		return "See Other"
 	case 304:
 		return "Not Modified"
 	case 307:
@@ -139,16 +148,24 @@ func statusText(status int) string {
 		return "Request Timeout"
 	case 409:
 		return "Conflict"
+	case 410:
+		return "Gone"
 	case 411:
 		return "Length Required"
 	case 413:
 		return "Content Too Large"
 	case 414:
 		return "URI Too Long"
+	case 415:
+		return "Unsupported Media Type"
+	case 416:
+		return "Range Not Satisfiable"
 	case 417:
 		return "Expectation Failed"
 	case 421:
 		return "Misdirected Request"
+	case 422:
+		return "Unprocessable Content"
 	case 426:
 		return "Upgrade Required"
 	case 429:

@@ -204,7 +204,11 @@ func AppendForwardedResponse(dst []byte, r *Response, minor int, keepAlive bool)
 	dst = append(dst, "HTTP/1.1 "...)
 	dst = strconv.AppendInt(dst, int64(r.Status), 10)
 	dst = append(dst, ' ')
-	dst = append(dst, r.Reason...)
+	if len(r.Reason) > 0 {
+		dst = append(dst, r.Reason...)
+	} else {
+		dst = append(dst, statusText(r.Status)...)
+	}
 	dst = append(dst, "\r\n"...)
 	for _, f := range r.Fields {
 		if r.forwards(f) {
