@@ -79,10 +79,11 @@ type serviceConfig struct {
 	Publish string `toml:"publish"`
 
 	// Target is where they end up: http://HOST:PORT, https://HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT,
-	// unix:///PATH of a socket, or file:///PATH of a folder, which this relay then serves itself. Needed.
+	// unix:///PATH of a socket, or file:///PATH of a folder, which this relay then serves itself. A server that
+	// speaks HTTP/2 and nothing else, such as one of gRPC, is h2c://HOST:PORT, or h2://HOST:PORT with TLS. Needed.
 	Target string `toml:"target"`
 
-	// CA is a PEM file with the authorities that may vouch for the certificate of an https target. If
+	// CA is a PEM file with the authorities that may vouch for the certificate of an https or h2 target. If
 	// empty, the system's authorities do.
 	CA string `toml:"ca"`
 
@@ -223,8 +224,8 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 			}
 		}
 		if one.CA != "" {
-			if svc.Target.Scheme != "https" {
-				f.Addf(at+".ca", "ca is for https:// targets")
+			if svc.Target.Scheme != "https" && svc.Target.Scheme != "h2" {
+				f.Addf(at+".ca", "ca is for https:// and h2:// targets")
 			}
 			svc.RootCAs = readCA(f, at+".ca", inDir(dir, one.CA))
 		}

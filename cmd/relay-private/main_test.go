@@ -123,7 +123,7 @@ private.toml:19:11: service "two" is defined twice
 private.toml:20:11: publish "https://two.example.com" is taken by service "two"
 private.toml:21:11: target "file:///no/such/folder": stat /no/such/folder: no such file or directory
 private.toml:25:11: service "db": a tcp:// publish needs a tcp:// or unix:// target, not http://
-private.toml:27:11: ca is for https:// targets
+private.toml:27:11: ca is for https:// and h2:// targets
 private.toml:27:11: ca: office.key holds no PEM certificate
 private.toml:31:11: service "web": proxy_protocol is for tcp://, tls:// and udp:// publishes: visitors share the connections to an HTTP target, and X-Forwarded-For has their addresses`,
 			code: 2,

@@ -46,7 +46,7 @@ func (s Service) Validate() error {
 			return fmt.Errorf("service %q: a tls:// publish carries no datagrams: want a tcp:// or unix:// target, not udp://", s.Name)
 		}
 	case isPort(s.Target.Scheme):
-		return fmt.Errorf("service %q: an %s:// publish needs an http://, https://, unix:// or file:// target, not %s://", s.Name, s.Publish.Scheme, s.Target.Scheme)
+		return fmt.Errorf("service %q: an %s:// publish needs an http://, https://, h2c://, h2://, unix:// or file:// target, not %s://", s.Name, s.Publish.Scheme, s.Target.Scheme)
 	}
 	if s.Policy != nil {
 		if err := s.Policy.Validate(s.Publish.Scheme); err != nil {
@@ -68,7 +68,7 @@ type Publish struct {
 // A Target says where the private relay connects the visitors of a service to. It
 // marshals as its URL.
 type Target struct {
-	Scheme string // "http", "https", "tcp", "udp", "unix" or "file"; ws:// and wss:// are read as http and https
+	Scheme string // "http", "https", "h2c", "h2", "tcp", "udp", "unix" or "file"; ws:// and wss:// are read as http and https
 	Host   string // but for unix and file: a name or an address without brackets
 	Port   uint16 // but for unix and file
 	Path   string // of unix and file: absolute
@@ -150,7 +150,7 @@ func parseTarget(s string) (Target, error) {
 		t.Scheme = "https"
 	}
 	switch t.Scheme {
-	case "http", "https", "tcp", "udp":
+	case "http", "https", "h2c", "h2", "tcp", "udp":
 		if u.path != "" && u.path != "/" {
 			if isPort(t.Scheme) {
 				return Target{}, errors.New(t.Scheme + " has no path")
@@ -168,9 +168,9 @@ func parseTarget(s string) (Target, error) {
 			if t.Port == 0 {
 				return Target{}, errors.New("port 0: want 1 to 65535")
 			}
-		case t.Scheme == "http":
+		case t.Scheme == "http", t.Scheme == "h2c":
 			t.Port = 80
-		case t.Scheme == "https":
+		case t.Scheme == "https", t.Scheme == "h2":
 			t.Port = 443
 		default:
 			return Target{}, errors.New("no port: want " + t.Scheme + "://host:port")
@@ -191,6 +191,9 @@ func parseTarget(s string) (Target, error) {
 	}
 	return Target{}, unsupported(u.scheme)
 }
+
+// IsHTTP2 reports whether the target of that scheme speaks HTTP/2 and nothing else.
+func IsHTTP2(scheme string) bool { return scheme == "h2c" || scheme == "h2" }
 
 // IsPort reports whether p is a port of its own, and not a name on the relay's
 // https and http listeners.
@@ -332,7 +335,7 @@ func splitURL(s string) (u rawURL, err error) {
 // isKnown reports whether scheme is one that this version can publish or reach.
 func isKnown(scheme string) bool {
 	switch scheme {
-	case "http", "https", "ws", "wss", "tls", "tcp", "udp", "unix", "file":
+	case "http", "https", "ws", "wss", "h2c", "h2", "tls", "tcp", "udp", "unix", "file":
 		return true
 	}
 	return false

@@ -17,7 +17,7 @@ import (
 type Service struct {
 	relay.Service
 
-	// RootCAs verify the certificate of an https target. If nil, the system's do.
+	// RootCAs verify the certificate of an https or h2 target. If nil, the system's do.
 	RootCAs *x509.CertPool
 
 	// ProxyProtocol is the version, 1 or 2, of the PROXY protocol header that tells the target who the visitor
@@ -64,7 +64,7 @@ func (s Service) Validate() error {
 type service struct {
 	Service
 	network, address string        // to dial; empty for a folder
-	tls              *tls.Config   // of an https target, or nil
+	tls              *tls.Config   // of an https or h2 target, or nil
 	files            *httpd.Server // of a file target, or nil
 	terminate        *tls.Config   // of visitors, or nil
 	ended            func(error)   // streamEnded, made once and not for each stream
@@ -99,12 +99,9 @@ func newService(s Service) (*service, error) {
 		made.network, made.address = "udp", net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port)))
 	default:
 		made.network, made.address = "tcp", net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port)))
-		if t.Scheme == "https" {
-			made.tls = &tls.Config{
-				RootCAs:    s.RootCAs,
-				ServerName: t.Host,
-				NextProtos: []string{"http/1.1"}, // what the public relay sends
-			}
+		// What the public relay sends.
+		if proto := map[string]string{"https": "http/1.1", "h2": "h2"}[t.Scheme]; proto != "" {
+			made.tls = &tls.Config{RootCAs: s.RootCAs, ServerName: t.Host, NextProtos: []string{proto}}
 		}
 	}
 	return made, nil

@@ -124,6 +124,10 @@ func (d *dial) reached(c *evloop.Conn) {
 	d.shaking = c
 	c.StartTLS(d.service.tls, true, connectTimeout, func(err error) {
 		d.shaking = nil
+		if err == nil && d.service.Target.Scheme == "h2" && c.TLS().NegotiatedProtocol != "h2" {
+			err = errNoHTTP2
+			c.Abort(err)
+		}
 		if err != nil {
 			d.fail(err)
 			return
@@ -136,6 +140,8 @@ func (d *dial) splice(c *evloop.Conn) {
 	d.peer.targetBack(d.service)
 	forward.Splice(c, d.visitor, d.service.ended)
 }
+
+var errNoHTTP2 = errors.New("the target does not offer HTTP/2 (ALPN h2): is it https:// rather than h2://?")
 
 // fail tells the visitor's side why there is no target.
 func (d *dial) fail(err error) {
@@ -168,7 +174,7 @@ func code(err error) tunnel.Code {
 	var alert tls.AlertError
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET),
-		errors.As(err, &record), errors.As(err, &certificate), errors.As(err, &alert):
+		errors.Is(err, errNoHTTP2), errors.As(err, &record), errors.As(err, &certificate), errors.As(err, &alert):
 		return tunnel.CodeRefused
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
 		errors.As(err, &netErr) && netErr.Timeout():

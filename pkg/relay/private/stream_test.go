@@ -2,6 +2,7 @@ package private
 
 import (
 	"bufio"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -251,6 +253,46 @@ func TestHTTPSTarget(t *testing.T) {
 	v.closeWrite()
 
 	s.visit("stranger").wantCode(tunnel.CodeRefused)
+}
+
+// With an h2 target TLS has to end in HTTP/2.
+func TestHTTP2Target(t *testing.T) {
+	srv := httptest.NewUnstartedServer(http.NotFoundHandler())
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
+	defer srv.Close()
+	cfg := srv.TLS.Clone()
+	cfg.NextProtos = nil
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var served sync.WaitGroup
+	served.Go(func() { // a server that has never heard of ALPN
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			io.Copy(io.Discard, c)
+			c.Close()
+		}
+	})
+	defer served.Wait()
+	defer ln.Close()
+	rpc, old := tcpService(t, "rpc", "h2://"+srv.Listener.Addr().String()), tcpService(t, "old", "h2://"+ln.Addr().String())
+	rpc.RootCAs = x509.NewCertPool()
+	rpc.RootCAs.AddCert(srv.Certificate())
+	old.RootCAs = rpc.RootCAs
+	s := newSite(t, rpc, old)
+	v := s.visit("rpc")
+	v.write("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+	var frame [9]byte
+	if _, err := io.ReadFull(v.r, frame[:]); err != nil || frame[3] != 4 {
+		t.Errorf("first frame % x, %v, want SETTINGS", frame, err)
+	}
+	v.closeWrite()
+	s.visit("old").wantCode(tunnel.CodeRefused)
 }
 
 // A folder is served by the private relay itself.
