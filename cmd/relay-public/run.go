@@ -86,7 +86,6 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		TLS: &tls.Config{
 			MinVersion:     tls.VersionTLS12,
 			CipherSuites:   cipherSuites,
-			NextProtos:     []string{"http/1.1", "http/1.0"},
 			GetCertificate: st.certificateFor,
 		},
 		HTTPS:                s.Listen.HTTPS,

@@ -23,8 +23,8 @@ func NewKey() string {
 	return base64.StdEncoding.EncodeToString(b[:])
 }
 
-// acceptKey computes Sec-WebSocket-Accept (rfc6455#section-4.2.2).
-func acceptKey(key string) string {
+// AcceptKey computes Sec-WebSocket-Accept (rfc6455#section-4.2.2).
+func AcceptKey(key string) string {
 	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
 	return base64.StdEncoding.EncodeToString(sum[:])
 }
@@ -38,7 +38,7 @@ func AppendRequest(b []byte, host, path, key string) []byte {
 // AppendResponse appends a server's answer to a request with that key.
 func AppendResponse(b []byte, key string) []byte {
 	return fmt.Appendf(b, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
-		"Sec-WebSocket-Accept: %s\r\n\r\n", acceptKey(key))
+		"Sec-WebSocket-Accept: %s\r\n\r\n", AcceptKey(key))
 }
 
 // CheckRequest checks a GET request of HTTP/1.1 as rfc6455#section-4.2.1 asks and
@@ -101,7 +101,7 @@ func ReadResponse(b []byte, key string) (n int, err error) {
 		return 0, &StatusError{res.StatusCode, fmt.Sprintf("%d %s", res.StatusCode, http.StatusText(res.StatusCode))}
 	case !hasToken(get("Upgrade"), "websocket") || !hasToken(get("Connection"), "upgrade"):
 		return 0, errors.New("websocket: response: does not upgrade to websocket")
-	case get("Sec-WebSocket-Accept") != acceptKey(key):
+	case get("Sec-WebSocket-Accept") != AcceptKey(key):
 		return 0, errors.New("websocket: response: wrong Sec-WebSocket-Accept")
 	case get("Sec-WebSocket-Extensions") != "" || get("Sec-WebSocket-Protocol") != "":
 		return 0, errors.New("websocket: response: has an extension or a protocol that was not asked for")

@@ -238,7 +238,7 @@ func TestClosePayload(t *testing.T) {
 
 func TestHandshake(t *testing.T) {
 	const key = "dGhlIHNhbXBsZSBub25jZQ==" // rfc6455#section-1.3
-	if got := acceptKey(key); got != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
+	if got := AcceptKey(key); got != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
 		t.Fatal(got)
 	}
 	answer := AppendResponse(nil, key)

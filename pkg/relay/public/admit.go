@@ -27,6 +27,7 @@ const (
 	turnedAway verdict = iota // close at once, say nothing
 	sayFull                   // answer 503 to the first request, then close
 	admitted
+	uncounted // part of a connection that is counted itself
 )
 
 // maxSpare is how many connections above the limits are held at a time in order
@@ -77,6 +78,9 @@ func (a *admission) count(addr netip.Addr) verdict {
 
 // leave ends the count of one connection that entered with v.
 func (a *admission) leave(addr netip.Addr, v verdict) {
+	if v == uncounted {
+		return
+	}
 	addr = source(addr)
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"culvert.dev/pkg/http1"
+	"culvert.dev/pkg/http2"
+	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
 )
 
@@ -93,7 +95,12 @@ func (l *loop) begin(f front, s *service, req *http1.Request) *exchange {
 	s.peak = max(s.peak, s.active)
 	s.total++
 	l.counters.Requests++
-	err := s.send(ex, req)
+	var err error
+	if relay.IsHTTP2(s.target) {
+		err = s.send2(ex, req)
+	} else {
+		err = s.send1(ex, req)
+	}
 	ex.extra = nil
 	if err != nil {
 		ex.fail(openTrouble(err))
@@ -426,6 +433,7 @@ var (
 	troubleService   = &trouble{404, "There is no such service here."}
 	troublePage      = &trouble{404, "There is nothing here."}
 	troubleSlow      = &trouble{408, "The request took too long to arrive."}
+	troubleSockets   = &trouble{501, "The server behind this service takes no WebSockets."}
 	troubleServer    = &trouble{502, "The server behind this service cannot be reached."}
 	troubleAnswer    = &trouble{502, "The server behind this service gave no valid answer."}
 	troubleAway      = &trouble{503, "The site of this service is not connected right now. Please try again."}
@@ -444,8 +452,11 @@ func rejection(err error) *trouble {
 
 // openTrouble is the answer when no stream can be opened.
 func openTrouble(err error) *trouble {
-	if errors.Is(err, tunnel.ErrTooManyStreams) {
+	switch {
+	case errors.Is(err, tunnel.ErrTooManyStreams), errors.Is(err, http2.ErrNoRoom):
 		return troubleFull
+	case errors.Is(err, errNoWebSocket):
+		return troubleSockets
 	}
 	return troubleAway
 }

@@ -220,12 +220,16 @@ func (r *testRelay) connectAs(h relay.Hello, targets map[string]string, publish 
 	return ts
 }
 
-// announcements makes a list of name, publish, and so on.
+// announcements makes a list of name, publish, and so on. The target of a name that
+// begins with h2c speaks HTTP/2.
 func announcements(publish ...string) (list []relay.Announcement) {
 	for i := 0; i < len(publish); i += 2 {
 		scheme := "http"
 		if port, _, _ := strings.Cut(publish[i+1], ":"); port == "tcp" || port == "udp" {
 			scheme = port
+		}
+		if strings.HasPrefix(publish[i], "h2c") {
+			scheme = "h2c"
 		}
 		list = append(list, relay.Announcement{Name: publish[i], Publish: publish[i+1], TargetScheme: scheme})
 	}

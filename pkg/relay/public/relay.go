@@ -69,8 +69,7 @@ type Relay struct {
 	// operators' forwards come in there. "" has none of them.
 	Domain string
 
-	// TLS has the certificates. Required for HTTPS. Its NextProtos should be
-	// http/1.1 and http/1.0 alone.
+	// TLS has the certificates. Required for HTTPS. Its NextProtos are not used.
 	TLS *tls.Config
 
 	// HTTPS and HTTP are the addresses to listen on, as net.Listen takes them.
@@ -162,6 +161,7 @@ type Relay struct {
 	routes   atomic.Pointer[table]
 	tls      *tls.Config // immutable once prepared; see newTLS
 	proofTLS *tls.Config // and so; of handshakes that are challenges
+	tlsOwn   *tls.Config // the same for the relay's own name
 	draining atomic.Bool
 	prepared sync.Once
 	began    time.Time // immutable once prepared

@@ -30,6 +30,7 @@ type service struct {
 	held     map[netip.Addr]int // visitors by address, if their number is limited
 	stock    upstreams          // idle streams
 	leaving  upstreams          // streams that have to end
+	conns    []*upstream2       // streams to a target that speaks HTTP/2
 	sweeper  evloop.Timer
 	sweeping bool
 	removed  bool   // the session publishes it no longer

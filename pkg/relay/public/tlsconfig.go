@@ -1,6 +1,16 @@
 package public
 
-import "crypto/tls"
+import (
+	"crypto/tls"
+	"net/netip"
+)
+
+// Protocols by ALPN (rfc7301) that visitors have the choice of. HTTP/1.0 is a name
+// that some old clients send.
+var (
+	protosOwn   = []string{"http/1.1", "http/1.0"}       // links, joining and forwards are upgrades
+	protosNames = []string{"h2", "http/1.1", "http/1.0"} // what sites publish
+)
 
 // newTLS is the config of all handshakes with visitors, over TCP and QUIC. It has the keys of the
 // tickets; the others, which configFor chooses from, live for long and have none of their own.
@@ -10,6 +20,9 @@ func (r *Relay) newTLS() *tls.Config {
 	}
 	cfg := r.TLS.Clone()
 	cfg.DynamicRecordSizingDisabled = true // small records after each silence cost more than they gain
+	cfg.NextProtos = protosOwn
+	r.tlsOwn = cfg.Clone()
+	cfg.NextProtos = protosNames
 	cfg.GetConfigForClient = r.configFor
 	return cfg
 }
@@ -20,7 +33,14 @@ func (r *Relay) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if p := hello.SupportedProtos; len(p) == 1 && p[0] == challengeALPN && r.isChallenge(hello) {
 		return r.proofTLS, nil
 	}
-	return r.routes.Load().asks.find(appendHost(nil, []byte(hello.ServerName))), nil
+	host := appendHost(nil, []byte(hello.ServerName))
+	if len(host) == 0 || string(host) == r.Domain || string(host) == "localhost" {
+		return r.tlsOwn, nil
+	}
+	if _, err := netip.ParseAddr(string(host)); err == nil {
+		return r.tlsOwn, nil
+	}
+	return r.routes.Load().asks.find(host), nil
 }
 
 // find returns the config of a host, or nil.

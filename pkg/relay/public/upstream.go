@@ -2,6 +2,7 @@ package public
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"culvert.dev/pkg/http1"
@@ -132,7 +133,10 @@ func (s *service) sweep() {
 	for u := s.stock.first; u != nil && u.since <= limit; u = s.stock.first {
 		s.dismiss(u)
 	}
-	if s.stock.n+s.leaving.n > 0 {
+	for _, u := range slices.Clone(s.conns) {
+		u.sweep()
+	}
+	if s.stock.n+s.leaving.n+len(s.conns) > 0 {
 		s.sweepLater()
 	}
 }
@@ -157,10 +161,13 @@ func (s *service) empty() {
 	for s.stock.first != nil {
 		s.dismiss(s.stock.first)
 	}
+	for _, u := range s.conns {
+		u.retire()
+	}
 }
 
-// send begins an exchange of s: it gives it a back, and the head of the request.
-func (s *service) send(ex *exchange, req *http1.Request) error {
+// send1 begins an exchange with a target that speaks HTTP/1.1.
+func (s *service) send1(ex *exchange, req *http1.Request) error {
 	c := ex.client
 	again := ex.sent && idempotent(req.Method)
 	u := s.take(again)

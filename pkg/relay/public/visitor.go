@@ -7,6 +7,7 @@ import (
 
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/http1"
+	"culvert.dev/pkg/http2"
 )
 
 // Deadlines of a visitor. They bound what somebody who has not been routed yet,
@@ -43,6 +44,7 @@ const (
 	moving               // on the way to the loop of the session that its request belongs to
 	asking               // the relay's own domain answers, or a link is made
 	busy                 // an exchange is under way
+	many                 // the connection speaks HTTP/2: see visitor2
 	closing              // our end of stream is on its way; input is discarded
 	gone                 // handed over or closed
 )
@@ -57,8 +59,9 @@ var (
 // loop is what the visitors of one event loop share. It is owned by that loop.
 type loop struct {
 	*evloop.Loop
-	relay *Relay
-	start time.Time
+	relay    *Relay
+	start    time.Time
+	endpoint http2.Endpoint
 
 	// Scratch of the callback that is running.
 	req  http1.Request
@@ -104,6 +107,10 @@ func (l *loop) drain(all bool) (newcomers int) {
 		switch {
 		case v.phase == shaking && all:
 			v.conn.Abort(errDraining)
+		case v.phase == many:
+			if v.two.drain(all) {
+				newcomers++
+			}
 		case v.phase == idle && v.asked, (v.phase == idle || v.phase == reading || v.phase == held) && all:
 			v.close()
 		case v.phase == shaking, v.phase == idle, v.phase == reading, v.phase == held:
@@ -125,6 +132,7 @@ type visitor struct {
 	loop  *loop
 	conn  *evloop.Conn
 	ex    *exchange // while busy
+	two   *visitor2 // while many
 
 	before, after *visitor // in the loop's list
 
@@ -218,6 +226,10 @@ func (v *visitor) startTLS() {
 		v.tls = state.Version
 		v.loop.handshake(v.tls, nil)
 		v.certs = state.PeerCertificates
+		if state.NegotiatedProtocol == "h2" {
+			v.serve2()
+			return
+		}
 		v.serve()
 	})
 }
@@ -309,6 +321,8 @@ func (v *visitor) onTimer() {
 			return
 		}
 		v.ex.check()
+	case many:
+		v.two.tick()
 	case closing:
 		// Whoever still takes what we have sent gets the time for it.
 		if p := v.conn.Pending(); p > 0 && p != v.pending {

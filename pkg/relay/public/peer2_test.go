@@ -1,0 +1,552 @@
+package public
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tunnel"
+	"culvert.dev/pkg/websocket"
+)
+
+// peer2 is either end of an HTTP/2 connection, frame by frame.
+type peer2 struct {
+	t testing.TB
+	net.Conn
+	*http2.Framer
+	block bytes.Buffer
+	enc   *hpack.Encoder
+}
+
+func newPeer2(t testing.TB, c net.Conn, r io.Reader) *peer2 {
+	p := &peer2{t: t, Conn: c, Framer: http2.NewFramer(c, r)}
+	p.enc = hpack.NewEncoder(&p.block)
+	p.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	return p
+}
+
+// visit2 is a visitor that has sent its preface and settings.
+func visit2(t testing.TB, c net.Conn) *peer2 {
+	p := newPeer2(t, c, c)
+	io.WriteString(c, http2.ClientPreface)
+	p.WriteSettings()
+	return p
+}
+
+// serve2 is a server that has read the preface and has sent its settings.
+func serve2(t testing.TB, c net.Conn, br *bufio.Reader, settings ...http2.Setting) *peer2 {
+	p := newPeer2(t, c, br)
+	preface := make([]byte, len(http2.ClientPreface))
+	if _, err := io.ReadFull(br, preface); err != nil || string(preface) != http2.ClientPreface {
+		t.Errorf("preface %q, %v", preface, err)
+	}
+	p.WriteSettings(settings...)
+	return p
+}
+
+// head sends a head of name, value, and so on.
+func (p *peer2) head(id uint32, end bool, fields ...string) {
+	p.block.Reset()
+	for i := 0; i < len(fields); i += 2 {
+		p.enc.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
+	}
+	p.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: p.block.Bytes(), EndStream: end, EndHeaders: true})
+}
+
+// get sends a GET request for http(s)://app.test/.
+func (p *peer2) get(id uint32, fields ...string) {
+	p.head(id, true, append([]string{":method", "GET", ":scheme", "https", ":authority", "app.test", ":path", "/"}, fields...)...)
+}
+
+// next returns the next frame that is about a stream or ends the connection, and answers
+// what has to be answered. It returns nil at the end.
+func (p *peer2) next() http2.Frame {
+	for {
+		f, err := p.ReadFrame()
+		if err != nil {
+			return nil
+		}
+		switch f := f.(type) {
+		case *http2.SettingsFrame:
+			if !f.IsAck() {
+				p.WriteSettingsAck()
+			}
+		case *http2.PingFrame:
+			if !f.IsAck() {
+				p.WritePing(true, f.Data)
+			}
+		case *http2.WindowUpdateFrame:
+		default:
+			return f
+		}
+	}
+}
+
+// show is a frame in words.
+func show(f http2.Frame) string {
+	switch f := f.(type) {
+	case nil:
+		return "end"
+	case *http2.MetaHeadersFrame:
+		s := fmt.Sprint(f.StreamID)
+		for _, h := range f.Fields {
+			if h.Name != "date" {
+				s += " " + h.Name + "=" + h.Value
+			}
+		}
+		if f.StreamEnded() {
+			s += " END"
+		}
+		return s
+	case *http2.DataFrame:
+		s := fmt.Sprintf("%d %q", f.StreamID, f.Data())
+		if f.StreamEnded() {
+			s += " END"
+		}
+		return s
+	case *http2.RSTStreamFrame:
+		return fmt.Sprint(f.StreamID, " ", f.ErrCode)
+	case *http2.GoAwayFrame:
+		return fmt.Sprint("GOAWAY ", f.LastStreamID, " ", f.ErrCode)
+	}
+	return fmt.Sprintf("%T", f)
+}
+
+// expect checks the next frames.
+func (p *peer2) expect(want ...string) {
+	p.t.Helper()
+	for _, w := range want {
+		if got := show(p.next()); got != w {
+			p.t.Fatalf("got frame %s, want %s", got, w)
+		}
+	}
+}
+
+// visit2 connects a visitor that speaks HTTP/2.
+func (r *testRelay) visit2() *peer2 {
+	r.t.Helper()
+	c, err := tls.Dial("tcp", r.https, &tls.Config{InsecureSkipVerify: true, ServerName: "app.test", NextProtos: []string{"h2"}})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	r.t.Cleanup(func() { c.Close() })
+	return visit2(r.t, c)
+}
+
+// rawTarget2 is a target that speaks HTTP/2, frame by frame: serve gets each connection,
+// with its number.
+func rawTarget2(t *testing.T, serve func(n int, p *peer2), settings ...http2.Setting) string {
+	var n atomic.Int32
+	return target(t, func(c net.Conn, br *bufio.Reader) { serve(int(n.Add(1)), serve2(t, c, br, settings...)) })
+}
+
+// inFakeTime2 runs f in fake time with a relay whose service https://app.test is served by
+// serve, a handler of streams, in HTTP/1.1.
+func inFakeTime2(t *testing.T, serve func(st *tunnel.Stream, b []byte), f func(r *testRelay, dial func() *peer2)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		core, err := evloop.New(evloop.Config{Loops: 2, Portable: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer core.Close()
+		r := &testRelay{Relay: &Relay{Core: core, TLS: testTLS()}, t: t}
+		r.Reload([]Site{{Name: "office", Keys: []string{"k"}, Publish: patterns("https://*.test")}})
+		ln := &pipeListener{make(chan net.Conn), make(chan struct{})}
+		r.Serve(ln, true)
+		s := r.connect("office", nil, "app", "https://app.test")
+		s.handle(func(st *tunnel.Stream, _ relay.Header) bool {
+			st.SetHandler(&funcHandler{data: func(b []byte) int { serve(st, b); return len(b) }})
+			return true
+		})
+		f(r, func() *peer2 {
+			a, b := net.Pipe()
+			ln.conns <- pipeEnd{b}
+			c := tls.Client(a, &tls.Config{InsecureSkipVerify: true, ServerName: "app.test", NextProtos: []string{"h2"}})
+			if err := c.Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { a.Close() })
+			return newPeer2(t, c, c)
+		})
+	})
+}
+
+// begin sends the preface and settings, and reads those of the relay.
+func (p *peer2) begin() {
+	io.WriteString(p.Conn, http2.ClientPreface)
+	p.WriteSettings()
+	p.ReadFrame()
+	p.WriteSettingsAck()
+}
+
+// A visitor has headTime for its settings.
+func TestNoSettings2(t *testing.T) {
+	for _, what := range []string{"", http2.ClientPreface[:10], http2.ClientPreface, http2.ClientPreface + "\x00\x00\x06\x04"} {
+		inFakeTime2(t, ok, func(r *testRelay, dial func() *peer2) {
+			p := dial()
+			start := time.Now()
+			go io.WriteString(p.Conn, what)
+			for _, want := range []string{"*http2.SettingsFrame", "*http2.WindowUpdateFrame", "GOAWAY 0 SETTINGS_TIMEOUT"} {
+				f, err := p.ReadFrame()
+				if got := show(f); got != want || err != nil {
+					t.Errorf("%q: got %s, %v, want %s", what, got, err, want)
+				}
+			}
+			p.expect("end")
+			if d := time.Since(start); d < headTime || d > headTime+farewell+time.Second {
+				t.Errorf("%q: took %v", what, d)
+			}
+		})
+	}
+}
+
+// A head that does not end has headTime, whatever else goes on.
+func TestSlowHead2(t *testing.T) {
+	inFakeTime2(t, silent, func(r *testRelay, dial func() *peer2) {
+		p := dial()
+		p.begin()
+		p.get(1)
+		start := time.Now()
+		p.head(3, true, ":method", "GET")
+		p.Conn.Write([]byte("\x00\x00\x64\x01\x05\x00\x00\x00\x05")) // HEADERS of 100 bytes, of which there is none
+		p.expect("3 PROTOCOL_ERROR")
+		for {
+			if f := p.next(); strings.HasPrefix(show(f), "GOAWAY") {
+				if got := show(f); got != "GOAWAY 3 ENHANCE_YOUR_CALM" {
+					t.Errorf("got %s", got)
+				}
+				break
+			}
+		}
+		took(t, start, headTime)
+	})
+}
+
+// A silent connection is closed after idleTime, and not while it is used.
+func TestIdle2(t *testing.T) {
+	inFakeTime2(t, ok, func(r *testRelay, dial func() *peer2) {
+		p := dial()
+		p.begin()
+		for i := range uint32(3) {
+			time.Sleep(idleTime - time.Second)
+			p.get(1 + 2*i)
+			p.expect(fmt.Sprint(1+2*i, " :status=200 content-length=2"), fmt.Sprintf("%d %q END", 1+2*i, "ok"))
+		}
+		start := time.Now()
+		p.expect("GOAWAY 5 NO_ERROR", "end")
+		if d := time.Since(start); d < idleTime || d > idleTime+farewell+time.Second {
+			t.Errorf("took %v", d)
+		}
+	})
+}
+
+// A request that stands still is given up, without the others.
+func TestSlowBody2(t *testing.T) {
+	inFakeTime2(t, silent, func(r *testRelay, dial func() *peer2) {
+		p := dial()
+		p.begin()
+		start := time.Now()
+		p.head(1, false, ":method", "POST", ":scheme", "https", ":authority", "app.test", ":path", "/", "content-length", "10")
+		p.WriteData(1, false, []byte("123"))
+		p.expect("1 :status=408 content-type=text/plain; charset=utf-8 x-content-type-options=nosniff cache-control=no-store content-length=37",
+			`1 "The request took too long to arrive.\n" END`, "1 NO_ERROR")
+		if d := time.Since(start); d < bodyTime || d > bodyTime+busyCheck+time.Second {
+			t.Errorf("took %v", d)
+		}
+		p.get(3)
+		p.WritePing(false, [8]byte{1})
+		p.WritePing(false, [8]byte{2})
+	})
+}
+
+// A server that says nothing is given up after the response timeout.
+func TestSilentServer2(t *testing.T) {
+	inFakeTime2(t, silent, func(r *testRelay, dial func() *peer2) {
+		p := dial()
+		p.begin()
+		p.get(1)
+		if got := show(p.next()); !strings.HasPrefix(got, "1 :status=504 ") {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
+// A visitor that has a request under way and is not heard of any more is asked, and given
+// up if it does not answer.
+func TestDeadVisitor2(t *testing.T) {
+	for _, lives := range []bool{true, false} {
+		inFakeTime2(t, func(st *tunnel.Stream, b []byte) {
+			st.Write([]byte("HTTP/1.1 200 OK\r\n\r\n")) // and then nothing for ever
+		}, func(r *testRelay, dial func() *peer2) {
+			p := dial()
+			p.begin()
+			p.get(1)
+			p.expect("1 :status=200")
+			start, pings := time.Now(), 0
+			for time.Since(start) < 10*time.Minute {
+				f, err := p.ReadFrame()
+				if err != nil {
+					break
+				}
+				if f, ok := f.(*http2.PingFrame); ok {
+					pings++
+					if lives {
+						p.WritePing(true, f.Data)
+					}
+				}
+			}
+			d := time.Since(start)
+			switch {
+			case lives && (d < 10*time.Minute || pings < 10):
+				t.Errorf("%d pings, cut after %v", pings, d)
+			case !lives && (pings == 0 || d < pingTime+deafTime || d > pingTime+deafTime+2*busyCheck):
+				t.Errorf("%d pings, cut after %v", pings, d)
+			}
+			p.Conn.Close()
+		})
+	}
+}
+
+// A visitor that does not open its window has its response for stuckTime.
+func TestStuck2(t *testing.T) {
+	inFakeTime2(t, func(st *tunnel.Stream, b []byte) {
+		st.Write([]byte("HTTP/1.1 200 OK\r\n\r\n"))
+		st.Write(make([]byte, 70000))
+	}, func(r *testRelay, dial func() *peer2) {
+		p := dial()
+		p.begin()
+		start := time.Now()
+		p.get(1)
+		p.expect("1 :status=200")
+		for {
+			f := p.next()
+			if _, isData := f.(*http2.DataFrame); isData {
+				continue
+			}
+			if got := show(f); got != "1 CANCEL" {
+				t.Errorf("got %s", got)
+			}
+			break
+		}
+		if d := time.Since(start); d < stuckTime || d > stuckTime+busyCheck+time.Second {
+			t.Errorf("took %v", d)
+		}
+	})
+}
+
+const extendedConnect = http2.SettingEnableConnectProtocol
+
+// A WebSocket over HTTP/2 (RFC 8441), to servers of both versions.
+func TestWebSocket2(t *testing.T) {
+	h1 := func(t *testing.T) string {
+		return target(t, func(c net.Conn, br *bufio.Reader) {
+			var key string
+			for {
+				line, err := br.ReadString('\n')
+				if err != nil {
+					return
+				}
+				if name, value, _ := strings.Cut(line, ": "); strings.EqualFold(name, "Sec-WebSocket-Key") {
+					key = strings.TrimSpace(value)
+				}
+				if line == "\r\n" {
+					break
+				}
+			}
+			fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\nSec-WebSocket-Protocol: chat\r\n\r\n", websocket.AcceptKey(key))
+			io.WriteString(c, "hello")
+			io.Copy(c, br)
+		})
+	}
+	h2 := func(t *testing.T) string {
+		return rawTarget2(t, func(_ int, p *peer2) {
+			got := show(p.next())
+			if want := "1 :method=CONNECT :protocol=websocket :scheme=https :authority=app.test :path=/chat sec-websocket-version=13 sec-websocket-protocol=chat"; !strings.HasPrefix(got, want) || strings.Contains(got, "key") {
+				t.Errorf("request %s, want %s", got, want)
+			}
+			p.head(1, false, ":status", "200", "sec-websocket-protocol", "chat")
+			p.WriteData(1, false, []byte("hello"))
+			for {
+				f, isData := p.next().(*http2.DataFrame)
+				if !isData {
+					return
+				}
+				p.WriteData(1, f.StreamEnded(), f.Data())
+			}
+		}, http2.Setting{ID: extendedConnect, Val: 1})
+	}
+	for name, start := range map[string]func(*testing.T) string{"app": h1, "h2c": h2} {
+		t.Run(name, func(t *testing.T) {
+			r := newTestRelay(t, false, nil)
+			r.connect("office", map[string]string{name: start(t)}, name, "https://app.test")
+			t.Run("from HTTP/2", func(t *testing.T) {
+				p := r.visit2()
+				p.head(1, false, ":method", "CONNECT", ":protocol", "websocket", ":scheme", "https", ":authority", "app.test", ":path", "/chat",
+					"sec-websocket-version", "13", "sec-websocket-protocol", "chat")
+				p.expect("1 :status=200 sec-websocket-protocol=chat", `1 "hello"`)
+				p.WriteData(1, false, []byte("ping"))
+				p.expect(`1 "ping"`)
+				p.WriteData(1, true, []byte("bye"))
+				p.expect(`1 "bye" END`)
+			})
+			t.Run("from HTTP/1.1", func(t *testing.T) {
+				v := r.dial(true)
+				v.send("GET /chat HTTP/1.1\r\nHost: app.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
+					"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: chat\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+				res, _ := v.response("GET")
+				if res.StatusCode != 101 || res.Header.Get("Sec-WebSocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" || res.Header.Get("Sec-WebSocket-Protocol") != "chat" {
+					t.Errorf("%s %v", res.Status, res.Header)
+				}
+				v.expect("hello")
+				v.send("ping")
+				v.expect("ping")
+			})
+		})
+	}
+}
+
+// What is no WebSocket does not look like one.
+func TestNoWebSocket2(t *testing.T) {
+	connect := []string{":method", "CONNECT", ":protocol", "websocket", ":scheme", "https", ":authority", "app.test", ":path", "/", "sec-websocket-version", "13"}
+	answer := func(text string) func(t *testing.T) string {
+		return func(t *testing.T) string {
+			return target(t, func(c net.Conn, br *bufio.Reader) {
+				br.ReadString('\n')
+				io.WriteString(c, text)
+				io.Copy(io.Discard, br)
+			})
+		}
+	}
+	for _, tt := range []struct {
+		name  string
+		start func(*testing.T) string
+		want  string
+	}{
+		{"app", answer("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: wrong\r\n\r\n"), "1 :status=502 "},
+		{"app", answer("HTTP/1.1 101 Switching Protocols\r\nUpgrade: other\r\nConnection: Upgrade\r\n\r\n"), "1 :status=502 "},
+		{"app", answer("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"), "1 :status=502 "},
+		{"app", answer("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"), "1 :status=403 content-length=0 END"},
+		{"h2c", func(t *testing.T) string { return rawTarget2(t, func(_ int, p *peer2) { p.next() }) }, "1 :status=501 "},
+	} {
+		r := newTestRelay(t, false, nil)
+		r.connect("office", map[string]string{tt.name: tt.start(t)}, tt.name, "https://app.test")
+		p := r.visit2()
+		p.head(1, false, connect...)
+		if got := show(p.next()); !strings.HasPrefix(got, tt.want) {
+			t.Errorf("got %s, want %s", got, tt.want)
+		}
+	}
+}
+
+// A request that the server says it has not seen is sent again, once, with what has come of
+// its body.
+func TestUnseen(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		refuse func(p *peer2)
+	}{
+		{"REFUSED_STREAM", func(p *peer2) { p.WriteRSTStream(1, http2.ErrCodeRefusedStream); p.next() }},
+		{"GOAWAY", func(p *peer2) { p.WriteGoAway(0, http2.ErrCodeNo, nil); p.next() }},
+	} {
+		for _, always := range []bool{false, true} {
+			t.Run(fmt.Sprint(tt.name, " always ", always), func(t *testing.T) {
+				r := newTestRelay(t, false, nil)
+				var conns atomic.Int32
+				again := make(chan bool, 1)
+				r.connect("office", map[string]string{"h2c": rawTarget2(t, func(n int, p *peer2) {
+					conns.Store(int32(n))
+					if got := show(p.next()); !strings.Contains(got, ":method=POST") || !strings.Contains(got, "x-a=b") || strings.Count(got, "x-forwarded-for=127.0.0.1") != 1 {
+						t.Errorf("connection %d: %s", n, got)
+					}
+					p.expect(`1 "body"`)
+					if n == 1 || always {
+						tt.refuse(p)
+						return
+					}
+					again <- true
+					p.expect(`1 " and more" END`)
+					p.head(1, true, ":status", "201")
+					p.next()
+				})}, "h2c", "https://app.test")
+				p := r.visit2()
+				p.head(1, false, ":method", "POST", ":scheme", "https", ":authority", "app.test", ":path", "/", "x-a", "b", "content-length", "13")
+				p.WriteData(1, false, []byte("body"))
+				want := "1 :status=503 "
+				if !always {
+					<-again
+					p.WriteData(1, true, []byte(" and more"))
+					want = "1 :status=201 content-length=0 END"
+				}
+				if got := show(p.next()); !strings.HasPrefix(got, want) {
+					t.Errorf("got %s, want %s", got, want)
+				}
+				if n := conns.Load(); n != 2 {
+					t.Errorf("%d connections", n)
+				}
+			})
+		}
+	}
+}
+
+// A connection that breaks takes its own requests along and no others; one that was reset
+// because of one request takes nothing else.
+func TestBroken2(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	r.connect("office", map[string]string{"h2c": rawTarget2(t, func(n int, p *peer2) {
+		for {
+			f, isHead := p.next().(*http2.MetaHeadersFrame)
+			if !isHead {
+				return
+			}
+			switch f.PseudoValue("path") {
+			case "/reset":
+				p.WriteRSTStream(f.StreamID, http2.ErrCodeInternal)
+			case "/half":
+				p.head(f.StreamID, false, ":status", "200")
+				p.WriteData(f.StreamID, false, []byte("half"))
+			case "/break":
+				return
+			default:
+				p.head(f.StreamID, true, ":status", "204")
+			}
+		}
+	})}, "h2c", "https://app.test")
+	p := r.visit2()
+	request := func(id uint32, method, path string) {
+		p.head(id, true, ":method", method, ":scheme", "https", ":authority", "app.test", ":path", path)
+	}
+	request(1, "GET", "/half")
+	p.expect("1 :status=200", `1 "half"`)
+	request(3, "GET", "/reset")
+	if got := show(p.next()); !strings.HasPrefix(got, "3 :status=502 ") {
+		t.Errorf("got %s", got)
+	}
+	p.next() // its text
+	request(5, "GET", "/")
+	p.expect("5 :status=204 END")
+	request(7, "POST", "/break")
+	seen := map[string]bool{}
+	for range 3 {
+		seen[strings.Join(strings.Fields(show(p.next()))[:2], " ")] = true
+	}
+	if !seen["1 INTERNAL_ERROR"] || !seen["7 :status=502"] {
+		t.Errorf("frames %v", seen)
+	}
+	request(9, "GET", "/")
+	p.expect("9 :status=204 END")
+}
