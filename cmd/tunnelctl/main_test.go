@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"text/tabwriter"
 	"time"
 
 	"go.uber.org/goleak"
@@ -151,6 +152,7 @@ func TestCommands(t *testing.T) {
 			"\n  00000001: unknown software, no link\n",
 		}, nil},
 		{"services", 0, []string{"office/intranet", "office/jump"}, nil},
+		{"services --rates", 0, []string{"RECEIVED/S", "office/intranet"}, nil},
 		{"site add lab2 --publish tcp://:15000 --ttl 1h", 0, []string{"join-me\n"}, []string{"relay-private join"}},
 		{"site add office --publish tcp://:15000", 1, nil, []string{`site "office" exists`}},
 		{"site add lab2", 2, nil, []string{"--publish is missing"}},
@@ -371,6 +373,57 @@ func TestSizeAndAge(t *testing.T) {
 	for d, want := range map[time.Duration]string{-time.Second: "0s", 59 * time.Second: "59s", 61 * time.Second: "1m1s", 25 * time.Hour: "1d1h"} {
 		if got := age(d); got != want {
 			t.Errorf("age(%v) = %q, want %q", d, got, want)
+		}
+	}
+}
+
+// Rates are what came between two looks; of what was not there before it is all, and after a restart nobody knows.
+func TestRates(t *testing.T) {
+	at := func(uptime float64, services ...admin.Service) *admin.Status {
+		return &admin.Status{Uptime: uptime, Services: services, Sites: []admin.Site{{Name: "office", Sessions: []admin.Session{
+			{ID: "1", Active: true, Received: 1000 * uint64(uptime), Sent: 10 * uint64(uptime)},
+		}}}}
+	}
+	wiki := func(n uint64) admin.Service {
+		return admin.Service{Site: "office", Name: "wiki", Received: n, Sent: 2 * n}
+	}
+	git := admin.Service{Site: "office", Name: "git", Received: 7, Sent: 8}
+	for _, test := range []struct {
+		name          string
+		now, before   *admin.Status
+		wiki, session string
+	}{
+		{"two seconds", at(12, wiki(5000)), at(10, wiki(1000)), "2.0 KiB 3.9 KiB", "1000 B 10 B"},
+		{"a service begins", at(12, wiki(5000)), at(10, git), "2.4 KiB 4.9 KiB", "1000 B 10 B"},
+		{"a service begins anew", at(12, wiki(5000)), at(10, wiki(6000)), "2.4 KiB 4.9 KiB", "1000 B 10 B"},
+		{"the relay begins anew", at(1, wiki(5000)), at(10, wiki(1000)), "- -", "- -"},
+		{"no rates", at(12, wiki(5000)), nil, "4.9 KiB 9.8 KiB", "11.7 KiB 120 B"},
+	} {
+		var b strings.Builder
+		print := func(f func(io.Writer, shown)) string {
+			b.Reset()
+			w := tabwriter.NewWriter(&b, 0, 8, 1, ' ', 0)
+			f(w, shown{test.now, test.before})
+			w.Flush()
+			return b.String()
+		}
+		row := func(text, key string) string {
+			for line := range strings.Lines(text) {
+				if strings.HasPrefix(line, key) {
+					return strings.Join(strings.Fields(line), " ")
+				}
+			}
+			t.Fatalf("no row %q in\n%s", key, text)
+			return ""
+		}
+		if got := row(print(printServices), "office/wiki"); !strings.HasSuffix(got, " "+test.wiki) {
+			t.Errorf("%s: %s, want ... %s", test.name, got, test.wiki)
+		}
+		if got := row(print(printSites), "office"); !strings.HasSuffix(got, " "+test.session) {
+			t.Errorf("%s: %s, want ... %s", test.name, got, test.session)
+		}
+		if got := strings.Contains(b.String(), "RECEIVED/S"); got != (test.before != nil) {
+			t.Errorf("%s: titles %v", test.name, got)
 		}
 	}
 }

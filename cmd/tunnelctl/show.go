@@ -37,17 +37,35 @@ func ask(ctx context.Context, at *where, question func(context.Context, *admin.C
 	return explain(c, err)
 }
 
+// shown is a status, and the one before it if there are rates to be shown.
+type shown struct {
+	*admin.Status
+	before *admin.Status // nil: none
+}
+
+// rateTime is how long rates are measured.
+const rateTime = time.Second
+
 // showCommand makes a command that fetches the status and prints a part of it, as tables or JSON.
-func showCommand(at *where, name, short string, part func(*admin.Status) any, print func(io.Writer, *admin.Status)) *cobra.Command {
-	var asJSON bool
+func showCommand(at *where, name, short string, part func(*admin.Status) any, print func(io.Writer, shown)) *cobra.Command {
+	var asJSON, rates bool
 	cmd := &cobra.Command{
 		Use:   name,
 		Short: short,
 		Args:  usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var s *admin.Status
+			var s shown
 			err := ask(cmd.Context(), at, func(ctx context.Context, c *admin.Client) (err error) {
-				s, err = c.Status(ctx)
+				if s.Status, err = c.Status(ctx); err != nil || !rates || asJSON {
+					return err
+				}
+				select {
+				case <-time.After(rateTime):
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+				s.before = s.Status
+				s.Status, err = c.Status(ctx)
 				return err
 			})
 			if err != nil {
@@ -56,7 +74,7 @@ func showCommand(at *where, name, short string, part func(*admin.Status) any, pr
 			if asJSON {
 				e := json.NewEncoder(cmd.OutOrStdout())
 				e.SetIndent("", "  ")
-				return e.Encode(part(s))
+				return e.Encode(part(s.Status))
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
 			print(w, s)
@@ -64,6 +82,7 @@ func showCommand(at *where, name, short string, part func(*admin.Status) any, pr
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&rates, "rates", false, "look twice, a second apart, and show bytes per second instead of bytes")
 	return cmd
 }
 
@@ -82,10 +101,10 @@ func servicesCommand(at *where) *cobra.Command {
 func certificatesCommand(at *where) *cobra.Command {
 	return showCommand(at, "certificates", "List the certificates that the relay obtains by itself",
 		func(s *admin.Status) any { return s.Certificates },
-		func(w io.Writer, s *admin.Status) { printCertificates(w, s, time.Now()) })
+		func(w io.Writer, s shown) { printCertificates(w, s.Status, time.Now()) })
 }
 
-func printStatus(w io.Writer, s *admin.Status) {
+func printStatus(w io.Writer, s shown) {
 	up := time.Duration(s.Uptime * float64(time.Second))
 	fmt.Fprintf(w, "relay %s, version %s, wire %d, up %s, %d visitors\n", s.Domain, printable(s.Version), s.Wire, age(up), s.Visitors)
 	c := s.Counters
@@ -122,12 +141,12 @@ func printStatus(w io.Writer, s *admin.Status) {
 	}
 }
 
-func printSites(w io.Writer, s *admin.Status) {
+func printSites(w io.Writer, s shown) {
 	if len(s.Sites) == 0 {
 		fmt.Fprintln(w, "no sites yet: tunnelctl site add NAME --publish 'https://*.example.com' makes a join token")
 		return
 	}
-	fmt.Fprintln(w, "SITE\tSTATE\tID\tFROM\tSTREAMS\tRECEIVED\tSENT")
+	fmt.Fprintln(w, "SITE\tSTATE\tID\tFROM\tSTREAMS\t"+s.titles())
 	for _, site := range s.Sites {
 		if len(site.Sessions) == 0 || !site.Sessions[0].Active { // nobody gets the visitors
 			fmt.Fprintf(w, "%s\t%s\t\t\t\t\t\n", site.Name, state(site))
@@ -137,8 +156,8 @@ func printSites(w io.Writer, s *admin.Status) {
 			if one.Active {
 				name = site.Name
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", name, sessionState(one), printable(one.ID), dash(one.Remote),
-				one.Streams, size(one.Received), size(one.Sent))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", name, sessionState(one), printable(one.ID), dash(one.Remote),
+				one.Streams, s.ofSession(site.Name, one))
 		}
 	}
 	for _, site := range s.Sites {
@@ -223,20 +242,65 @@ func sessionState(s admin.Session) string {
 	return s.State + " for " + age(time.Since(s.ConnectedSince))
 }
 
-func printServices(w io.Writer, s *admin.Status) {
+func printServices(w io.Writer, s shown) {
 	if len(s.Services) == 0 {
 		fmt.Fprintln(w, "no services: no site is connected, or their private.toml has no [[service]]")
 		return
 	}
-	fmt.Fprintln(w, "SERVICE\tPUBLISHED AT\tTARGET\tVISITORS\tTOTAL\tRECEIVED\tSENT")
+	fmt.Fprintln(w, "SERVICE\tPUBLISHED AT\tTARGET\tVISITORS\tTOTAL\t"+s.titles())
 	for _, v := range s.Services {
 		published := v.Publish
 		if published == "" {
 			published = "operators only"
 		}
-		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%d\t%d\t%s\t%s\n", v.Site, v.Name, published, v.Target, v.Visitors, v.Total, size(v.Received), size(v.Sent))
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%d\t%d\t%s\n", v.Site, v.Name, published, v.Target, v.Visitors, v.Total, s.ofService(v))
 	}
 }
+
+// titles are those of the columns for bytes.
+func (s shown) titles() string {
+	if s.before == nil {
+		return "RECEIVED\tSENT"
+	}
+	return "RECEIVED/S\tSENT/S"
+}
+
+func (s shown) ofService(v admin.Service) string {
+	if s.before == nil {
+		return columns(v.Received, v.Sent)
+	}
+	for _, was := range s.before.Services {
+		if was.Site == v.Site && was.Name == v.Name && was.Received <= v.Received && was.Sent <= v.Sent {
+			return s.rates(v.Received-was.Received, v.Sent-was.Sent)
+		}
+	}
+	return s.rates(v.Received, v.Sent)
+}
+
+func (s shown) ofSession(site string, one admin.Session) string {
+	if s.before == nil {
+		return columns(one.Received, one.Sent)
+	}
+	for _, b := range s.before.Sites {
+		for _, was := range b.Sessions {
+			if b.Name == site && was.ID == one.ID {
+				return s.rates(one.Received-was.Received, one.Sent-was.Sent)
+			}
+		}
+	}
+	return s.rates(one.Received, one.Sent)
+}
+
+// rates are what came and went between the two looks. The relay knows best when they were.
+func (s shown) rates(received, sent uint64) string {
+	took := s.Uptime - s.before.Uptime
+	if took <= 0 { // it has been restarted
+		return "-\t-"
+	}
+	return columns(uint64(float64(received)/took+0.5), uint64(float64(sent)/took+0.5))
+}
+
+func columns(received, sent uint64) string { return size(received) + "\t" + size(sent) }
 
 func dash(s string) string {
 	if s == "" {
