@@ -66,7 +66,7 @@ func (t *table) add(e entry, name, value []byte) {
 	t.size += n
 }
 
-// evict makes room for n octets.
+// evict makes room for n octets; for max, it leaves nothing.
 func (t *table) evict(n uint32) {
 	i := 0
 	for ; i < len(t.ents) && t.size+n > t.max; i++ {
@@ -115,7 +115,10 @@ func (h *head) put(start, nameLen int) {
 	h.fields = append(h.fields, http1.Field{Name: b[:nameLen:nameLen], Value: b[nameLen:]})
 }
 
-var errCompression = &Error{CodeCompression, "malformed header block"}
+var (
+	errCompression = &Error{CodeCompression, "malformed header block"}
+	errLateSize    = &Error{CodeCompression, "table size update within a header block"}
+)
 
 // decode reads the block into h. However much a block stands for, it costs no more than the block's length and h.limit.
 func (t *table) decode(b []byte, h *head, limit int) *Error {
@@ -131,7 +134,10 @@ func (t *table) decode(b []byte, h *head, limit int) *Error {
 				return errCompression
 			}
 		case c&0xe0 == 0x20: // rfc7541#section-6.3: table size update
-			if i, b, ok = readInt(b, 5); !ok || !fresh || i > tableSize {
+			if !fresh {
+				return errLateSize
+			}
+			if i, b, ok = readInt(b, 5); !ok || i > tableSize {
 				return errCompression
 			}
 			t.resize(i)
@@ -299,8 +305,9 @@ func (t *encoder) setMax(max uint32) {
 func (t *encoder) begin(dst []byte) []byte {
 	if t.resize {
 		t.resize = false
-		if t.low < t.max {
-			dst = appendInt(dst, 0x20, 5, t.low)
+		if t.low < t.max { // rfc7541#section-4.2 wants to hear both. Down to 0, because x/net takes two for an empty table only
+			t.evict(t.max)
+			dst = append(dst, 0x20)
 		}
 		dst = appendInt(dst, 0x20, 5, t.max)
 	}
