@@ -311,12 +311,13 @@ const (
 	wordBadAnswer        // of the target: none, half of one, or not HTTP
 	wordAway             // the site
 	wordReset            // the target, or the site, ended it
+	wordElsewhere        // the request wants a connection of its own
 	numWords
 )
 
 // Words are the names of the words, by number; the first one is no trouble.
 var Words = [numWords]string{
-	"", "malformed", "not-found", "auth", "policy", "limit", "timeout", "cancelled", "unreachable", "bad-answer", "away", "reset",
+	"", "malformed", "not-found", "auth", "policy", "limit", "timeout", "cancelled", "unreachable", "bad-answer", "away", "reset", "elsewhere",
 }
 
 // word is the word for t. An answer that is no error has none.
@@ -334,8 +335,10 @@ func (t *trouble) word() word {
 		return fine
 	case t.status == 401:
 		return wordAuth
-	case t.status == 403, t.status == 405, t.status == 421:
+	case t.status == 403, t.status == 405:
 		return wordPolicy
+	case t.status == 421:
+		return wordElsewhere
 	case t.status == 404:
 		return wordNotFound
 	case t.status == 408, t.status == 504:

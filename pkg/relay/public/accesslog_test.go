@@ -119,8 +119,8 @@ func TestAccessLog(t *testing.T) {
 		fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", req.Header.Get("Upgrade"))
 		io.Copy(c, br)
 	})
-	s := r.connect("office", map[string]string{"app": app, "plain": app, "echo": echo, "ws": ws, "dead": "127.0.0.1:1"},
-		"app", "https://app.test", "plain", "http://plain.test", "ws", "https://ws.test", "dead", "https://dead.test", "gone", "tcp://127.0.0.1:0",
+	s := r.connect("office", map[string]string{"app": app, "plain": app, "two": app, "echo": echo, "ws": ws, "dead": "127.0.0.1:1"},
+		"app", "https://app.test", "two", "https://two.test", "plain", "http://plain.test", "ws", "https://ws.test", "dead", "https://dead.test", "gone", "tcp://127.0.0.1:0",
 		"echo", "", "dns", "udp://127.0.0.1:0")
 	get := func(method, url, body string) {
 		t.Helper()
@@ -143,6 +143,29 @@ func TestAccessLog(t *testing.T) {
 	}
 	get("HEAD", "https://app.test/missing", "")
 	log.want("HTTP/1.1 1.3 office app HEAD app.test /missing 404")
+
+	// Over HTTP/2.
+	two := r.client2()
+	for _, test := range []struct{ url, body, want string }{
+		{"https://two.test/a?x", "", "HTTP/2 1.3 office two GET two.test /a 200"},
+		{"https://two.test/b", "some body", "HTTP/2 1.3 office two POST two.test /b 200"},
+		{"https://nobody.invalid/", "", "HTTP/2 1.3 GET nobody.invalid / 404 not-found"},
+	} {
+		method := "GET"
+		if test.body != "" {
+			method = "POST"
+		}
+		req, _ := http.NewRequest(method, test.url, strings.NewReader(test.body))
+		res, err := two.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.Copy(io.Discard, res.Body)
+		res.Body.Close()
+		if l := log.want(test.want); l.Received != uint64(len(test.body)) || l.Status == 200 && l.Sent == 0 {
+			t.Errorf("%+v", l)
+		}
+	}
 
 	// What the relay says by itself.
 	get("GET", "http://app.test/x", "")
@@ -252,7 +275,7 @@ func TestAccessLog(t *testing.T) {
 		s.sent += l.Sent
 		s.total++
 		if l.Method != "" && l.Proto != "forward" {
-			s.requests[0][l.Status/100]++
+			s.requests[protocol(l.Proto)][l.Status/100]++
 		}
 		for i, w := range Words {
 			if w == l.Error && w != "" {

@@ -13,8 +13,15 @@ import (
 // BenchmarkKeepAlive is one visitor's request and response through the relay and
 // a session in memory: the allocations are all that the relay, the session and
 // its stand-in make for it.
-func BenchmarkKeepAlive(b *testing.B) {
-	r := newTestRelay(b, false, nil)
+func BenchmarkKeepAlive(b *testing.B) { benchmarkKeepAlive(b, nil) }
+
+// BenchmarkKeepAliveLogged is the same with an access log that goes nowhere.
+func BenchmarkKeepAliveLogged(b *testing.B) {
+	benchmarkKeepAlive(b, func(r *Relay) { r.AccessLog, r.AccessAgent = func([]byte) {}, true })
+}
+
+func benchmarkKeepAlive(b *testing.B, change func(*Relay)) {
+	r := newTestRelay(b, false, change)
 	s := r.connect("office", nil, "app", "http://app.test")
 	answer := []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok")
 	s.handle(func(st *tunnel.Stream, _ relay.Header) bool {

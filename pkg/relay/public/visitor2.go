@@ -256,7 +256,7 @@ func (st *stream2) request(req *http1.Request) {
 		st.keep(req)
 		st.look()
 	case doAnswer:
-		l.logAnswer(&st.w.v.client, req, d.trouble)
+		l.logDecision(&st.w.v.client, req, d)
 		st.answer(d.trouble, d.fields...)
 	}
 }
