@@ -138,6 +138,7 @@ func (q *quicConn) serve() {
 	q.start()
 	loop := q.loop.Load()
 	loop.Spawn(q.acceptLanes)
+	loop.Spawn(q.refuseStreams)
 	loop.Spawn(q.receiveDatagrams)
 }
 
@@ -479,7 +480,16 @@ func (q *quicConn) acceptLanes(context.Context) {
 		if err != nil {
 			return
 		}
+		s.ReleaseStreamCredit() // another one may come when it has ended
 		q.loop.Load().Spawn(newInlet(q, s, false).read)
+	}
+}
+
+// refuseStreams ends the link if there is a second control channel. A listener that takes in others beside
+// links allows more than one such stream.
+func (q *quicConn) refuseStreams(context.Context) {
+	if _, err := q.conn.AcceptStream(q.conn.Context()); err == nil {
+		q.loop.Load().Post(func() { q.link.violated(errSecond) })
 	}
 }
 
@@ -593,6 +603,7 @@ func (q *quicConn) deliver() {
 
 var (
 	errShort   = errors.New("datagram without a stream id")
+	errSecond  = errors.New("a second control channel")
 	errUnknown = errors.New("the relay does not know the link any more: it has given it up, or was restarted")
 )
 

@@ -306,6 +306,9 @@ func (ex *exchange) interim(res *http1.Response) { ex.front.interim(res) }
 func (ex *exchange) respond(res *http1.Response, end bool) {
 	ex.bound = ex.bound || res.Status == 401 && authenticatesConnections(res.Fields, "www-authenticate")
 	ex.status, ex.first = res.Status, ex.loop.since()
+	if ex.client.secure {
+		ex.loop.relay.advertise(res)
+	}
 	if p := ex.service.policy.Load(); p != nil {
 		p.answered(res)
 	}

@@ -5,17 +5,25 @@ import (
 	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
 
+	"culvert.dev/pkg/http1"
+	"culvert.dev/pkg/http3"
 	"culvert.dev/pkg/link"
+	"culvert.dev/pkg/relay"
 )
 
 // Connections over QUIC whose owner is not known yet, in handshakes or before the
@@ -29,9 +37,12 @@ const (
 	trustedFrom      = 8
 )
 
+var altSvc = []string{"alt-svc"}
+
 var errStrangers = errors.New("too many connections that have not said who they are")
 
-// quicListener takes links in over QUIC. Its socket stays with their connections until
+// quicListener takes links and visitors in over QUIC, which it tells apart by the protocol
+// that the handshake has agreed on. Its socket stays with their connections until
 // the end of the Core; only new ones end with Close.
 type quicListener struct {
 	*quic.Listener
@@ -43,6 +54,96 @@ type quicListener struct {
 	conns     int // all
 	strangers int
 	from      map[netip.Addr]int // strangers
+	visitors  map[*visitor3]struct{}
+	closed    bool
+}
+
+// quicConfig is that of both kinds of connections, because quic-go wants it before it knows
+// the kind. What is the smaller for one of them is seen to elsewhere: a link takes no second
+// stream, and a visitor no large window.
+func quicConfig() *quic.Config {
+	cfg := link.QUICConfig()
+	cfg.MaxIncomingStreams = maxRequests3
+	cfg.RequireStreamCreditRelease = true // or else cancelled requests do not count
+	cfg.MaxIdleTimeout = idleTime         // a link has said less
+	cfg.KeepAlivePeriod = 0               // private relays do; a phone may sleep
+	cfg.AllowConnectionWindowIncrease = func(conn *quic.Conn, delta uint64) bool {
+		s := conn.Context().Value(strangerKey{}).(*stranger)
+		for {
+			window := s.window.Load()
+			if window < int64(delta) {
+				return false
+			}
+			if s.window.CompareAndSwap(window, window-int64(delta)) {
+				return true
+			}
+		}
+	}
+	return cfg
+}
+
+// tlsConfig chooses what a handshake can agree on. There is no HTTP/3 for the relay's own name, where
+// what there is, is upgrades of HTTP/1.1, nor for names whose TLS a site ends.
+func (q *quicListener) tlsConfig() *tls.Config {
+	r := q.relay
+	own := r.tls.Clone()
+	own.NextProtos = []string{link.ALPN}
+	published := own.Clone()
+	published.NextProtos = []string{http3.ALPN, link.ALPN}
+	own.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		name, ok := serverName(hello.ServerName)
+		if !ok {
+			return nil, alertIllegalParameter
+		}
+		ours := name == "" || r.own([]byte(name), []byte(relay.LinkPath))
+		if !r.mayShake(addrPort(hello.Conn.RemoteAddr()).Addr(), ours) {
+			r.loops[0].Post(func() { r.loops[0].counters.HandshakesLimited++ })
+			return nil, errHandshakes
+		}
+		routes := r.routes.Load()
+		if ours || routes.passed([]byte(name)) != nil || routes.passedAway(name) {
+			return nil, nil
+		}
+		if cfg := routes.asks.find([]byte(name)); cfg != nil {
+			cfg = cfg.Clone()
+			cfg.NextProtos = published.NextProtos
+			return cfg, nil
+		}
+		return published, nil
+	}
+	return own
+}
+
+// Close takes in nobody any more, and tells visitors to go.
+func (q *quicListener) Close() error {
+	err := q.Listener.Close()
+	q.mu.Lock()
+	q.closed = true
+	visitors := slices.Collect(maps.Keys(q.visitors))
+	q.mu.Unlock()
+	q.relay.loops[0].Post(func() {
+		for _, v := range visitors {
+			v.drain()
+		}
+	})
+	return err
+}
+
+// enlist has a visitor hear of Close.
+func (q *quicListener) enlist(v *visitor3) {
+	q.mu.Lock()
+	q.visitors[v] = struct{}{}
+	closed := q.closed
+	q.mu.Unlock()
+	if closed {
+		v.drain()
+	}
+}
+
+func (q *quicListener) delist(v *visitor3) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.visitors, v)
 }
 
 // listenQUIC opens the listener for QUIC.
@@ -56,7 +157,7 @@ func (r *Relay) listenQUIC() error {
 		secret = make([]byte, 32)
 		rand.Read(secret)
 	}
-	q := &quicListener{relay: r, from: make(map[netip.Addr]int)}
+	q := &quicListener{relay: r, from: make(map[netip.Addr]int), visitors: make(map[*visitor3]struct{})}
 	q.transport = &quic.Transport{
 		Conn:                link.QUICSocket(pc),
 		ConnectionIDLength:  8,
@@ -65,21 +166,28 @@ func (r *Relay) listenQUIC() error {
 		VerifySourceAddress: q.doubts,
 		ConnContext:         q.enter,
 	}
-	tlsConfig := r.TLS.Clone()
-	tlsConfig.NextProtos = []string{link.ALPN}
-	if q.Listener, err = q.transport.Listen(tlsConfig, link.QUICConfig()); err != nil {
+	if q.Listener, err = q.transport.Listen(q.tlsConfig(), quicConfig()); err != nil {
 		pc.Close()
 		return err
 	}
 	if hint := link.BufferHint(pc); hint != "" {
 		r.log.Warn("listener", "name", "quic", "hint", hint)
 	}
+	r.altSvc.Store(&http1.Field{Name: []byte("Alt-Svc"), Value: fmt.Appendf(nil, `h3=":%d"; ma=86400`, addrPort(pc.LocalAddr()).Port())})
 	r.mu.Lock()
 	r.listeners = append(r.listeners, &Listener{Name: "quic", Addr: pc.LocalAddr(), ln: q})
 	r.mu.Unlock()
 	l := r.loops[0]
 	l.Post(func() { l.Spawn(q.accept) })
 	return nil
+}
+
+// advertise has a response over TLS say that there is HTTP/3 (rfc7838#section-3). What the server says of
+// the kind is about ports of its own, which are not ours.
+func (r *Relay) advertise(res *http1.Response) {
+	if f := r.altSvc.Load(); f != nil {
+		res.Fields = append(http1.Remove(res.Fields, altSvc), *f)
+	}
 }
 
 // derive makes a key from a secret.
@@ -126,11 +234,15 @@ func (q *quicListener) accept(ctx context.Context) {
 		conn, err := q.Accept(ctx)
 		if err != nil {
 			if !errors.Is(err, quic.ErrServerClosed) && ctx.Err() == nil { // the socket is broken
-				q.relay.listenerError("quic")(fmt.Errorf("no link over QUIC comes in any more until the relay is restarted: %w", err))
+				q.relay.listenerError("quic")(fmt.Errorf("nobody comes in over QUIC any more until the relay is restarted: %w", err))
 			}
 			break
 		}
-		q.link(conn) // the one protocol that is offered
+		if conn.ConnectionState().TLS.NegotiatedProtocol == http3.ALPN {
+			q.visit(conn)
+		} else {
+			q.link(conn)
+		}
 	}
 	<-ctx.Done()
 	for deadline := time.Now().Add(time.Second); q.connected() > 0 && time.Now().Before(deadline); {
@@ -143,8 +255,7 @@ func (q *quicListener) accept(ctx context.Context) {
 // link takes the connection of a private relay.
 func (q *quicListener) link(conn *quic.Conn) {
 	r := q.relay
-	from := conn.RemoteAddr().(*net.UDPAddr).AddrPort()
-	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+	from := addrPort(conn.RemoteAddr())
 	l := r.loops[q.next%len(r.loops)]
 	q.next++
 	if !l.Post(func() {
@@ -156,7 +267,7 @@ func (q *quicListener) link(conn *quic.Conn) {
 				r.refused(in, from, err)
 				return
 			}
-			q.known(conn.Context())
+			q.known(conn.Context(), math.MaxInt64/2)
 			r.greet(in, from, l)
 		})
 	}) {
@@ -166,8 +277,9 @@ func (q *quicListener) link(conn *quic.Conn) {
 
 // stranger is one connection, in its context.
 type stranger struct {
-	addr  netip.Addr
-	known bool
+	addr   netip.Addr
+	known  bool         // guarded by quicListener.mu
+	window atomic.Int64 // by which that of the connection may still grow
 }
 
 type strangerKey struct{}
@@ -193,7 +305,7 @@ func (q *quicListener) enter(ctx context.Context, info *quic.ClientInfo) (contex
 	q.from[s.addr]++
 	ctx = context.WithValue(ctx, strangerKey{}, s)
 	context.AfterFunc(ctx, func() {
-		q.known(ctx)
+		q.known(ctx, 0)
 		q.mu.Lock()
 		q.conns--
 		q.mu.Unlock()
@@ -201,9 +313,10 @@ func (q *quicListener) enter(ctx context.Context, info *quic.ClientInfo) (contex
 	return ctx, nil
 }
 
-// known ends the count of a connection as a stranger.
-func (q *quicListener) known(ctx context.Context) {
+// known ends the count of a connection as a stranger, and lets its window grow.
+func (q *quicListener) known(ctx context.Context, window int64) {
 	s := ctx.Value(strangerKey{}).(*stranger)
+	s.window.Add(window)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if s.known {

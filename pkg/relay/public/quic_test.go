@@ -106,7 +106,7 @@ func TestQUIC(t *testing.T) {
 		}
 	}
 	r.mu.Unlock()
-	waitFor(t, func() bool { return log.count("no link over QUIC comes in any more") == 1 })
+	waitFor(t, func() bool { return log.count("nobody comes in over QUIC any more") == 1 })
 	again := newTestRelay(t, false, func(r *Relay) { r.QUIC, r.QUICSecret = addr.String(), secret })
 	again.Reload(sites)
 	began := time.Now()

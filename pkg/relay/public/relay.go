@@ -50,6 +50,7 @@ import (
 	"time"
 
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/http1"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
 )
@@ -76,7 +77,7 @@ type Relay struct {
 	// "": none.
 	HTTPS, HTTP string
 
-	// QUIC is the address to listen on for links over QUIC, on UDP. It needs TLS.
+	// QUIC is the address to listen on for links over QUIC and for HTTP/3, on UDP. It needs TLS.
 	// "": none. If its port is 0, it is that of HTTPS if possible.
 	QUIC string
 
@@ -159,9 +160,10 @@ type Relay struct {
 	Log *slog.Logger
 
 	routes   atomic.Pointer[table]
-	tls      *tls.Config // immutable once prepared; see newTLS
-	proofTLS *tls.Config // and so; of handshakes that are challenges
-	tlsOwn   *tls.Config // the same for the relay's own name
+	altSvc   atomic.Pointer[http1.Field] // of HTTP/3; nil: there is none
+	tls      *tls.Config                 // immutable once prepared; see newTLS
+	proofTLS *tls.Config                 // and so; of handshakes that are challenges
+	tlsOwn   *tls.Config                 // the same for the relay's own name
 	draining atomic.Bool
 	prepared sync.Once
 	began    time.Time // immutable once prepared
@@ -339,6 +341,7 @@ func (r *Relay) stopListening() {
 	for _, l := range r.listeners {
 		l.ln.Close()
 	}
+	r.altSvc.Store(nil)
 	r.listeners = nil
 }
 

@@ -71,6 +71,8 @@ type loop struct {
 
 	extra []http1.Field // what a server is told of a visitor besides
 
+	heads heads3
+
 	free   []*exchange
 	first  *visitor // of those that are here
 	access accessLog

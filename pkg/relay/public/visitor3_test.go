@@ -1,0 +1,965 @@
+package public
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/quic-go/qpack"
+	"github.com/quic-go/quic-go"
+	quichttp3 "github.com/quic-go/quic-go/http3"
+	"github.com/quic-go/quic-go/quicvarint"
+
+	"culvert.dev/pkg/http3"
+	"culvert.dev/pkg/link"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tunnel"
+	"culvert.dev/pkg/websocket"
+)
+
+// newTestRelay3 is newTestRelay with a listener for QUIC.
+func newTestRelay3(t testing.TB, change func(*Relay)) *testRelay {
+	return newTestRelay(t, false, func(r *Relay) {
+		r.QUIC = "127.0.0.1:0"
+		if change != nil {
+			change(r)
+		}
+	})
+}
+
+// dial3 makes a connection for HTTP/3 to a name at the relay.
+func (r *testRelay) dial3(name string, protos ...string) (*quic.Conn, error) {
+	r.t.Helper()
+	if protos == nil {
+		protos = []string{"h3"}
+	}
+	pc, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	tr := &quic.Transport{Conn: pc}
+	r.t.Cleanup(func() { tr.Close(); pc.Close() })
+	return tr.Dial(r.t.Context(), r.listener("quic"), &tls.Config{InsecureSkipVerify: true, ServerName: name, NextProtos: protos},
+		&quic.Config{MaxIdleTimeout: 20 * time.Second})
+}
+
+// client3 is an HTTP client that finds every host at the relay, by HTTP/3.
+func (r *testRelay) client3() *http.Client {
+	tr := &quichttp3.Transport{
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+		Dial: func(_ context.Context, addr string, cfg *tls.Config, _ *quic.Config) (*quic.Conn, error) {
+			host, _, _ := net.SplitHostPort(addr)
+			return r.dial3(host)
+		},
+	}
+	r.t.Cleanup(func() { tr.Close() })
+	return &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, Timeout: 60 * time.Second}
+}
+
+// fetch3 is the status and the body of what is at a URL.
+func fetch3(t testing.TB, c *http.Client, url string) (int, string) {
+	t.Helper()
+	res, err := c.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(b)
+}
+
+// A request over HTTP/3 reaches its server as one of HTTP/1.1 does, with all that belongs to it.
+func TestHTTP3(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	app := httpTarget(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		body, _ := io.ReadAll(req.Body)
+		switch req.URL.Path {
+		case "/early":
+			w.Header().Set("Link", "</style.css>")
+			w.WriteHeader(103)
+			w.Header().Del("Link")
+		case "/trailers":
+			w.Header().Set("Trailer", "X-Sum")
+			defer w.Header().Set("X-Sum", "42")
+		case "/none":
+			w.WriteHeader(204)
+			return
+		}
+		w.Header().Set("X-Request", fmt.Sprintf("%s %s %s %s|%s|%s|%d|%s|%s", req.Proto, req.Method, req.Host, req.URL,
+			req.Header.Get("X-Forwarded-For"), req.Header.Get("X-Forwarded-Proto"), req.ContentLength, req.Header.Get("Cookie"), req.Trailer.Get("X-Checksum")))
+		w.Write(body)
+	}))
+	r.connect("office", map[string]string{"app": app}, "app", "https://app.test", "other", "https://app.test/other")
+	c := r.client3()
+	do := func(method, url string, body io.Reader, change func(*http.Request)) (*http.Response, string) {
+		t.Helper()
+		req, _ := http.NewRequest(method, url, body)
+		if change != nil {
+			change(req)
+		}
+		res, err := c.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		b, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res, string(b)
+	}
+
+	res, _ := do("GET", "https://app.test/p?q=1", nil, func(r *http.Request) { r.Header["Cookie"] = []string{"a=1", "b=2"} })
+	if res.Proto != "HTTP/3.0" || res.Header.Get("X-Request") != "HTTP/1.1 GET app.test /p?q=1|127.0.0.1|https|0|a=1; b=2|" {
+		t.Errorf("%s %q", res.Proto, res.Header)
+	}
+	if _, body := do("POST", "https://app.test/p", strings.NewReader("a body"), nil); body != "a body" {
+		t.Errorf("%q", body)
+	}
+	res, body := do("PUT", "https://app.test/p", struct{ io.Reader }{strings.NewReader("of unknown length")}, func(r *http.Request) {
+		r.Trailer = http.Header{"X-Checksum": {"7"}}
+	})
+	if body != "of unknown length" || !strings.HasSuffix(res.Header.Get("X-Request"), "|-1||7") {
+		t.Errorf("%q %q", body, res.Header)
+	}
+	if res, body := do("HEAD", "https://app.test/p", nil, nil); res.StatusCode != 200 || body != "" {
+		t.Errorf("HEAD: %d %q", res.StatusCode, body)
+	}
+	if res, _ := do("GET", "https://app.test/trailers", nil, nil); res.Trailer.Get("X-Sum") != "42" {
+		t.Errorf("trailers: %q", res.Trailer)
+	}
+	if res, body := do("GET", "https://app.test/none", nil, nil); res.StatusCode != 204 || body != "" {
+		t.Errorf("%d %q", res.StatusCode, body)
+	}
+	early := ""
+	res, _ = do("GET", "https://app.test/early", nil, func(r *http.Request) {
+		*r = *r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
+			Got1xxResponse: func(code int, h textproto.MIMEHeader) error { early += fmt.Sprint(code, h.Get("Link")); return nil },
+		}))
+	})
+	if early != "103</style.css>" || res.StatusCode != 200 {
+		t.Errorf("%q, then %d", early, res.StatusCode)
+	}
+
+	for url, want := range map[string]int{
+		"https://nobody.example/":  404, // nobody may publish it
+		"https://away.test/":       503,
+		"https://app.test/a/../b":  400, // not every path of the host is of one service
+		"https://app.test/other/x": 404, // the site does not know it any more
+	} {
+		if status, _ := fetch3(t, c, url); status != want {
+			t.Errorf("%s: %d, want %d", url, status, want)
+		}
+	}
+	if status, body := fetch3(t, c, "https://away.test/"); status != 503 || !strings.Contains(body, "not connected") {
+		t.Errorf("%d %q", status, body)
+	}
+	st := r.Status(t.Context())
+	if st.Visitors != 3 || st.Counters.Requests != 8 {
+		t.Errorf("%d visitors, %+v", st.Visitors, st.Counters)
+	}
+}
+
+// The relay's own name has no HTTP/3, and whoever asks for it on another connection is sent away.
+func TestHTTP3OwnDomain(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	for _, name := range []string{"relay.test", "localhost", ""} {
+		if _, err := r.dial3(name); err == nil || !strings.Contains(err.Error(), "no application protocol") {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	conn, err := r.dial3("app.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := ask3(t, conn, ":method: GET", ":scheme: https", ":authority: relay.test", ":path: /.culvert/link")
+	if status, _, err := answer3(s); status != "421" || err != nil {
+		t.Errorf("%s %v", status, err)
+	}
+}
+
+// frame3 is a frame of HTTP/3, and pack3 a HEADERS frame.
+func frame3(kind uint64, payload []byte) []byte {
+	return append(quicvarint.Append(quicvarint.Append(nil, kind), uint64(len(payload))), payload...)
+}
+
+func pack3(lines ...string) []byte {
+	var b bytes.Buffer
+	enc := qpack.NewEncoder(&b)
+	for _, l := range lines {
+		i := strings.Index(l[1:], ":") + 1
+		enc.WriteField(qpack.HeaderField{Name: l[:i], Value: strings.TrimPrefix(l[i+1:], " ")})
+	}
+	return frame3(1, b.Bytes())
+}
+
+// ask3 sends a request without a body.
+func ask3(t *testing.T, conn *quic.Conn, lines ...string) *quic.Stream {
+	t.Helper()
+	s, err := conn.OpenStreamSync(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.SetDeadline(time.Now().Add(20 * time.Second))
+	s.Write(pack3(lines...))
+	s.Close()
+	return s
+}
+
+// answer3 reads an answer: its status and its body.
+func answer3(s *quic.Stream) (status, body string, err error) {
+	b, err := io.ReadAll(s)
+	for len(b) > 0 {
+		kind, n, e := quicvarint.Parse(b)
+		if e != nil {
+			return status, body, errors.Join(err, e)
+		}
+		length, m, e := quicvarint.Parse(b[n:])
+		if e != nil || uint64(len(b)) < uint64(n+m)+length {
+			return status, body, errors.Join(err, io.ErrUnexpectedEOF)
+		}
+		payload := b[n+m:][:length]
+		b = b[n+m:][length:]
+		switch kind {
+		case 0:
+			body += string(payload)
+		case 1:
+			f, e := qpack.NewDecoder().Decode(payload)()
+			if e == nil && f.Name == ":status" {
+				status = f.Value
+			}
+		}
+	}
+	return status, body, err
+}
+
+// What is malformed reaches no server, and the connection goes on unless it can not.
+func TestHTTP3Malformed(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	var requests atomic.Int32
+	app := target(t, func(c net.Conn, br *bufio.Reader) {
+		for {
+			req, err := http.ReadRequest(br)
+			if err != nil {
+				return
+			}
+			if _, err := io.ReadAll(req.Body); err != nil {
+				return
+			}
+			if req.URL.Path != "/fine" {
+				requests.Add(1)
+			}
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		}
+	})
+	r.connect("office", map[string]string{"app": app}, "app", "https://app.test")
+	head := func(more ...string) []byte {
+		return pack3(append([]string{":method: POST", ":scheme: https", ":authority: app.test", ":path: /"}, more...)...)
+	}
+	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+	data := frame3(0, []byte("12345"))
+	for _, c := range []struct {
+		name string
+		send []byte
+		want string // status; or the code that ends the connection
+	}{
+		{"smuggled line", head("a: b\r\ntransfer-encoding: chunked"), "400"},
+		{"transfer-encoding", join(head("transfer-encoding: chunked"), data), "400"},
+		{"less body", join(head("content-length: 6"), data), "400"},
+		{"more body", join(head("content-length: 4"), data), "400"},
+		{"length without body", head("content-length: 5"), "400"},
+		{"lengths", join(head("content-length: 5", "content-length: 5"), data), "400"},
+		{"another host", head("host: b.test"), "400"},
+		{"upper case", head("Accept: */*"), "400"},
+		{"large head", head("a: " + strings.Repeat("b", 20000)), "431"},
+		{"bad trailers", join(head(), data, pack3("content-length: 5")), "400"},
+		{"pseudo field in trailers", join(head(), data, pack3(":path: /admin")), "400"},
+		{"data first", data, "0x105"},
+		{"settings", join(head(), frame3(4, nil)), "0x105"},
+		{"push", join(head(), frame3(5, []byte{0})), "0x105"},
+		{"HTTP/2's frame", join(head(), frame3(8, nil)), "0x105"},
+		{"data behind trailers", join(head(), pack3("a: b"), data), "0x105"},
+		{"half a frame", join(head(), data[:3]), "0x106"},
+		{"nothing", nil, "400"},
+		{"not QPACK", frame3(1, []byte{0xff, 0xff}), "0x200"},
+		{"dynamic table", frame3(1, []byte{0, 0, 0x80}), "0x200"},
+	} {
+		conn, err := r.dial3("app.test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := conn.OpenStreamSync(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.SetDeadline(time.Now().Add(20 * time.Second))
+		s.Write(c.send)
+		s.Close()
+		got, _, err := answer3(s)
+		if strings.HasPrefix(c.want, "0x") {
+			<-conn.Context().Done()
+			if e, ok := errors.AsType[*quic.ApplicationError](context.Cause(conn.Context())); ok {
+				got = fmt.Sprintf("%#x", uint64(e.ErrorCode))
+			}
+		}
+		if got != c.want {
+			t.Errorf("%s: %s %v, want %s", c.name, got, err, c.want)
+		}
+		if len(c.want) == 3 {
+			fine := ask3(t, conn, ":method: GET", ":scheme: https", ":authority: app.test", ":path: /fine")
+			if status, body, err := answer3(fine); status != "200" || body != "ok" {
+				t.Errorf("after %s: %s %q %v", c.name, status, body, err)
+			}
+		}
+		conn.CloseWithError(0, "")
+	}
+	// A server that reads a body as it comes may get a part of one, but never the end.
+	if n := requests.Load(); n > 0 {
+		t.Errorf("%d malformed requests have come through", n)
+	}
+}
+
+// A stream beside those of requests has to be what it says.
+func TestHTTP3Control(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	settings := append([]byte{0}, frame3(4, nil)...)
+	for _, c := range []struct {
+		name    string
+		streams [][]byte
+		end     bool
+		code    http3.Code
+	}{
+		{"no settings", [][]byte{append([]byte{0}, frame3(7, []byte{0})...)}, false, http3.MissingSettings},
+		{"two control streams", [][]byte{settings, settings}, false, http3.StreamCreationError},
+		{"push", [][]byte{{1, 0}}, false, http3.StreamCreationError},
+		{"end of control stream", [][]byte{settings}, true, http3.ClosedCriticalStream},
+		{"dynamic table", [][]byte{{2, 0x3f, 0x01}}, false, http3.EncoderStreamError},
+	} {
+		conn, err := r.dial3("app.test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range c.streams {
+			s, err := conn.OpenUniStreamSync(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Write(b)
+			if c.end {
+				s.Close()
+			}
+		}
+		<-conn.Context().Done()
+		if e, ok := errors.AsType[*quic.ApplicationError](context.Cause(conn.Context())); !ok || http3.Code(e.ErrorCode) != c.code {
+			t.Errorf("%s: %v", c.name, context.Cause(conn.Context()))
+		}
+	}
+}
+
+// sums serves uploads by their hash, and downloads of as many bytes as asked for.
+func sums(t *testing.T) string {
+	return httpTarget(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.Method == "POST" {
+			h := sha256.New()
+			n, err := io.Copy(h, req.Body)
+			fmt.Fprintf(w, "%d %x %v", n, h.Sum(nil), err)
+			return
+		}
+		var n int64
+		fmt.Sscan(req.URL.Query().Get("n"), &n)
+		io.Copy(w, random(n))
+	}))
+}
+
+// random is n bytes that are the same each time.
+func random(n int64) io.Reader {
+	return io.LimitReader(rand.NewChaCha8([32]byte{1}), n)
+}
+
+// Large bodies arrive as they were, also at the same time, and on a connection whose address changes.
+func TestHTTP3Bulk(t *testing.T) {
+	size := int64(100 << 20)
+	if testing.Short() {
+		size = 10 << 20
+	}
+	h := sha256.New()
+	io.Copy(h, random(size))
+	want := hex.EncodeToString(h.Sum(nil))
+	r := newTestRelay3(t, nil)
+	r.connect("office", map[string]string{"app": sums(t)}, "app", "https://app.test")
+	c := r.client3()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		res, err := c.Post("https://app.test/", "", struct{ io.Reader }{random(size)})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer res.Body.Close()
+		if b, err := io.ReadAll(res.Body); string(b) != fmt.Sprintf("%d %s <nil>", size, want) {
+			t.Errorf("up: %s %v", b, err)
+		}
+	})
+	wg.Go(func() {
+		res, err := c.Get(fmt.Sprintf("https://app.test/?n=%d", size))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer res.Body.Close()
+		h := sha256.New()
+		if n, err := io.Copy(h, res.Body); err != nil || n != size || hex.EncodeToString(h.Sum(nil)) != want {
+			t.Errorf("down: %d bytes, %x, %v", n, h.Sum(nil), err)
+		}
+	})
+	wg.Wait()
+}
+
+// A hundred requests at a time on one connection, and more one after the other.
+func TestHTTP3Concurrent(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	var most, now atomic.Int32
+	r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		n := now.Add(1)
+		defer now.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		body, _ := io.ReadAll(req.Body)
+		fmt.Fprintf(w, "%s %s", req.URL, body)
+	}))}, "app", "https://app.test")
+	c := r.client3()
+	fetch3(t, c, "https://app.test/")
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			for j := range 5 {
+				body := strings.Repeat("x", i*100+j)
+				res, err := c.Post(fmt.Sprintf("https://app.test/%d", i), "", strings.NewReader(body))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				b, _ := io.ReadAll(res.Body)
+				res.Body.Close()
+				if want := fmt.Sprintf("/%d %s", i, body); string(b) != want {
+					t.Errorf("%.40q, want %.40q", b, want)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if most.Load() < 2 {
+		t.Error("one request at a time")
+	}
+	waitFor(t, func() bool { st := r.Status(t.Context()); return st.Sessions[0].Services[0].Visitors == 0 })
+}
+
+// Both directions go on at once, message by message.
+func TestHTTP3Duplex(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		rc := http.NewResponseController(w)
+		rc.EnableFullDuplex()
+		w.WriteHeader(200)
+		rc.Flush()
+		for br := bufio.NewReader(req.Body); ; {
+			line, err := br.ReadString('\n')
+			if err != nil {
+				return
+			}
+			io.WriteString(w, "echo "+line)
+			rc.Flush()
+		}
+	}))}, "app", "https://app.test")
+	c := r.client3()
+	pr, pw := io.Pipe()
+	res, err := c.Post("https://app.test/", "", pr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	br := bufio.NewReader(res.Body)
+	for i := range 20 {
+		fmt.Fprintf(pw, "%d\n", i)
+		if line, err := br.ReadString('\n'); line != fmt.Sprintf("echo %d\n", i) {
+			t.Fatalf("%q %v", line, err)
+		}
+	}
+	pw.Close()
+	if rest, err := io.ReadAll(br); len(rest) > 0 || err != nil {
+		t.Errorf("%q %v", rest, err)
+	}
+}
+
+// Whoever goes first, the other one hears of it, and nothing is left.
+func TestHTTP3Cancel(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	streams := make(chan *tunnel.Stream, 10)
+	ended := make(chan error, 10)
+	ts := r.connect("office", nil, "app", "https://app.test")
+	ts.handle(func(st *tunnel.Stream, h relay.Header) bool {
+		st.SetHandler(&funcHandler{close: func(err error) { ended <- err }})
+		streams <- st
+		return true
+	})
+	conn, err := r.dial3("app.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := []string{":method: POST", ":scheme: https", ":authority: app.test", ":path: /"}
+	begin := func() (*quic.Stream, *tunnel.Stream) {
+		s, err := conn.OpenStreamSync(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.SetDeadline(time.Now().Add(20 * time.Second))
+		s.Write(pack3(lines...))
+		return s, <-streams
+	}
+	idle := func() bool {
+		st := r.Status(t.Context())
+		return st.Sessions[0].Services[0].Visitors == 0
+	}
+	loop := ts.session.loop
+
+	s, _ := begin() // the visitor resets its half
+	s.CancelWrite(quic.StreamErrorCode(http3.RequestCancelled))
+	if err := <-ended; err == nil {
+		t.Error("a stream whose visitor has gone has ended in good order")
+	}
+	waitFor(t, idle)
+
+	s, _ = begin() // the visitor wants no answer
+	s.CancelRead(quic.StreamErrorCode(http3.RequestCancelled))
+	if err := <-ended; err == nil {
+		t.Error("a stream whose visitor wants no answer has ended in good order")
+	}
+	waitFor(t, idle)
+
+	s, st := begin() // the server resets, before the answer and in the middle
+	onLoop(loop.Loop, func() { st.Reset(tunnel.CodeCancelled) })
+	if status, _, err := answer3(s); status != "502" {
+		t.Errorf("%s %v", status, err)
+	}
+	<-ended
+	s, st = begin()
+	onLoop(loop.Loop, func() { st.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")) })
+	if _, err := io.ReadFull(s, make([]byte, 8)); err != nil {
+		t.Error(err)
+	}
+	onLoop(loop.Loop, func() { st.Reset(tunnel.CodeCancelled) })
+	_, err = io.ReadAll(s)
+	if e, ok := errors.AsType[*quic.StreamError](err); !ok || http3.Code(e.ErrorCode) != http3.InternalError {
+		t.Errorf("%v", err)
+	}
+	<-ended
+	waitFor(t, idle)
+
+	s, st = begin() // an early answer: nobody wants the rest
+	onLoop(loop.Loop, func() { st.Write([]byte("HTTP/1.1 413 Too large\r\nContent-Length: 0\r\n\r\n")) })
+	if status, _, err := answer3(s); status != "413" || err != nil {
+		t.Errorf("%s %v", status, err)
+	}
+	for err = nil; err == nil; {
+		_, err = s.Write(make([]byte, 1000))
+	}
+	if e, ok := errors.AsType[*quic.StreamError](err); !ok || http3.Code(e.ErrorCode) != http3.NoError {
+		t.Errorf("%v", err)
+	}
+	<-ended
+	waitFor(t, idle)
+
+	begin() // the connection ends
+	begin()
+	conn.CloseWithError(0, "")
+	<-ended
+	<-ended
+	waitFor(t, func() bool { return idle() && r.Status(t.Context()).Visitors == 0 })
+
+	if conn, err = r.dial3("app.test"); err != nil {
+		t.Fatal(err)
+	}
+	s, _ = begin() // the site leaves
+	onLoop(loop.Loop, func() { ts.session.close(nil) })
+	if status, _, err := answer3(s); status != "503" {
+		t.Errorf("%s %v", status, err)
+	}
+}
+
+// Whoever does not read stops its own server, and whoever's server does not read has to wait.
+func TestHTTP3Slow(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	var sent, got atomic.Int64
+	going := make(chan struct{})
+	app := target(t, func(c net.Conn, br *bufio.Reader) {
+		req, err := http.ReadRequest(br)
+		if err != nil {
+			return
+		}
+		if req.Method == "POST" {
+			<-going
+			for buf := make([]byte, 64<<10); err == nil; {
+				var n int
+				n, err = br.Read(buf)
+				got.Add(int64(n))
+			}
+			return
+		}
+		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+		for buf := make([]byte, 64<<10); err == nil; {
+			var n int
+			n, err = c.Write(buf)
+			sent.Add(int64(n))
+		}
+	})
+	r.connect("office", map[string]string{"app": app}, "app", "https://app.test")
+	settled := func(n *atomic.Int64) int64 {
+		last := int64(-1)
+		waitFor(t, func() bool {
+			now := n.Load()
+			defer func() { last = now }()
+			if now == last && now > 0 {
+				return true
+			}
+			time.Sleep(300 * time.Millisecond)
+			return false
+		})
+		return n.Load()
+	}
+	conn, err := r.dial3("app.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask3(t, conn, ":method: GET", ":scheme: https", ":authority: app.test", ":path: /")
+	if n := settled(&sent); n > 24<<20 {
+		t.Errorf("%d bytes for nobody", n)
+	}
+	var up atomic.Int64
+	s, err := conn.OpenStreamSync(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Write(pack3(":method: POST", ":scheme: https", ":authority: app.test", ":path: /"))
+		for {
+			if _, err := s.Write(frame3(0, make([]byte, 10000))); err != nil {
+				return
+			}
+			up.Add(10000)
+		}
+	}()
+	before := settled(&up)
+	if before > 24<<20 {
+		t.Errorf("%d bytes to nobody", before)
+	}
+	close(going)
+	waitFor(t, func() bool { return up.Load() > before+10<<20 })
+	conn.CloseWithError(0, "")
+	<-done
+	waitFor(t, func() bool { return r.Status(t.Context()).Visitors == 0 })
+}
+
+// Whoever comes over TLS hears that there is HTTP/3, and what a server says of its own ports goes no further.
+func TestAltSvc(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	app := httpTarget(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) { w.Header().Set("Alt-Svc", `h3=":1"`) }))
+	r.connect("office", map[string]string{"app": app}, "app", "https://app.test")
+	c := r.client()
+	_, port, _ := net.SplitHostPort(r.listener("quic").String())
+	res, err := c.Get("https://app.test/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if got, want := strings.Join(res.Header["Alt-Svc"], "|"), `h3=":`+port+`"; ma=86400`; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// A WebSocket over HTTP/3 is one of HTTP/1.1 for the server (RFC 9220).
+func TestHTTP3WebSocket(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	wrong := make(chan bool, 3)
+	app := target(t, func(c net.Conn, br *bufio.Reader) {
+		req, err := http.ReadRequest(br)
+		if err != nil {
+			return
+		}
+		key, err := websocket.CheckRequest(req.Header.Get)
+		if err != nil {
+			io.WriteString(c, "HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n")
+			return
+		}
+		if <-wrong {
+			key = websocket.NewKey()
+		}
+		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Protocol: chat\r\nSec-WebSocket-Accept: "+websocket.AcceptKey(key)+"\r\n\r\n")
+		io.Copy(c, br)
+		c.(*net.TCPConn).CloseWrite()
+	})
+	r.connect("office", map[string]string{"app": app}, "app", "https://app.test")
+	conn, err := r.dial3("app.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func() *quic.Stream {
+		s, err := conn.OpenStreamSync(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.SetDeadline(time.Now().Add(20 * time.Second))
+		s.Write(pack3(":method: CONNECT", ":protocol: websocket", ":scheme: https", ":authority: app.test", ":path: /chat", "sec-websocket-version: 13"))
+		return s
+	}
+	wrong <- false
+	s := open()
+	for _, m := range []string{"hello", strings.Repeat("x", 1000), "again"} {
+		s.Write(frame3(0, []byte(m)))
+	}
+	s.Close()
+	status, body, err := answer3(s)
+	if status != "200" || body != "hello"+strings.Repeat("x", 1000)+"again" || err != nil {
+		t.Errorf("%s %.40q %v", status, body, err)
+	}
+	waitFor(t, func() bool {
+		st := r.Status(t.Context())
+		return st.Visitors == 1 && st.Sessions[0].Services[0].Visitors == 0
+	})
+	wrong <- true
+	if status, _, _ := answer3(open()); status != "502" { // that key was another one's
+		t.Errorf("a wrong proof: %s", status)
+	}
+	wrong <- false
+	s = open()
+	if _, err := io.ReadFull(s, make([]byte, 4)); err != nil {
+		t.Error(err)
+	}
+	waitFor(t, func() bool { return r.Status(t.Context()).Sessions[0].Services[0].Visitors == 1 })
+	conn.CloseWithError(0, "")
+	waitFor(t, func() bool {
+		st := r.Status(t.Context())
+		return st.Visitors == 0 && st.Sessions[0].Services[0].Visitors == 0
+	})
+}
+
+// The address of a visitor may change in mid-transfer.
+func TestHTTP3Rebinding(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	r.connect("office", map[string]string{"app": sums(t)}, "app", "https://app.test")
+	conn, err := r.dial3("app.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := ask3(t, conn, ":method: GET", ":scheme: https", ":authority: app.test", ":path: /?n=5000000")
+	if _, err := io.ReadFull(s, make([]byte, 100000)); err != nil {
+		t.Fatal(err)
+	}
+	pc, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr := &quic.Transport{Conn: pc}
+	defer func() { tr.Close(); pc.Close() }()
+	path, err := conn.AddPath(tr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := path.Probe(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := path.Switch(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := io.Copy(io.Discard, s); err != nil || n < 4900000 {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	s = ask3(t, conn, ":method: GET", ":scheme: https", ":authority: app.test", ":path: /?n=5")
+	if status, body, err := answer3(s); status != "200" || len(body) != 5 || err != nil {
+		t.Errorf("%s %q %v", status, body, err)
+	}
+	conn.CloseWithError(0, "")
+	waitFor(t, func() bool { return r.Status(t.Context()).Visitors == 0 })
+}
+
+// Requests that come to nothing end the connection, in the end; and there are only so many of them at a time.
+func TestHTTP3Reset(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	ts := r.connect("office", nil, "app", "https://app.test")
+	ts.handle(func(st *tunnel.Stream, h relay.Header) bool {
+		st.SetHandler(&funcHandler{})
+		return true
+	})
+	conn, err := r.dial3("app.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := pack3(":method: GET", ":scheme: https", ":authority: app.test", ":path: /")
+	for i := 0; i < 20000 && conn.Context().Err() == nil; i++ {
+		s, err := conn.OpenStreamSync(t.Context())
+		if err != nil {
+			break
+		}
+		s.Write(head)
+		s.CancelWrite(quic.StreamErrorCode(http3.RequestCancelled))
+		s.CancelRead(quic.StreamErrorCode(http3.RequestCancelled))
+	}
+	<-conn.Context().Done()
+	if e, ok := errors.AsType[*quic.ApplicationError](context.Cause(conn.Context())); !ok || http3.Code(e.ErrorCode) != http3.ExcessiveLoad {
+		t.Errorf("%v", context.Cause(conn.Context()))
+	}
+
+	if conn, err = r.dial3("app.test"); err != nil {
+		t.Fatal(err)
+	}
+	for range maxRequests3 {
+		s, err := conn.OpenStream()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Write(head)
+	}
+	if _, err := conn.OpenStream(); err == nil {
+		t.Error("one more than allowed")
+	}
+	conn.CloseWithError(0, "")
+	waitFor(t, func() bool {
+		st := r.Status(t.Context())
+		return st.Visitors == 0 && st.Sessions[0].Services[0].Visitors == 0
+	})
+}
+
+// There are as many visitors as there may be, however they come.
+func TestHTTP3Admission(t *testing.T) {
+	r := newTestRelay3(t, func(r *Relay) { r.MaxPerAddress = 2 })
+	r.connect("office", map[string]string{"app": sums(t)}, "app", "https://app.test")
+	var conns []*quic.Conn
+	for i, want := range []string{"200", "200", "503"} {
+		conn, err := r.dial3("app.test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+		s := ask3(t, conn, ":method: GET", ":scheme: https", ":authority: app.test", ":path: /?n=1")
+		if status, _, err := answer3(s); status != want {
+			t.Errorf("%d: %s %v, want %s", i, status, err, want)
+		}
+	}
+	for _, c := range conns {
+		c.CloseWithError(0, "")
+	}
+	waitFor(t, func() bool { st := r.Status(t.Context()); return st.Visitors == 0 && st.Counters.TurnedAway == 1 })
+}
+
+// A drain lets requests finish, and takes no others.
+func TestHTTP3Drain(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	answer := make(chan struct{})
+	r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.URL.Path == "/wait" {
+			w.(http.Flusher).Flush()
+			<-answer
+		}
+		io.WriteString(w, "done")
+	}))}, "app", "https://app.test")
+	conn, err := r.dial3("app.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	newcomer, err := r.dial3("app.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := ask3(t, conn, ":method: GET", ":scheme: https", ":authority: app.test", ":path: /wait")
+	if _, err := io.ReadFull(s, make([]byte, 4)); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, func() bool { return r.Status(t.Context()).Visitors == 2 })
+	drained := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	go func() { drained <- r.Drain(ctx) }()
+	waitFor(t, func() bool { return len(r.Listeners()) == 0 })
+
+	if status, body, err := answer3(ask3(t, newcomer, ":method: GET", ":scheme: https", ":authority: app.test", ":path: /")); status != "200" || body != "done" {
+		t.Errorf("the newcomer: %s %q %v", status, body, err)
+	}
+	control, err := conn.AcceptUniStream(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	control.SetReadDeadline(time.Now().Add(10 * time.Second))
+	want := http3.AppendGoAway(http3.AppendControl(nil), 4)
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(control, got); !bytes.Equal(got, want) {
+		t.Errorf("% x (%v), want % x", got, err, want)
+	}
+	late := ask3(t, conn, ":method: GET", ":scheme: https", ":authority: app.test", ":path: /")
+	_, _, err = answer3(late)
+	if e, ok := errors.AsType[*quic.StreamError](err); !ok || http3.Code(e.ErrorCode) != http3.RequestRejected {
+		t.Errorf("a late one: %v", err)
+	}
+	close(answer)
+	if b, err := io.ReadAll(s); err != nil || !bytes.Contains(b, []byte("done")) {
+		t.Errorf("%q %v", b, err)
+	}
+	if err := <-drained; err != nil {
+		t.Error(err)
+	}
+	for _, c := range []*quic.Conn{conn, newcomer} {
+		<-c.Context().Done()
+		if e, ok := errors.AsType[*quic.ApplicationError](context.Cause(c.Context())); !ok || http3.Code(e.ErrorCode) != http3.NoError {
+			t.Errorf("%v", context.Cause(c.Context()))
+		}
+	}
+}
+
+// A link and visitors share the socket, and neither can be the other.
+func TestHTTP3BesideLink(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	r.connect("office", map[string]string{"app": sums(t)}, "app", "https://app.test")
+	conn, err := r.dial3("app.test", "culvert/1", "h3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := conn.ConnectionState().TLS.NegotiatedProtocol; p != "h3" {
+		t.Errorf("%q", p)
+	}
+	s := ask3(t, conn, ":method: GET", ":scheme: https", ":authority: app.test", ":path: /?n=5")
+	if status, _, err := answer3(s); status != "200" || err != nil {
+		t.Errorf("%s %v", status, err)
+	}
+	stranger, err := r.dial3("relay.test", link.ALPN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, _ = stranger.OpenStreamSync(t.Context())
+	s.Write(pack3(":method: GET", ":scheme: https", ":authority: app.test", ":path: /"))
+	<-stranger.Context().Done()
+	if e, ok := errors.AsType[*quic.ApplicationError](context.Cause(stranger.Context())); !ok || e.ErrorCode < 1000 {
+		t.Errorf("%v", context.Cause(stranger.Context()))
+	}
+	if st := r.Status(t.Context()); st.Visitors != 1 {
+		t.Errorf("%d visitors", st.Visitors)
+	}
+}
