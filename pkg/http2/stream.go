@@ -456,7 +456,12 @@ func (s *Stream) schedule() {
 
 // drained has OnDrain called if somebody waits for it and the queue is short.
 func (s *Stream) drained() {
-	if c := s.c; c != nil && s.flags&high != 0 && s.out.len() <= highMark/4 && c.queued <= maxQueued/2 {
+	c := s.c
+	switch {
+	case c == nil || s.flags&high == 0 || s.out.len() > highMark/4:
+	case c.queued > maxQueued/2:
+		c.flags |= connHigh // it waits for the others now
+	default:
 		s.flags = s.flags&^high | drain
 		c.queueDue(s)
 	}

@@ -791,6 +791,33 @@ func TestQueueOfConnection(t *testing.T) {
 	}
 }
 
+// A stream whose own queue is sent first is told when those of the others are short, too.
+func TestQueueOfStream(t *testing.T) {
+	w := serverWire(t)
+	w.answer = func(s *Stream, req *http1.Request) {
+		s.Respond(&http1.Response{Status: 200, ContentLength: -1, Framing: http1.Chunked}, false)
+	}
+	const n = 6
+	for i := range uint32(n) {
+		w.feed(w.head(2*i+1, true, getHead))
+	}
+	w.feed(settings(settingWindow, 0))
+	for _, r := range w.streams {
+		for r.s.Pending() <= r.s.HighMark() {
+			r.s.Write(zeros[:1<<10])
+		}
+	}
+	w.log.Reset()
+	w.feed(window(0, 1<<24), window(1, 1<<20))
+	if w.c.queued <= maxQueued/2 || w.c.queued > maxQueued {
+		t.Fatalf("%d bytes queued", w.c.queued)
+	}
+	w.feed(settings(settingWindow, 1<<20))
+	if got := strings.Count(w.log.String(), "drain"); got != n {
+		t.Errorf("%d streams of %d were told", got, n)
+	}
+}
+
 func TestDrain(t *testing.T) {
 	w := serverWire(t)
 	w.hold = true
