@@ -735,6 +735,31 @@ func TestCoreClose(t *testing.T) {
 	}
 }
 
+// TestLastTurn has something to do after the end of the last connection.
+func TestLastTurn(t *testing.T) {
+	for _, portable := range []bool{false, true} {
+		core, err := New(Config{Portable: portable, Loops: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		accepted := make(chan struct{})
+		done := false
+		ln, err := core.Listen("tcp", "127.0.0.1:0", func(c *Conn) {
+			c.SetHandler(&events{closed: func(error) { c.Loop().AfterTurn(func() { done = true }) }})
+			close(accepted)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dial(t, ln.Addr().String())
+		<-accepted
+		core.Close()
+		if !done {
+			t.Errorf("portable %v: the last turn had no end", portable)
+		}
+	}
+}
+
 // TestAttachPipe drives a net.Conn that has no descriptor.
 func TestAttachPipe(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, l *Loop) {

@@ -252,7 +252,8 @@ func (l *Loop) Post(f func()) bool {
 	return true
 }
 
-// AfterTurn runs f once, at the end of this turn, before queued output is written. On the loop only.
+// AfterTurn runs f once, at the end of this turn, before queued output is written; also when it is the last one. On the
+// loop only.
 func (l *Loop) AfterTurn(f func()) { l.after = append(l.after, f) }
 
 // Go runs work on a pool of goroutines that is bounded by Config.Workers, then done on the loop. done does not run
@@ -298,6 +299,9 @@ func (l *Loop) run() {
 		for _, e := range l.events[:n] {
 			l.note(e)
 		}
+	}
+	for _, f := range l.after { // of the last ends
+		f()
 	}
 	l.poll.close()
 }
