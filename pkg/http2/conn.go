@@ -31,6 +31,8 @@ const (
 	costFrame     = 1       // PING, PRIORITY, SETTINGS, empty DATA, unknown and late frames, interim responses
 	costReset     = 2       // a stream reset by the peer, or by us for what it sent: rapid reset (CVE-2023-44487, CVE-2025-8671)
 
+	settingsPerCost = 8 // settings in one frame: each may change the windows of all streams
+
 	// WINDOW_UPDATE is free as far as what we have sent explains it: two for each frame and each KiB, since some open
 	// their windows 4 KiB at a time, of the stream and of the connection.
 	updatesPerFrame = 2
@@ -657,6 +659,7 @@ func (c *Conn) onSettings(h header, b []byte) *Error {
 		return errFrameSize
 	}
 	c.state = stateOpen
+	cost := int32(costFrame + len(b)/6/settingsPerCost)
 	for ; len(b) > 0; b = b[6:] {
 		v := binary.BigEndian.Uint32(b[2:])
 		switch binary.BigEndian.Uint16(b) {
@@ -694,7 +697,7 @@ func (c *Conn) onSettings(h header, b []byte) *Error {
 	if !c.isServer() {
 		c.tellRoom()
 	}
-	return c.spend(costFrame)
+	return c.spend(cost)
 }
 
 // setPeerWindow changes what may be sent on every stream (rfc9113#section-6.9.2).
@@ -770,7 +773,7 @@ func (c *Conn) onReset(h header, b []byte) *Error {
 	case code == CodeRefused && !c.isServer() && s.flags&recvHead == 0:
 		c.end(s, ErrUnseen)
 	case code == CodeNone && !c.isServer() && s.flags&recvEnd != 0: // rfc9113#section-8.1: it needs no more of the request
-		c.queued -= s.out.len()
+		c.unqueue(s.out.len())
 		s.out.drop(&c.e.buffers)
 		s.flags |= ending | sentEnd
 		s.settle()

@@ -15,13 +15,16 @@
 //
 // # Invariants
 //
-//   - Everything is called on the loop that owns the Endpoint. Callbacks come from Receive and Flush, and from nothing
-//     else; they may call any method of any stream or connection. OnClose of a stream comes exactly once, and last.
+//   - Everything is called on the loop that owns the Endpoint. Callbacks come from Receive, Flush and Close (and OnOutput
+//     from whatever has something to send); they may call any method of any stream or connection but Receive. OnClose of a stream comes exactly once, and last.
 //   - What is lent (requests, responses, trailers, data) is lent until the callback returns.
 //   - Payload is not kept unless a handler pauses or leaves it, and then within the windows: 256 KiB a stream, 1 MiB
 //     a connection. A window opens again only by what handlers have used.
-//   - Nothing is queued without a bound. Payload waits in its stream above which HighMark asks the writer to wait,
-//     at most maxQueued in all of a connection; answers to a peer that does not read are counted against its budget.
+//   - Nothing is queued without a bound. Payload waits in its stream, whose HighMark asks the writer to wait, and all
+//     streams are full when a connection has 512 KiB queued; frames that a peer makes us answer are counted against its
+//     budget, so that one which never reads gets GOAWAY. All bounds are at the top of conn.go.
+//   - What time may pass is the owner's matter: for the preface and the settings (Ready), for a head (what Receive does
+//     not use), for a stream that waits for its peer's window (Pending), for a connection without streams.
 //   - The result does not depend on how the input was cut.
 //   - A connection without streams holds its Conn, two tables of header compression that grow with use, and nothing else.
 package http2

@@ -68,9 +68,8 @@ func (c *Conn) full() bool { return c.t.Pending()+len(c.out) > c.t.HighMark() }
 // Flush writes what has been gathered, as far as the transport takes it, and makes the callbacks that are due. Call it
 // at the end of a turn in which OnOutput was called, and when the transport has drained.
 func (c *Conn) Flush() {
-	c.flags &^= connAsked
 	if c.state != stateClosed {
-		c.flags |= connBusy
+		c.flags |= connBusy | connAsked // what comes up while sending is sent right here
 		for {
 			c.sendQueued()
 			if len(c.out) == 0 {
@@ -81,8 +80,8 @@ func (c *Conn) Flush() {
 				break
 			}
 		}
-		c.flags &^= connBusy
 	}
+	c.flags &^= connBusy | connAsked
 	c.callBack()
 }
 
@@ -94,13 +93,18 @@ func (c *Conn) sendQueued() {
 		b := s.out.bytes()
 		n := c.sendData(s, b[:min(len(b), maxFrame)])
 		s.out.use(&c.e.buffers, n)
-		c.queued -= n
 		s.schedule()
 		if s.out.len() == 0 && s.flags&ending != 0 {
 			s.sendEnd()
 		}
+		c.unqueue(n)
 		s.drained()
 	}
+}
+
+// unqueue accounts for n bytes that have left the queue of a stream.
+func (c *Conn) unqueue(n int) {
+	c.queued -= n
 	if c.flags&connHigh != 0 && c.queued <= maxQueued/2 {
 		c.flags &^= connHigh
 		for s := range c.all {

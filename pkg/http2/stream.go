@@ -157,7 +157,7 @@ func (c *Conn) end(s *Stream, err error) {
 	if c.n--; c.n == 0 && len(c.streams) > minBuckets {
 		c.streams = nil
 	}
-	c.queued -= s.out.len()
+	c.unqueue(s.out.len())
 	s.out.drop(&c.e.buffers)
 	c.give(s.in.len())
 	s.in.drop(&c.e.buffers)

@@ -449,6 +449,7 @@ func TestFloods(t *testing.T) {
 		"ping":          func(*wire, int) []byte { return frame(typePing, 0, 0, make([]byte, 8)...) },
 		"ping ack":      func(*wire, int) []byte { return frame(typePing, flagAck, 0, make([]byte, 8)...) },
 		"settings":      func(*wire, int) []byte { return settings() },
+		"many settings": func(*wire, int) []byte { return settings(make([]uint32, 2*16)...) },
 		"settings ack":  func(*wire, int) []byte { return frame(typeSettings, flagAck, 0) },
 		"priority":      func(w *wire, i int) []byte { return frame(typePriority, 0, id(i), 0, 0, 0, 0, 0) },
 		"unknown":       func(*wire, int) []byte { return frame(0xee, 0, 0) },
@@ -788,6 +789,33 @@ func TestQueueOfConnection(t *testing.T) {
 	w.feed(settings(settingWindow, 1<<20), window(0, 1<<24))
 	if got := strings.Count(w.log.String(), "drain"); got != n {
 		t.Errorf("%d streams of %d were told", got, n)
+	}
+}
+
+// Those who wait are told as well when what was queued is dropped.
+func TestQueueDropped(t *testing.T) {
+	w := serverWire(t)
+	w.answer = func(s *Stream, req *http1.Request) {
+		s.Respond(&http1.Response{Status: 200, ContentLength: -1, Framing: http1.Chunked}, false)
+	}
+	for i := range uint32(12) {
+		w.feed(w.head(2*i+1, true, getHead))
+	}
+	w.feed(settings(settingWindow, 0))
+	for _, r := range w.streams[:9] {
+		r.s.Write(zeros)
+		r.s.Write(zeros)
+	}
+	last := w.streams[11]
+	if last.s.Pending() <= last.s.HighMark() {
+		t.Fatal("not full")
+	}
+	w.log.Reset()
+	for _, r := range w.streams[:9] {
+		w.feed(frame(typeReset, 0, r.s.ID(), u32(uint32(CodeCancel))...))
+	}
+	if got := w.log.String(); !strings.Contains(got, "23 drain\n") {
+		t.Error(got)
 	}
 }
 
