@@ -74,7 +74,7 @@ type serviceConfig struct {
 	Name string `toml:"name"`
 
 	// Publish is where visitors come in: https://HOST[/PATH], http://, wss://, ws:// (a host may begin with
-	// "*."), tcp://:PORT, or udp://:PORT. The public relay decides whether the site may publish it. If empty,
+	// "*."), tls://HOST, tcp://:PORT, or udp://:PORT. The public relay decides whether the site may publish it. If empty,
 	// the service can be reached by operators only, with `tunnelctl forward`.
 	Publish string `toml:"publish"`
 
@@ -89,8 +89,19 @@ type serviceConfig struct {
 
 	// ProxyProtocol has the target told who the visitor is, by a PROXY protocol header of that version (1 or 2)
 	// ahead of each connection to a tcp:// or unix:// target, or of each datagram (2 only). The target must
-	// expect it. 0, the default: none. Targets of HTTP services learn it from X-Forwarded-For.
+	// expect it. 0, the default: none. Targets of HTTP services learn it from X-Forwarded-For, but not those of
+	// tls:// services: the public relay cannot write into their requests.
 	ProxyProtocol int `toml:"proxy_protocol"`
+
+	// Certificate and CertificateKey are PEM files, for a tls:// service whose TLS ends at this relay: the chain, the
+	// leaf first, and its key, which must not be readable by everybody. The target gets what is in the TLS. Both are
+	// read again on SIGHUP. Without them TLS ends at the target.
+	Certificate    string `toml:"certificate"`
+	CertificateKey string `toml:"certificate_key"`
+
+	// ALPN are the protocols that are offered to visitors of a tcp:// or unix:// target whose TLS ends at this
+	// relay, the best first. The default is none. For other targets it is what they speak.
+	ALPN []string `toml:"alpn"`
 
 	policyConfig
 }
@@ -191,6 +202,7 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 	}
 	names := make(map[string]bool)
 	publishes := make(map[relay.Publish]string)
+	hosts := make(map[string]private.Service) // the first one that has a host by https or tls
 	for i, one := range c.Service {
 		at := fmt.Sprintf("service[%d]", i)
 		svc := private.Service{Service: relay.Service{Name: one.Name}, ProxyProtocol: one.ProxyProtocol}
@@ -210,6 +222,14 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 				f.Addf(at+".publish", "publish %q is taken by service %q", one.Publish, other)
 			}
 			publishes[svc.Publish] = one.Name
+			switch p := svc.Publish; p.Scheme {
+			case "https", "wss", "tls":
+				if first, ok := hosts[p.Host]; !ok {
+					hosts[p.Host] = svc
+				} else if (first.Publish.Scheme == "tls") != (p.Scheme == "tls") {
+					f.Addf(at+".publish", "publish %q: service %q has this host by %s://, and TLS can end in one place only", one.Publish, first.Name, first.Publish.Scheme)
+				}
+			}
 		}
 		if one.Target == "" {
 			f.Addf(at, "service %q without a target", one.Name)
@@ -232,6 +252,7 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		if one.Publish == "" || svc.Publish.Scheme != "" {
 			svc.Policy = one.policy(f, at, dir, svc.Publish.Scheme)
 		}
+		svc.TLS = one.end(f, at, dir, &svc)
 		if one.Name != "" && svc.Target.Scheme != "" {
 			if err := svc.Validate(); err != nil && relay.CheckName(one.Name) == nil {
 				f.Addf(at+".publish", "%v", err)
