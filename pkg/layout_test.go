@@ -27,10 +27,10 @@ const module = "culvert.dev/"
 // ours. Before adding an arrow, ask whether a return value or an optional func field carries it up.
 var arrows = map[string][]string{
 	"cmd/relay-public": {
-		"pkg/accesslog", "pkg/acme", "pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/metrics", "pkg/relay", "pkg/relay/public",
+		"pkg/accesslog", "pkg/acme", "pkg/acmetoml", "pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/metrics", "pkg/relay", "pkg/relay/public",
 	},
 	"cmd/relay-private": {
-		"pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/relay", "pkg/relay/private",
+		"pkg/acme", "pkg/acmetoml", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/relay", "pkg/relay/private",
 	},
 	"cmd/tunnelctl": {
 		"pkg/admin", "pkg/auth", "pkg/daemon", "pkg/relay",
@@ -47,6 +47,7 @@ var arrows = map[string][]string{
 
 	"pkg/accesslog": {},
 	"pkg/acme":      {},
+	"pkg/acmetoml":  {"pkg/acme", "pkg/daemon"},
 	"pkg/auth":      {},
 	"pkg/daemon":    {},
 	"pkg/e2e":       {},

@@ -42,7 +42,31 @@ func TestCheckTLS(t *testing.T) {
 		{
 			name:   "a target without TLS",
 			files:  map[string]string{"private.toml": head + service("publish = \"tls://web.example.com\"\ntarget = \"http://10.0.0.7\"\n")},
-			stderr: `private.toml:6:11: service "x": an http:// target does not end the TLS of a tls:// publish: have this relay do it (certificate and certificate_key), or name a tcp:// or unix:// target that does`,
+			stderr: `private.toml:6:11: service "x": an http:// target does not end the TLS of a tls:// publish: have this relay do it (tls = "acme", or certificate and certificate_key), or name a tcp:// or unix:// target that does`,
+			code:   2,
+		},
+		{
+			name:   "acme",
+			files:  map[string]string{"private.toml": head + "[acme]\ndirectory = \"staging\"\n" + service("publish = \"tls://web.example.com\"\ntarget = \"http://10.0.0.7\"\ntls = \"acme\"\n")},
+			stdout: "ok",
+		},
+		{
+			name: "acme, wrong",
+			files: map[string]string{"private.toml": head + "[acme]\ndirectory = \"none\"\neab_kid = \"x\"\n" +
+				service("publish = \"tls://web.example.com\"\ntarget = \"http://10.0.0.7\"\ntls = \"yes\"\n") +
+				"[[service]]\nname = \"any\"\npublish = \"tls://*.example.com\"\ntarget = \"http://10.0.0.7\"\ntls = \"acme\"\n" +
+				"[[service]]\nname = \"two\"\npublish = \"tls://two.example.com\"\ntarget = \"http://10.0.0.7\"\ntls = \"acme\"\ncertificate = \"cert.pem\"\n"},
+			stderr: `
+private.toml:4:2: eab_kid and eab_hmac_file belong together: the authority gives you both
+private.toml:11:7: tls "yes": want "acme", or leave it out and name a certificate and certificate_key
+private.toml:16:7: tls = "acme": a wildcard is proved by a record: [acme.dns] is missing, which says how to set one
+private.toml:21:7: tls = "acme" obtains a certificate, and there is one: leave one of them out`,
+			code: 2,
+		},
+		{
+			name:   "acme without a table",
+			files:  map[string]string{"private.toml": head + service("publish = \"tls://web.example.com\"\ntarget = \"http://10.0.0.7\"\ntls = \"acme\"\n")},
+			stderr: `private.toml:8:7: tls = "acme": [acme] is missing, which names the authority, and agrees to its terms`,
 			code:   2,
 		},
 		{
@@ -60,7 +84,7 @@ private.toml:8:15: certificate without certificate_key
 private.toml:13:19: certificate_key without certificate
 private.toml:18:15: certificate: it is for mail.example.com, *.any.example.com, and not for "name.example.com"
 private.toml:24:15: certificate: open none.pem: no such file or directory
-private.toml:30:1: alpn is for services whose TLS ends at this relay: name a certificate and certificate_key
+private.toml:30:1: alpn is for services whose TLS ends at this relay: name a certificate and certificate_key, or tls = "acme"
 private.toml:33:11: service "https": TLS ends here for tls:// publishes only
 private.toml:39:11: publish "tls://mail.example.com": service "https" has this host by https://, and TLS can end in one place only`,
 			code: 2,

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"culvert.dev/pkg/acmetoml"
 	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/daemon"
 	"culvert.dev/pkg/relay"
@@ -63,6 +64,13 @@ type config struct {
 	// DrainTimeout is how long streams may go on after SIGTERM. The default is "30s"; "0s" cuts them.
 	DrainTimeout daemon.Duration `toml:"drain_timeout"`
 
+	// State is a folder for what the relay makes itself, which is the certificates of [acme]. The default is "state",
+	// beside this file.
+	State string `toml:"state"`
+
+	// ACME obtains certificates for the services with tls = "acme".
+	ACME acmetoml.Config `toml:"acme"`
+
 	// Service is what the site offers. Only the targets named here are ever dialled, whatever the
 	// public relay asks for.
 	Service []serviceConfig `toml:"service"`
@@ -93,9 +101,14 @@ type serviceConfig struct {
 	// tls:// services: the public relay cannot write into their requests.
 	ProxyProtocol int `toml:"proxy_protocol"`
 
+	// TLS is "acme" for a tls:// service whose TLS ends at this relay, with a certificate that [acme] obtains: the
+	// authority reaches this relay through the public one, which cannot read what visitors send. Wildcards need
+	// [acme.dns]. If empty, TLS ends at the target, unless there is a Certificate.
+	TLS string `toml:"tls"`
+
 	// Certificate and CertificateKey are PEM files, for a tls:// service whose TLS ends at this relay: the chain, the
 	// leaf first, and its key, which must not be readable by everybody. The target gets what is in the TLS. Both are
-	// read again on SIGHUP. Without them TLS ends at the target.
+	// read again on SIGHUP.
 	Certificate    string `toml:"certificate"`
 	CertificateKey string `toml:"certificate_key"`
 
@@ -117,12 +130,15 @@ type settings struct {
 	links        int
 	machine      string // see machineID
 	drainTimeout time.Duration
+	state        string
+	acme         *acmetoml.Settings // nil without [acme]
+	find         proxyFinder        // for authorities
 	services     []private.Service
 }
 
 // defaults is the config before anything is read into it.
 func defaults() config {
-	return config{Transport: private.TransportAuto, Links: 2, DrainTimeout: daemon.Duration(30 * time.Second)}
+	return config{Transport: private.TransportAuto, Links: 2, DrainTimeout: daemon.Duration(30 * time.Second), State: "state"}
 }
 
 // load reads a configuration file. Its error holds every mistake in it.
@@ -187,8 +203,13 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 	if c.Links < 1 || c.Links > private.MaxLinks {
 		f.Addf("links", "links %d: want 1 to %d", c.Links, private.MaxLinks)
 	}
+	s.state = inDir(dir, c.State)
+	if f.Has("acme") {
+		s.acme = c.ACME.Check(f, dir)
+	}
 	find, err := newProxyFinder(c.Proxy, environmentProxy)
 	if err == nil {
+		s.find = find
 		s.outbound, err = newOutbound(s.relays, find)
 	}
 	if err != nil {
@@ -249,10 +270,10 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 			}
 			svc.RootCAs = readCA(f, at+".ca", inDir(dir, one.CA))
 		}
+		svc.TLS = one.end(f, at, dir, &svc, s.acme)
 		if one.Publish == "" || svc.Publish.Scheme != "" {
-			svc.Policy = one.policy(f, at, dir, svc.Publish.Scheme)
+			svc.Policy = one.policy(f, at, dir, svc.Publish.Scheme, svc.TLS != nil)
 		}
-		svc.TLS = one.end(f, at, dir, &svc)
 		if one.Name != "" && svc.Target.Scheme != "" {
 			if err := svc.Validate(); err != nil && relay.CheckName(one.Name) == nil {
 				f.Addf(at+".publish", "%v", err)

@@ -44,7 +44,8 @@ type policyConfig struct {
 	MaxBody daemon.Size `toml:"max_body"`
 
 	// ClientCA is a PEM file with the authorities of client certificates: visitors need one from them. The
-	// target is told whose it is by X-Client-Cert-Subject, X-Client-Cert-Fingerprint and Client-Cert.
+	// target is told whose it is by X-Client-Cert-Subject, X-Client-Cert-Fingerprint and Client-Cert. Of a tls://
+	// service whose TLS ends at this relay it may be one too; its target is told nothing.
 	ClientCA string `toml:"client_ca"`
 
 	// Users are names and hashes of passwords, as `tunnelctl password` prints them: visitors need one of
@@ -81,8 +82,8 @@ type headerConfig struct {
 }
 
 // policy reads what c demands of visitors of a service that is published by scheme. Mistakes go to f; at is the
-// service there.
-func (c *policyConfig) policy(f *daemon.File, at, dir, scheme string) *relay.Policy {
+// service there. If the TLS of visitors ends at this relay, so does the proof of who they are.
+func (c *policyConfig) policy(f *daemon.File, at, dir, scheme string, endsHere bool) *relay.Policy {
 	p := &relay.Policy{
 		MaxConnections: c.MaxConnections, ConnectionRate: c.ConnectionRate, RequestRate: c.RequestRate,
 		Methods: c.Methods, MaxBody: int64(c.MaxBody), Users: make(map[string]string),
@@ -109,7 +110,7 @@ func (c *policyConfig) policy(f *daemon.File, at, dir, scheme string) *relay.Pol
 			f.Addf(at+"."+none.key, "%s %s", none.key, none.what)
 		}
 	}
-	if c.ClientCA != "" {
+	if c.ClientCA != "" && !endsHere {
 		b, err := readBounded(inDir(dir, c.ClientCA), relay.MaxClientCA)
 		if err != nil {
 			f.Addf(at+".client_ca", "client_ca: %v", err)

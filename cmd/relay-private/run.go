@@ -105,6 +105,12 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer core.Close()
+	certs, err := s.startACME(log)
+	if err != nil {
+		return err
+	}
+	defer certs.close()
+	certs.use(s.services)
 	r := &private.Relay{
 		Core:         core,
 		Relays:       s.relays,
@@ -121,6 +127,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		Log:          log,
 		Dial:         s.outbound.dialer(),
 		Proxied:      s.outbound.proxied,
+		Names:        certs.manage,
 	}
 	r.OnReady = func() {
 		attrs := []any{"site", s.site, "relay", s.relays, "services", len(s.services)}
@@ -129,13 +136,13 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		}
 		daemon.Ready(log, attrs...)
 	}
-	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, log) })
+	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, certs, log) })
 	defer stop()
 	go daemon.Trim(running)
 	alive, end := context.WithCancel(context.Background()) // and so while it drains
 	defer end()
 	go daemon.Watchdog(alive, &daemon.Probe{N: core.NumLoops(), Post: func(i int, f func()) bool { return core.Loop(i).Post(f) }})
-	go daemon.Report(alive, func() string { return summary(running, r) })
+	go daemon.Report(alive, func() string { return summary(running, r, certs) })
 	stopping := context.AfterFunc(running, func() {
 		log.Info("stopping: streams may finish", "timeout", s.drainTimeout)
 		daemon.Stopping(s.drainTimeout)
@@ -145,7 +152,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 }
 
 // summary is the service manager's line about the relay.
-func summary(running context.Context, r *private.Relay) string {
+func summary(running context.Context, r *private.Relay, certs *certificates) string {
 	st := r.Status()
 	var b strings.Builder
 	if running.Err() != nil {
@@ -170,15 +177,19 @@ func summary(running context.Context, r *private.Relay) string {
 		open += s.Open
 	}
 	fmt.Fprintf(&b, "%d services, %d streams", len(st.Services), open)
+	if missing := certs.missing(); missing != "" {
+		fmt.Fprintf(&b, "; no certificate for %s", missing)
+	}
 	return b.String()
 }
 
 // reload takes the services of the file as it is now. A bad file changes nothing.
-func reload(r *private.Relay, o options, old *settings, log *slog.Logger) {
+func reload(r *private.Relay, o options, old *settings, certs *certificates, log *slog.Logger) {
 	daemon.Reloading()
 	defer daemon.Reloaded()
 	s, err := o.settings()
 	if err == nil {
+		certs.use(s.services)
 		err = r.Reload(s.services)
 	}
 	if err != nil {
@@ -186,9 +197,10 @@ func reload(r *private.Relay, o options, old *settings, log *slog.Logger) {
 		return
 	}
 	if !slices.Equal(s.relays, old.relays) || s.site != old.site || !s.key.Equal(old.key) || !s.roots.Equal(old.roots) || s.drainTimeout != old.drainTimeout || !s.outbound.equal(old.outbound) ||
-		s.transport != old.transport || s.links != old.links {
-		log.Warn("reload: a change of relay, site, key, ca, transport, links, proxy or drain_timeout needs a restart")
+		s.transport != old.transport || s.links != old.links || s.state != old.state || (s.acme == nil) != (old.acme == nil) || s.acme != nil && !s.acme.Equal(old.acme) {
+		log.Warn("reload: a change of relay, site, key, ca, transport, links, proxy, state, acme or drain_timeout needs a restart")
 	}
+	certs.retry()
 	log.Info("reloaded", "services", len(s.services))
 }
 

@@ -38,7 +38,7 @@ func (s Service) Validate() error {
 			return err
 		}
 	} else if s.Publish.Scheme == "tls" && s.Target.Scheme != "tcp" && s.Target.Scheme != "unix" {
-		return fmt.Errorf("service %q: an %s:// target does not end the TLS of a tls:// publish: have this relay do it (certificate and certificate_key), "+
+		return fmt.Errorf("service %q: an %s:// target does not end the TLS of a tls:// publish: have this relay do it (tls = \"acme\", or certificate and certificate_key), "+
 			"or name a tcp:// or unix:// target that does", s.Name, s.Target.Scheme)
 	}
 	switch p := s.ProxyProtocol; {
