@@ -8,13 +8,16 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -58,18 +61,18 @@ func siteTable(name, publish, target, cert, key string) string {
 func (s *system) met(name string, args ...string) string {
 	s.t.Helper()
 	client := exec.Command(tool(s.t, "openssl", "openssl"), append([]string{"s_client", "-connect", s.https, "-servername", name}, args...)...)
-	pem, _ := client.Output()
-	if !bytes.Contains(pem, []byte("BEGIN CERTIFICATE")) {
+	out, _ := client.Output()
+	if !bytes.Contains(out, []byte("BEGIN CERTIFICATE")) {
 		return "nobody"
 	}
-	return fingerprint(s.t, pem)
+	return fingerprint(s.t, out)
 }
 
 // fingerprint is the SHA-256 of the first certificate in PEM.
-func fingerprint(t testing.TB, pem []byte) string {
+func fingerprint(t testing.TB, text []byte) string {
 	t.Helper()
 	cmd := exec.Command(tool(t, "openssl", "openssl"), "x509", "-noout", "-fingerprint", "-sha256")
-	cmd.Stdin = bytes.NewReader(pem)
+	cmd.Stdin = bytes.NewReader(text)
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("openssl x509: %v", err)
@@ -241,5 +244,83 @@ func TestPassThrough(t *testing.T) {
 	out, err = s.curlCmd("--cacert", cert, "--retry", "10", "--retry-delay", "1", "--retry-all-errors", s.url("raw", "/")).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "alert internal error") {
 		t.Errorf("while the site is away: %v\n%s", err, out)
+	}
+}
+
+// TestPassThroughCertificates has a private relay obtain certificates for itself, through a public relay that passes the
+// authority's handshake through and has certificates of its own for other names.
+func TestPassThroughCertificates(t *testing.T) {
+	t.Parallel()
+	a := startAuthority(t)
+	_, target := startTarget(t)
+	folder := tempDir(t)
+	writeFile(t, folder+"/index.html", "from the site")
+	s := configure(t, nil, service{"https", "https://https.example.com", "http://" + target.HTTP})
+	s.sites = siteTOML("office", s.key, append([]string{"tls://*.example.com"}, allowed...)...)
+	s.https = fmt.Sprintf("127.0.0.1:%d", a.tls)
+	s.startPublic()
+	const table = "[[service]]\nname = %q\npublish = \"tls://%s.example.com\"\ntarget = %q\ntls = \"acme\"\n"
+	acme := fmt.Sprintf("drain_timeout = \"1s\"\nstate = \"site-state\"\n[acme]\nemail = \"ops@example.com\"\ndirectory = \"https://localhost:%d/dir\"\ndirectory_ca = %q\n", a.port, certFile("ca.pem"))
+	s.options = acme + fmt.Sprintf(table, "files", "files", "file://"+folder)
+	s.startPrivate()
+
+	get := func(name string) (string, error) {
+		out, err := s.curlCmd("--cacert", a.root, s.url(name, "/")).CombinedOutput()
+		return string(out), err
+	}
+	eventually(t, "the first certificate", func() bool {
+		out, err := get("files")
+		return err == nil && out == "from the site"
+	})
+	// The key that it belongs to is at the site, and there alone.
+	var secret []byte
+	filepath.WalkDir(s.file("site-state"), func(path string, d os.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, "files.example.com.key") {
+			b, _ := os.ReadFile(path)
+			block, _ := pem.Decode(b)
+			if k, err := x509.ParseECPrivateKey(block.Bytes); err == nil {
+				secret, _ = k.Bytes()
+			}
+			if info, err := d.Info(); err != nil || info.Mode().Perm()&0o077 != 0 {
+				t.Errorf("%s: mode %v, %v", path, info.Mode(), err)
+			}
+		}
+		return nil
+	})
+	if secret == nil {
+		t.Fatal("there is no key in the site's state")
+	}
+	if holds(t, s.public, secret) {
+		t.Error("the public relay has the key of the site")
+	}
+	if !holds(t, s.private, secret) {
+		t.Error("the key was not found where it must be: the search is wrong")
+	}
+
+	// A name that is published later gets its own, and one that the public relay refuses none.
+	s.options += fmt.Sprintf(table, "late", "late", "http://"+target.HTTP) + "[[service]]\nname = \"stranger\"\npublish = \"tls://stranger.example.org\"\ntarget = \"tcp://127.0.0.1:1\"\ntls = \"acme\"\n"
+	s.writePrivate()
+	lines := s.private.lines()
+	s.private.signal(t, syscall.SIGHUP)
+	s.private.await(t, lines, `"msg":"service refused"`, "stranger")
+	eventually(t, "the certificate of a name that was published late", func() bool {
+		_, err := get("late")
+		return err == nil
+	})
+	if line, _, ok := s.private.find(0, "stranger.example.org", "certificate"); ok {
+		t.Errorf("a certificate was ordered for a name that is not published: %s", line)
+	}
+
+	// What was obtained is there after a restart, without the authority.
+	before := s.met("files.example.com")
+	a.kill()
+	s.private.stop()
+	s.startPrivate()
+	eventually(t, "the certificate after a restart", func() bool {
+		out, err := get("files")
+		return err == nil && out == "from the site"
+	})
+	if after := s.met("files.example.com"); after != before || before == "nobody" {
+		t.Errorf("certificate %s after the restart, %s before", after, before)
 	}
 }
