@@ -155,6 +155,7 @@ const (
 	maxOnDemand = 1000             // names that were not asked for by Manage
 	attemptTime = 10 * time.Minute // for one attempt, at all authorities; records take minutes to spread
 	checkTime   = 6 * time.Hour    // between looks at a certificate, for want of a reason to look earlier
+	soonest     = 10 * time.Second // between looks in any case
 	loadRetry   = 30 * time.Second // until a Store that does not answer is asked again
 	idleDemand  = 30 * 24 * time.Hour
 )
@@ -269,8 +270,12 @@ func New(cfg Config) (*Manager, error) {
 // Close ends what is under way and forgets it. Certificates stay in the Store.
 func (m *Manager) Close() {
 	m.mu.Lock()
+	wasClosed := m.closed
 	m.closed = true
 	m.mu.Unlock()
+	if wasClosed {
+		return
+	}
 	m.cancel()
 	m.tasks.Wait()
 	m.cache.Stop()
@@ -319,7 +324,7 @@ func (m *Manager) Retry() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, e := range m.entries {
-		if e.Failures > 0 {
+		if e.Errors != nil {
 			e.next, e.hurry = time.Time{}, true
 		}
 	}

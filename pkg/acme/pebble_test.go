@@ -69,7 +69,6 @@ type pebble struct {
 	http     string // HOST:PORT that it asks for HTTP-01
 	tls      string // and for TLS-ALPN-01
 	cmd      *exec.Cmd
-	proxy    *authority
 }
 
 // options of startPebble.
@@ -130,7 +129,6 @@ func (p *pebble) start(o options) {
 	}
 	p.cmd = start(p.t, []string{"PEBBLE_VA_NOSLEEP=1", "PEBBLE_AUTHZREUSE=0", "PEBBLE_WFE_NONCEREJECT=" + reject},
 		tool(p.t, "pebble"), "-config", filepath.Join(p.dir, "pebble.json"), "-dnsserver", p.dns)
-	p.t.Cleanup(func() {})
 	waitFor(p.t, "the authority to listen", func() bool {
 		resp, err := p.client().Get(p.url())
 		if err != nil {
@@ -139,6 +137,13 @@ func (p *pebble) start(o options) {
 		resp.Body.Close()
 		return true
 	})
+}
+
+// in is p for a subtest.
+func (p *pebble) in(t testing.TB) *pebble {
+	q := *p
+	q.t = t
+	return &q
 }
 
 func (p *pebble) url() string { return "https://127.0.0.1:" + p.port + "/dir" }
@@ -239,7 +244,7 @@ type authority struct {
 	*httptest.Server
 	mu     sync.Mutex
 	refuse func(w http.ResponseWriter, r *http.Request) bool
-	orders int
+	paths  []string
 }
 
 // inFront starts one. Its directory is at url.
@@ -249,9 +254,7 @@ func (p *pebble) inFront() *authority {
 	client := p.client()
 	a.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.mu.Lock()
-		if strings.HasSuffix(r.URL.Path, "/order-plz") {
-			a.orders++
-		}
+		a.paths = append(a.paths, r.URL.Path)
 		refuse := a.refuse
 		a.mu.Unlock()
 		if refuse != nil && refuse(w, r) {
@@ -285,11 +288,19 @@ func (a *authority) roots() *x509.CertPool {
 	return pool
 }
 
-func (a *authority) ordered() int {
+// asked counts the requests for paths that have part in them.
+func (a *authority) asked(part string) (n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.orders
+	for _, p := range a.paths {
+		if strings.Contains(p, part) {
+			n++
+		}
+	}
+	return n
 }
+
+func (a *authority) ordered() int { return a.asked("/order-plz") }
 
 func (a *authority) refusing(f func(w http.ResponseWriter, r *http.Request) bool) {
 	a.mu.Lock()
@@ -317,14 +328,13 @@ func newLog(t testing.TB) *testLog {
 	return l
 }
 
-// site is a Manager, and web servers where a pebble looks for proofs.
+// site is a Manager and what it says.
 type site struct {
 	*Manager
 	log *testLog
-	web string // HOST:PORT with TLS
 }
 
-// start starts a Manager on what is in dir. Its web servers end with the test.
+// site starts a Manager, which ends with the test.
 func (p *pebble) site(change func(*Config)) *site {
 	p.t.Helper()
 	t := p.t
@@ -352,8 +362,8 @@ func (p *pebble) site(change func(*Config)) *site {
 	return s
 }
 
-// prove serves proofs by both kinds, of the sites in turn.
-func (p *pebble) prove(sites ...*site) {
+// prove serves proofs by both kinds, and visitors, of the sites in turn. What it returns replaces them.
+func (p *pebble) prove(sites ...*site) (switched func(sites ...*site)) {
 	p.t.Helper()
 	next := 0
 	var mu sync.Mutex
@@ -402,6 +412,11 @@ func (p *pebble) prove(sites ...*site) {
 		hosts.Close()
 		done.Wait()
 	})
+	return func(next ...*site) {
+		mu.Lock()
+		defer mu.Unlock()
+		sites = next
+	}
 }
 
 // visit does a handshake as a visitor of name, and returns the certificate.

@@ -71,6 +71,7 @@ func OpenRedis(url, password string, key []byte) (*Redis, error) {
 	if len(key) != StoreKeySize {
 		return nil, fmt.Errorf("the key has %d bytes, want %d", len(key), StoreKeySize)
 	}
+	redis.SetLogger(silent{}) // what fails is returned
 	o.DialTimeout, o.ReadTimeout, o.WriteTimeout = 3*time.Second, 3*time.Second, 3*time.Second
 	o.MaxRetries, o.DialerRetries = 1, 1
 	o.ContextTimeoutEnabled = true
@@ -84,6 +85,20 @@ func OpenRedis(url, password string, key []byte) (*Redis, error) {
 		return nil, err
 	}
 	return &Redis{client: redis.NewClient(o), seal: seal, lease: leaseTime, held: make(map[string]*lock)}, nil
+}
+
+// silent is the logger of go-redis, which has one for all clients.
+type silent struct{}
+
+func (silent) Printf(context.Context, string, ...any) {}
+
+// failed hides what is in an error of the server: a socket that is not there would be
+// fs.ErrNotExist, which means that the server has answered.
+func failed(err error) error {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return fmt.Errorf("redis: %v", err)
 }
 
 // Close gives the locks back, and closes the connections.
@@ -155,9 +170,9 @@ func (r *Redis) Store(ctx context.Context, key string, value []byte) error {
 	}
 	done, err := storeScript.Run(ctx, r.client, []string{redisData, redisLock + name}, key, r.sealed(key, value), number).Int()
 	if err == nil && done == 0 {
-		err = errFenced
+		return errFenced
 	}
-	return err
+	return failed(err)
 }
 
 // issueLock is certmagic's name for the lock of an order.
@@ -175,7 +190,7 @@ func (r *Redis) load(ctx context.Context, key string) ([]byte, time.Time, error)
 		return nil, time.Time{}, fs.ErrNotExist
 	}
 	if err != nil {
-		return nil, time.Time{}, err
+		return nil, time.Time{}, failed(err)
 	}
 	return r.open(key, b)
 }
@@ -184,7 +199,7 @@ func (r *Redis) load(ctx context.Context, key string) ([]byte, time.Time, error)
 func (r *Redis) keys(ctx context.Context, prefix string) ([]string, error) {
 	all, err := r.client.HKeys(ctx, redisData).Result()
 	if err != nil {
-		return nil, err
+		return nil, failed(err)
 	}
 	return slices.DeleteFunc(all, func(k string) bool {
 		return prefix != "" && k != prefix && !strings.HasPrefix(k, prefix+"/")
@@ -197,7 +212,7 @@ func (r *Redis) Delete(ctx context.Context, key string) error {
 	if err != nil || len(list) == 0 {
 		return err
 	}
-	return r.client.HDel(ctx, redisData, list...).Err()
+	return failed(r.client.HDel(ctx, redisData, list...).Err())
 }
 
 // Exists implements certmagic.Storage.
@@ -280,7 +295,7 @@ return 0`)
 func (r *Redis) TryLock(ctx context.Context, name string) (bool, error) {
 	n, err := r.client.Incr(ctx, redisFence).Result()
 	if err != nil {
-		return false, err
+		return false, failed(err)
 	}
 	// The random half is for a server that has lost its memory and counts anew.
 	salt, err := rand.Int(rand.Reader, big.NewInt(1<<62))
@@ -290,7 +305,7 @@ func (r *Redis) TryLock(ctx context.Context, name string) (bool, error) {
 	number := fmt.Sprintf("%d-%d", n, salt)
 	ok, err := r.client.SetNX(ctx, redisLock+name, number, r.lease).Result()
 	if err != nil || !ok {
-		return false, err
+		return false, failed(err)
 	}
 	renewal, stop := context.WithCancel(context.Background())
 	r.mu.Lock()
@@ -346,7 +361,7 @@ func (r *Redis) Unlock(ctx context.Context, name string) error {
 		return nil
 	}
 	l.stop()
-	return unlockScript.Run(ctx, r.client, []string{redisLock + name}, l.number).Err()
+	return failed(unlockScript.Run(ctx, r.client, []string{redisLock + name}, l.number).Err())
 }
 
 // String is for logs.

@@ -178,7 +178,7 @@ func (h *held) look(now time.Time) time.Time {
 	if last := now.Add(checkTime); t.After(last) {
 		t = last
 	}
-	if soon := now.Add(time.Minute); t.Before(soon) {
+	if soon := now.Add(soonest); t.Before(soon) {
 		t = soon
 	}
 	return t.Add(time.Duration(rand.Int64N(int64(t.Sub(now)/50) + 1)))
