@@ -252,8 +252,12 @@ func (l *Loop) Post(f func()) bool {
 	return true
 }
 
-// AfterTurn runs f once, at the end of this turn, before queued output is written; also when it is the last one. On the
-// loop only.
+// afterRounds bounds how often what was added by a func of AfterTurn still runs in the same turn: what one of them sends may be
+// carried by what another one sends.
+const afterRounds = 3
+
+// AfterTurn runs f once, at the end of this turn, before queued output is written; also when it is the last one. What f
+// itself adds runs in the same turn, too, or in the next one if that goes on. On the loop only.
 func (l *Loop) AfterTurn(f func()) { l.after = append(l.after, f) }
 
 // Go runs work on a pool of goroutines that is bounded by Config.Workers, then done on the loop. done does not run
@@ -335,10 +339,15 @@ func (l *Loop) turn() {
 	l.servePackets()
 	l.serveBulk()
 
-	l.after, l.running = l.running[:0], l.after
-	for i, f := range l.running {
-		f()
-		l.running[i] = nil
+	for range afterRounds {
+		if len(l.after) == 0 {
+			break
+		}
+		l.after, l.running = l.running[:0], l.after
+		for i, f := range l.running {
+			f()
+			l.running[i] = nil
+		}
 	}
 
 	for i, c := range l.dirty.take() {
