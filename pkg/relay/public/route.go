@@ -111,6 +111,20 @@ func (t *table) divided(host []byte, secure bool) bool {
 	return false
 }
 
+// split reports whether requests for host go to more than one loop, depending on their path.
+func (t *table) split(host string) bool {
+	var first *loop
+	for _, l := range [][]*service{t.secure[host], t.secure[parent(host)]} {
+		for _, s := range l {
+			if first != nil && s.session.loop != first {
+				return true
+			}
+			first = s.session.loop
+		}
+	}
+	return false
+}
+
 // ambiguous reports whether a server may take path for another one than it looks
 // like: it has a segment "." or "..", also in the form "..;x" that some servers
 // take for the same, or a backslash or an encoded slash; in any encoding.

@@ -40,7 +40,17 @@ func (r *Relay) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if _, err := netip.ParseAddr(string(host)); err == nil {
 		return r.tlsOwn, nil
 	}
-	return r.routes.Load().asks.find(host), nil
+	routes := r.routes.Load()
+	cfg := routes.asks.find(host)
+	if routes.split(string(host)) {
+		// A connection is on one loop. With HTTP/1.1 it moves from one request to the next.
+		if cfg == nil {
+			return r.tlsOwn, nil
+		}
+		cfg = cfg.Clone()
+		cfg.NextProtos = protosOwn
+	}
+	return cfg, nil
 }
 
 // find returns the config of a host, or nil.

@@ -680,6 +680,56 @@ func TestHTTP3Slow(t *testing.T) {
 	waitFor(t, func() bool { return r.Status(t.Context()).Visitors == 0 })
 }
 
+// Two sites share a host, on two loops: over HTTP/3 each request goes its way, and the others have HTTP/1.1 to do so.
+func TestHTTP3TwoLoops(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	name := func(name string) string {
+		return httpTarget(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			b, _ := io.ReadAll(req.Body)
+			fmt.Fprintf(w, "%s %s", name, b)
+		}))
+	}
+	a := r.connect("office", map[string]string{"app": name("office")}, "app", "https://app.test")
+	b := r.connect("home", map[string]string{"app": name("home")}, "app", "https://app.test/home")
+	if a.session.loop == b.session.loop {
+		t.Fatal("both sites are on one loop")
+	}
+	c := r.client3()
+	h2 := r.client()
+	h2.Transport.(*http.Transport).ForceAttemptHTTP2 = true
+	for i := range 10 {
+		for path, want := range map[string]string{"/": "office", "/home": "home"} {
+			body := strings.Repeat("x", i*10000)
+			for version, c := range map[int]*http.Client{3: c, 1: h2} {
+				res, err := c.Post("https://app.test"+path, "", strings.NewReader(body))
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := io.ReadAll(res.Body)
+				res.Body.Close()
+				if string(got) != want+" "+body || err != nil || res.ProtoMajor != version {
+					t.Errorf("%s: %s %.20q %v", path, res.Proto, got, err)
+				}
+			}
+		}
+	}
+}
+
+// A request waits for a takeover, and is not lost by it.
+func TestHTTP3Takeover(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	a := r.connectAs(relay.Hello{Site: "office", Key: "k", Machine: "a"}, map[string]string{"app": sums(t)}, "app", "https://app.test")
+	r.connectAs(relay.Hello{Site: "office", Key: "k", Machine: "b"}, map[string]string{"app": sums(t)}, "app", "https://app.test")
+	c := r.client3()
+	if status, body := fetch3(t, c, "https://app.test/?n=3"); status != 200 || len(body) != 3 {
+		t.Errorf("%d %q", status, body)
+	}
+	onLoop(a.session.loop.Loop, a.cut)
+	if status, body := fetch3(t, c, "https://app.test/?n=3"); status != 200 || len(body) != 3 {
+		t.Errorf("%d %q", status, body)
+	}
+}
+
 // Whoever comes over TLS hears that there is HTTP/3, and what a server says of its own ports goes no further.
 func TestAltSvc(t *testing.T) {
 	r := newTestRelay3(t, nil)
@@ -869,6 +919,21 @@ func TestHTTP3Admission(t *testing.T) {
 		c.CloseWithError(0, "")
 	}
 	waitFor(t, func() bool { st := r.Status(t.Context()); return st.Visitors == 0 && st.Counters.TurnedAway == 1 })
+}
+
+// The handshakes of one address are limited, and who has been let in is let be.
+func TestHTTP3Handshakes(t *testing.T) {
+	r := newTestRelay3(t, func(r *Relay) { r.HandshakesPerAddress = 10 }) // two at once
+	for i := range 3 {
+		_, err := r.dial3("app.test")
+		if (err == nil) != (i < 2) {
+			t.Errorf("%d: %v", i, err)
+		}
+	}
+	if _, err := r.dial3("relay.test", link.ALPN); err != nil {
+		t.Errorf("a link: %v", err)
+	}
+	waitFor(t, func() bool { return r.Status(t.Context()).Counters.HandshakesLimited == 1 })
 }
 
 // A drain lets requests finish, and takes no others.
