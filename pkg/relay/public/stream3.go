@@ -255,7 +255,7 @@ func (s *stream3) ask() {
 		l.logAnswer(s.client, &s.req, troubleElsewhere)
 		s.answer(troubleElsewhere)
 	case doAnswer:
-		l.logAnswer(s.client, &s.req, d.trouble)
+		l.logDecision(s.client, &s.req, d)
 		s.answer(d.trouble, d.fields...)
 	}
 }
