@@ -3,11 +3,15 @@ package public
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -17,6 +21,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/forward"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
 	"culvert.dev/pkg/websocket"
@@ -549,4 +554,230 @@ func TestBroken2(t *testing.T) {
 	}
 	request(9, "GET", "/")
 	p.expect("9 :status=204 END")
+}
+
+// inFakeTimeTo2 runs f in fake time with a relay whose service http://app.test is served in
+// HTTP/2: serve gets each connection.
+func inFakeTimeTo2(t *testing.T, serve func(p *peer2), f func(r *testRelay, dial func() *testVisitor)) {
+	t.Helper()
+	inFakeTime(t, silent, func(r *testRelay, s *testSite, dial func() *testVisitor) {
+		var servers sync.WaitGroup
+		var conns []net.Conn
+		onLoop(s.session.loop.Loop, func() {
+			s.onStream = func(st *tunnel.Stream, _ relay.Header) bool {
+				a, b := net.Pipe()
+				c, err := s.session.loop.Attach(pipeEnd{b})
+				if err != nil {
+					t.Error(err)
+				}
+				forward.Splice(c, st, nil)
+				conns = append(conns, a)
+				servers.Go(func() { serve(newPeer2(t, a, a)); a.Close() })
+				return true
+			}
+			list := announcements("h2c", "http://app.test")
+			s.announce(list, make(chan []relay.AnnounceReply, 1))
+		})
+		synctest.Wait()
+		f(r, dial)
+		onLoop(s.session.loop.Loop, func() {
+			for _, c := range conns {
+				c.Close()
+			}
+		})
+		servers.Wait()
+	})
+}
+
+// begin2 is the server's side of a connection's start.
+func (p *peer2) begin2() {
+	io.ReadFull(p.Conn, make([]byte, len(http2.ClientPreface)))
+	p.WriteSettings()
+}
+
+// A target that accepts and says nothing has readyTime.
+func TestSilentTarget2(t *testing.T) {
+	inFakeTimeTo2(t, func(p *peer2) { io.Copy(io.Discard, p.Conn) }, func(r *testRelay, dial func() *testVisitor) {
+		v := dial()
+		start := time.Now()
+		v.send(get)
+		if res, _ := v.response("GET"); res.StatusCode != 504 {
+			t.Error(res.Status)
+		}
+		took(t, start, readyTime)
+	})
+}
+
+// A call may be silent for as long as both sides live, and no longer.
+func TestPatience2(t *testing.T) {
+	for _, lives := range []bool{true, false} {
+		pings := 0
+		inFakeTimeTo2(t, func(p *peer2) {
+			p.begin2()
+			start := time.Now()
+			for {
+				f, err := p.ReadFrame()
+				if err != nil {
+					return
+				}
+				if f, ok := f.(*http2.PingFrame); ok && lives {
+					pings++
+					p.WritePing(true, f.Data)
+				}
+				if time.Since(start) > 2*time.Hour {
+					p.head(1, true, ":status", "204")
+				}
+			}
+		}, func(r *testRelay, dial func() *testVisitor) {
+			v := dial()
+			start := time.Now()
+			v.send(get)
+			res, _ := v.response("GET")
+			switch d := time.Since(start); {
+			case lives && (res.StatusCode != 204 || d < 2*time.Hour):
+				t.Errorf("%s after %v", res.Status, d)
+			case !lives && (res.StatusCode != 504 || d < pingTime+deafTime || d > pingTime+deafTime+2*time.Second):
+				t.Errorf("dead target: %s after %v", res.Status, d)
+			}
+		})
+		if lives && (pings < 200 || pings > 260) {
+			t.Errorf("%d pings in two hours", pings)
+		}
+	}
+}
+
+// A connection that nobody uses is closed after keepTime2, by GOAWAY.
+func TestIdleTarget2(t *testing.T) {
+	var frames []string
+	inFakeTimeTo2(t, func(p *peer2) {
+		p.begin2()
+		start := time.Now()
+		for {
+			f := p.next()
+			frames = append(frames, fmt.Sprint(time.Since(start).Truncate(time.Second), " ", strings.Join(append(strings.Fields(show(f)), "")[:2], " ")))
+			if f == nil {
+				return
+			}
+			if f, isHead := f.(*http2.MetaHeadersFrame); isHead {
+				p.head(f.StreamID, true, ":status", "204")
+			}
+		}
+	}, func(r *testRelay, dial func() *testVisitor) {
+		v := dial()
+		for range 3 {
+			v.send(get)
+			if res, _ := v.response("GET"); res.StatusCode != 204 {
+				t.Error(res.Status)
+			}
+			time.Sleep(keepTime2 - 2*time.Second)
+			v.Conn.Close()
+			v = dial()
+		}
+		time.Sleep(2 * keepTime2)
+	})
+	if want := []string{"0s 1 :method=GET", "58s 3 :method=GET", "1m56s 5 :method=GET", "2m56s GOAWAY 0", "3m0s end "}; !slices.Equal(frames, want) {
+		t.Errorf("the target has seen %q, want %q", frames, want)
+	}
+}
+
+// A visitor that does not answer is let go when the relay shuts down.
+func TestDrainSilent2(t *testing.T) {
+	inFakeTime2(t, ok, func(r *testRelay, dial func() *peer2) {
+		p := dial()
+		p.begin()
+		p.get(1)
+		p.expect("1 :status=200 content-length=2", `1 "ok" END`)
+		start := time.Now()
+		done := make(chan error)
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			done <- r.Drain(ctx)
+		}()
+		for {
+			f, err := p.ReadFrame()
+			if err != nil {
+				break
+			}
+			if show(f) == "GOAWAY 1 NO_ERROR" { // and not the first one, of a number that is never reached
+				took(t, start, farewell)
+				p.Conn.Close()
+			}
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A visitor above the limit is told so, whatever it speaks.
+func TestFull2(t *testing.T) {
+	r := newTestRelay(t, false, func(r *Relay) { r.MaxVisitors = 1 })
+	r.connect("office", map[string]string{"app": httpTarget(t, http.NotFoundHandler())}, "app", "https://app.test")
+	p := r.visit2()
+	p.get(1)
+	if got := show(p.next()); !strings.HasPrefix(got, "1 :status=404 ") {
+		t.Errorf("got %s", got)
+	}
+	q := r.visit2()
+	q.get(1)
+	if got := show(q.next()); !strings.HasPrefix(got, "1 :status=503 ") || !strings.Contains(got, "retry-after=5") {
+		t.Errorf("got %s", got)
+	}
+	for f := q.next(); f != nil; f = q.next() {
+	}
+}
+
+// Requests that a connection to the target has no room for get another one.
+func TestRoom2(t *testing.T) {
+	var wait sync.WaitGroup
+	wait.Add(10)
+	var mu sync.Mutex
+	conns := map[string]int{}
+	r := newTestRelay(t, false, nil)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			conns[r.RemoteAddr]++
+			mu.Unlock()
+			if r.URL.Path != "/" {
+				wait.Done()
+				wait.Wait()
+			}
+			io.WriteString(w, "ok")
+		}),
+		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: 4},
+		Protocols: new(http.Protocols),
+	}
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	var served sync.WaitGroup
+	served.Go(func() { srv.Serve(ln) })
+	defer served.Wait()
+	defer srv.Close()
+	r.connect("office", map[string]string{"h2c": ln.Addr().String()}, "h2c", "https://app.test")
+	c := r.client2()
+	get := func(path string) {
+		res, err := c.Get("https://app.test" + path)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer res.Body.Close()
+		if b, _ := io.ReadAll(res.Body); string(b) != "ok" {
+			t.Errorf("%s, %q", res.Status, b)
+		}
+	}
+	get("/") // its settings are known then
+	var clients sync.WaitGroup
+	for range 10 {
+		clients.Go(func() { get("/wait") })
+	}
+	clients.Wait()
+	if len(conns) < 3 {
+		t.Errorf("connections %v, want at least 3 of up to 4 requests at a time", conns)
+	}
 }

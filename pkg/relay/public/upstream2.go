@@ -57,11 +57,16 @@ func (s *service) open2(addr netip.AddrPort, scheme string, host []byte) (*upstr
 // that those which are not needed become idle.
 func (s *service) take2(c *client, host []byte) (*upstream2, error) {
 	for _, u := range s.conns {
-		if !u.retired && u.h2.Room() > 0 && u.h2.Streams()+len(u.calls) < maxCalls {
+		if u.takes() {
 			return u, nil
 		}
 	}
 	return s.open2(c.addr, c.scheme(), host)
+}
+
+// takes reports whether u has room for another request.
+func (u *upstream2) takes() bool {
+	return !u.retired && u.h2.Room() > 0 && u.h2.Streams()+len(u.calls) < maxCalls
 }
 
 // call is one request on an upstream2: the back of an exchange, and the handler of the
@@ -208,6 +213,7 @@ func (c *call) OnDrain() {
 }
 
 func (c *call) OnClose(err error) {
+	c.u.free = c.u.service.session.loop.since()
 	if c.ex == nil || c.retry(err) {
 		return
 	}
@@ -228,9 +234,17 @@ func (c *call) retry(err error) bool {
 	if n, err := http1.ParseRequest(ex.replay, &req); n == 0 || err != nil {
 		return false
 	}
-	u, err := ex.service.open2(ex.client.addr, ex.client.scheme(), nil)
-	if err != nil {
-		return false
+	// Of a connection whose settings are not known, it is not known that it has room.
+	s := ex.service
+	i := slices.IndexFunc(s.conns, func(u *upstream2) bool { return u != c.u && u.h2.Ready() && u.takes() })
+	var u *upstream2
+	if i >= 0 {
+		u = s.conns[i]
+	} else {
+		var err error
+		if u, err = s.open2(ex.client.addr, ex.client.scheme(), nil); err != nil {
+			return false
+		}
 	}
 	n := &call{u: u, ex: ex, extra: c.extra, long: true}
 	ex.again = false

@@ -28,6 +28,7 @@ type visitor2 struct {
 	free      int64 // since when there is no stream
 	began     int64 // with partial: when the first part of a head came
 	partial   bool  // whose rest is missing
+	draining  bool  // the visitor was told to make no more requests
 	woken     bool  // flush comes at the end of this turn
 	flushFunc func()
 }
@@ -123,7 +124,11 @@ func (w *visitor2) drain(all bool) (newcomer bool) {
 	if !w.v.asked && !all {
 		return true
 	}
-	w.h2.Drain()
+	if !w.draining {
+		w.draining = true
+		w.h2.Drain()
+		w.v.await(farewell)
+	}
 	return false
 }
 
@@ -143,7 +148,7 @@ func (w *visitor2) tick() {
 		w.end(errDeadline)
 		return
 	case w.h2.Streams() == 0:
-		if left := idleTime - since(w.free); left > 0 {
+		if left := idleTime - since(w.free); left > 0 && !w.draining {
 			v.await(left)
 			return
 		}
