@@ -106,7 +106,7 @@ func status(st *state, r *public.Relay, started time.Time, here net.Addr) *admin
 		for _, svc := range session.Services {
 			s.Services = append(s.Services, admin.Service{
 				Site: session.Site, Name: svc.Name, Publish: svc.Publish, Target: svc.Target,
-				Visitors: svc.Visitors, Total: svc.Total, Received: svc.Received, Sent: svc.Sent,
+				Visitors: svc.Visitors, Total: svc.Total, Received: svc.Received, Sent: svc.Sent, Errors: troubles(svc.Errors),
 				DatagramsReceived: svc.Datagrams.Received, DatagramsSent: svc.Datagrams.Sent, DatagramsDropped: svc.Datagrams.Dropped,
 			})
 		}
@@ -134,6 +134,19 @@ func status(st *state, r *public.Relay, started time.Time, here net.Addr) *admin
 	}
 	slices.SortFunc(s.Sites, func(a, b admin.Site) int { return strings.Compare(a.Name, b.Name) })
 	return s
+}
+
+// troubles are those of a service that there were.
+func troubles(t public.Troubles) (m map[string]uint64) {
+	for i, n := range t {
+		if w := public.Words[i]; w != "" && n > 0 {
+			if m == nil {
+				m = make(map[string]uint64)
+			}
+			m[w] = n
+		}
+	}
+	return m
 }
 
 // session is what operators see of one.

@@ -127,7 +127,7 @@ func TestCommands(t *testing.T) {
 			}},
 			{Name: "lab", State: admin.StateAway},
 		},
-		Services: []admin.Service{{Site: "office", Name: "intranet", Publish: "https://intranet.example.com", Target: "http"}, {Site: "office", Name: "jump", Target: "tcp"}},
+		Services: []admin.Service{{Site: "office", Name: "intranet", Publish: "https://intranet.example.com", Target: "http", Errors: map[string]uint64{"unreachable": 3, "timeout": 1}}, {Site: "office", Name: "jump", Target: "tcp"}},
 	})
 	nobody, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -151,7 +151,7 @@ func TestCommands(t *testing.T) {
 			"\n    jump would not be published: publish \"tcp://:22\": site \"office\" may not publish this: the public\n      relay's configuration says what it may\n",
 			"\n  00000001: unknown software, no link\n",
 		}, nil},
-		{"services", 0, []string{"office/intranet", "office/jump"}, nil},
+		{"services", 0, []string{"office/intranet", "office/jump", "\n  office/intranet: what went wrong so far: 1 timeout, 3 unreachable\n"}, nil},
 		{"services --rates", 0, []string{"RECEIVED/S", "office/intranet"}, nil},
 		{"site add lab2 --publish tcp://:15000 --ttl 1h", 0, []string{"join-me\n"}, []string{"relay-private join"}},
 		{"site add office --publish tcp://:15000", 1, nil, []string{`site "office" exists`}},

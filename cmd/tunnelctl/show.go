@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -254,6 +256,16 @@ func printServices(w io.Writer, s shown) {
 			published = "operators only"
 		}
 		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%d\t%d\t%s\n", v.Site, v.Name, published, v.Target, v.Visitors, v.Total, s.ofService(v))
+	}
+	for _, v := range s.Services {
+		if len(v.Errors) == 0 {
+			continue
+		}
+		var parts []string
+		for _, word := range slices.Sorted(maps.Keys(v.Errors)) {
+			parts = append(parts, fmt.Sprintf("%d %s", v.Errors[word], word))
+		}
+		wrap(w, fmt.Sprintf("  %s/%s: what went wrong so far: %s", v.Site, v.Name, strings.Join(parts, ", ")), "    ")
 	}
 }
 

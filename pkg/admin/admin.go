@@ -171,6 +171,9 @@ type Service struct {
 	Received uint64 `json:"received"` // bytes from visitors
 	Sent     uint64 `json:"sent"`     // bytes to visitors
 
+	// Errors counts what went wrong, by the words of the access log; nil: nothing.
+	Errors map[string]uint64 `json:"errors,omitempty"`
+
 	// Of a udp service, whose visitors are flows. Dropped are those that were lost at its port: there was a
 	// limit, or a buffer was full.
 	DatagramsReceived uint64 `json:"datagrams_received,omitempty"`
