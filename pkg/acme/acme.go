@@ -264,6 +264,7 @@ func New(cfg Config) (*Manager, error) {
 		Logger:    logger,
 	})
 	m.tasks.Go(m.run)
+	m.tasks.Go(m.clean)
 	return m, nil
 }
 

@@ -3,6 +3,7 @@ package acme
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os/exec"
@@ -75,8 +76,12 @@ func (h *Hook) call(ctx context.Context, what, fqdn, value string) error {
 	if h.Log != nil && text != "" {
 		h.Log.Info("certificates: the DNS hook says", "program", h.Program, "what", what, "name", fqdn, "stderr", text)
 	}
+	if errors.Is(err, exec.ErrWaitDelay) { // it has ended well, and left somebody who holds its standard error
+		err = nil
+	}
+	state := cmd.ProcessState
 	switch {
-	case ctx.Err() == context.DeadlineExceeded:
+	case ctx.Err() == context.DeadlineExceeded && (state == nil || !state.Exited()):
 		return fmt.Errorf("the DNS hook %s %s has not ended in %v", h.Program, what, timeout)
 	case err != nil && text != "":
 		return fmt.Errorf("the DNS hook %s %s: %w: %s", h.Program, what, err, lastLine(text))

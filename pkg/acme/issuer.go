@@ -352,10 +352,8 @@ func (t hearing) CloseIdleConnections() {
 // retryAfter reads the field of that name: seconds, or a date.
 func retryAfter(value string, now time.Time) (time.Time, bool) {
 	t, err := http.ParseTime(value)
-	if n, numErr := strconv.Atoi(value); numErr == nil && n >= 0 && n <= int(maxPause/time.Second) {
-		t, err = now.Add(time.Duration(n)*time.Second), nil
-	} else if numErr == nil || errors.Is(numErr, strconv.ErrRange) {
-		t, err = now.Add(maxPause), nil
+	if n, numErr := strconv.ParseUint(value, 10, 64); numErr == nil || errors.Is(numErr, strconv.ErrRange) {
+		t, err = now.Add(time.Duration(min(n, uint64(maxPause/time.Second)))*time.Second), nil
 	}
 	if last := now.Add(maxPause); t.After(last) {
 		t = last

@@ -103,7 +103,7 @@ func (p *RFC2136) update(ctx context.Context, zone string, records []libdns.Reco
 	text := dns.RcodeToString[answer.Rcode]
 	switch answer.Rcode {
 	case dns.RcodeNotAuth:
-		text += " (it is not the primary server of the zone, or does not know the key)"
+		text += " (it is not the primary server of the zone, does not know the key, or has another secret for it)"
 	case dns.RcodeRefused:
 		text += " (the key may not change this name)"
 	}

@@ -3,6 +3,7 @@ package acme
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -262,4 +263,46 @@ func TestRedisShared(t *testing.T) {
 	srv.start()
 	b.Retry()
 	b.certified(t, "late.example.com")
+}
+
+// What nobody will want leaves the store, and the rest stays.
+func TestClean(t *testing.T) {
+	store := openFiles(t, t.TempDir())
+	m, err := New(Config{Store: store, Directories: []Directory{{URL: "https://127.0.0.1:1/dir"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	now := time.Now()
+	dir := t.TempDir()
+	testCertificate(t, dir) // for another hour
+	pem, err := os.ReadFile(filepath.Join(dir, "cert.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := map[string][]byte{"certificates/ca/a/a.crt": pem, "certificates/ca/a/a.key": nil, "certificates/ca/a/a.json": nil}
+	add := func(key string, v any) {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		values[key] = b
+	}
+	add("retry/new.json", record{Failures: 1, Next: now.Add(time.Hour)})
+	add("retry/old.json", record{Failures: 9, Next: now.Add(-keepTime - time.Hour)})
+	add("challenges/http/new.json", shownChallenge{Since: now})
+	add("challenges/http/old.json", shownChallenge{Since: now.Add(-2 * challengeOld)})
+	for key, value := range values {
+		if err := store.Store(t.Context(), key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := m.cleanNow(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	for key := range values {
+		if there := store.Exists(t.Context(), key); there == strings.Contains(key, "old") {
+			t.Errorf("%s: %v", key, there)
+		}
+	}
 }
