@@ -144,6 +144,8 @@ func (st *state) publishedHosts(hosts []string) {
 
 // manage has the right names certified.
 func (st *state) manage() {
+	st.managing.Lock() // so that the last one to ask knows the last state
+	defer st.managing.Unlock()
 	c := st.acme.Load()
 	if c == nil {
 		return

@@ -41,6 +41,8 @@ type state struct {
 	acme        atomic.Pointer[certificates]    // nil without [acme]
 	hosts       atomic.Pointer[[]string]        // published by https
 
+	managing sync.Mutex
+
 	mu         sync.Mutex
 	configured []public.Site // from public.toml
 }

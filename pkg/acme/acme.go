@@ -293,8 +293,11 @@ func (m *Manager) Manage(names []string) {
 	defer m.mu.Unlock()
 	wanted := make(map[string]bool, len(names))
 	for _, n := range names {
-		if wild := wildcard(n); wild == "" || !slices.Contains(names, wild) {
-			wanted[n] = true
+		wanted[n] = true
+	}
+	for _, n := range names {
+		if wild := wildcard(n); wild != "" && wanted[wild] {
+			delete(wanted, n)
 		}
 	}
 	for name, e := range m.entries {

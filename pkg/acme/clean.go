@@ -16,7 +16,7 @@ const (
 	keepTime  = 14 * 24 * time.Hour // of a certificate that has expired, or of a failure that nobody has tried to mend
 )
 
-// clean removes from the Store what nobody will want, once a day.
+// clean forgets what nobody will want, once a day.
 func (m *Manager) clean() {
 	timer := time.NewTimer(time.Minute)
 	defer timer.Stop()
@@ -36,6 +36,13 @@ func (m *Manager) clean() {
 }
 
 func (m *Manager) cleanNow(ctx context.Context, now time.Time) error {
+	m.mu.Lock()
+	for name, e := range m.entries {
+		if !e.wanted && !e.busy && (e.certificate == nil || now.After(e.certificate.Leaf.NotAfter)) {
+			delete(m.entries, name)
+		}
+	}
+	m.mu.Unlock()
 	return errors.Join(
 		certmagic.CleanStorage(ctx, m.store, certmagic.CleanStorageOptions{
 			Logger: zap.New(bridge{m.log}), ExpiredCerts: true, ExpiredCertGracePeriod: keepTime,

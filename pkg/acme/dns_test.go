@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -277,6 +278,9 @@ func TestRFC2136(t *testing.T) {
 }
 
 func TestHook(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("the program is a shell script")
+	}
 	dir := t.TempDir()
 	program := func(script string) *Hook {
 		file := filepath.Join(dir, fmt.Sprintf("hook%d", len(script)))
