@@ -1,6 +1,7 @@
 package http3
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"strconv"
@@ -106,6 +107,24 @@ func (h *Head) Trailers(section []byte) ([]http1.Field, error) {
 		return nil, refine(err)
 	}
 	return h.fields, nil
+}
+
+// Priority is what a priority field says (rfc9218#section-4): how urgent the response is, from 0 to 7, the
+// least urgent one, and whether a part of it is of use before the rest. What it does not know it ignores.
+func Priority(value []byte) (urgency int8, incremental bool) {
+	urgency = 3
+	for p := range bytes.SplitSeq(value, []byte{','}) {
+		p = bytes.Trim(p, " \t")
+		switch {
+		case len(p) == 3 && p[0] == 'u' && p[1] == '=' && '0' <= p[2] && p[2] <= '7':
+			urgency = int8(p[2] - '0')
+		case string(p) == "i", string(p) == "i=?1":
+			incremental = true
+		case string(p) == "i=?0":
+			incremental = false
+		}
+	}
+	return urgency, incremental
 }
 
 // refine makes an error of HTTP/3 of one of http1, unless it says more than that a message is malformed.

@@ -230,6 +230,16 @@ func TestTrailers(t *testing.T) {
 	}
 }
 
+func TestPriority(t *testing.T) {
+	for value, want := range map[string]string{
+		"": "3 false", "u=1, i": "1 true", "u=7": "7 false", "i=?0,u=0": "0 false", "i=?1": "3 true", "u=8, u=9, x=1, u=-1, i=2": "3 false", "u=2 ,u=5": "5 false",
+	} {
+		if u, i := Priority([]byte(value)); fmt.Sprint(u, i) != want {
+			t.Errorf("%q: %d %v, want %s", value, u, i, want)
+		}
+	}
+}
+
 // read gives b to a reader in pieces of n bytes and describes what came of it.
 func read(r *Reader, b []byte, n int) (events []string, err error) {
 	for len(b) > 0 {

@@ -121,14 +121,19 @@ func (s *stream3) read(ctx context.Context) {
 func (s *stream3) readHead() (rest []byte, err error) {
 	s.stream.SetReadDeadline(time.Now().Add(headTime))
 	defer s.stream.SetReadDeadline(time.Time{})
-	buf := reads3.Get().(*[readSize3]byte)
-	defer reads3.Put(buf)
+	var got []byte
 	for complete := false; ; {
+		// Whoever is slow holds what has come, and no buffer.
+		var one [1]byte
+		s.stream.Peek(one[:]) // Read will tell the error
+		buf := reads3.Get().(*[readSize3]byte)
 		n, end := s.stream.Read(buf[:])
+		got = append(got[:0], buf[:n]...)
+		reads3.Put(buf)
 		if end != nil && end != io.EOF {
 			return nil, end
 		}
-		b := buf[:n]
+		b := got
 		for !complete && len(b) > 0 {
 			event, section, used, err := s.in.Next(b)
 			b = b[used:]
@@ -158,7 +163,7 @@ func (s *stream3) readHead() (rest []byte, err error) {
 				return nil, err
 			}
 			s.in.Expect(s.req.ContentLength)
-			return append(rest, b...), nil
+			return b, nil
 		}
 	}
 }
@@ -193,6 +198,9 @@ func (s *stream3) start(err error) {
 	s.connect = s.req.Upgrade != nil
 	s.grpc = bytes.HasPrefix(http1.Get(s.req.Fields, "content-type"), grpcType)
 	s.key = addKey(&s.req)
+	if p := http1.Get(s.req.Fields, "priority"); p != nil {
+		s.stream.SetPriority(http3.Priority(p))
+	}
 	s.ask()
 }
 

@@ -49,14 +49,18 @@ func (r *testRelay) dial3(name string, protos ...string) (*quic.Conn, error) {
 	if protos == nil {
 		protos = []string{"h3"}
 	}
+	return r.dialTLS3(&tls.Config{ServerName: name, NextProtos: protos})
+}
+
+func (r *testRelay) dialTLS3(cfg *tls.Config) (*quic.Conn, error) {
+	cfg.InsecureSkipVerify = true
 	pc, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	tr := &quic.Transport{Conn: pc}
 	r.t.Cleanup(func() { tr.Close(); pc.Close() })
-	return tr.Dial(r.t.Context(), r.listener("quic"), &tls.Config{InsecureSkipVerify: true, ServerName: name, NextProtos: protos},
-		&quic.Config{MaxIdleTimeout: 20 * time.Second})
+	return tr.Dial(r.t.Context(), r.listener("quic"), cfg, &quic.Config{MaxIdleTimeout: 20 * time.Second})
 }
 
 // client3 is an HTTP client that finds every host at the relay, by HTTP/3.
@@ -919,6 +923,80 @@ func TestHTTP3Admission(t *testing.T) {
 		c.CloseWithError(0, "")
 	}
 	waitFor(t, func() bool { st := r.Status(t.Context()); return st.Visitors == 0 && st.Counters.TurnedAway == 1 })
+}
+
+// What a service demands of its visitors it demands of these.
+func TestHTTP3Policy(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	ts := r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(echoHead))}, "app", "https://app.test")
+	ca := newCA(t, "ours", nil)
+	ask := func(cert *tls.Certificate, sni string, body []byte, lines ...string) (string, string) {
+		t.Helper()
+		cfg := &tls.Config{ServerName: sni, NextProtos: []string{"h3"}}
+		if cert != nil {
+			cfg.Certificates = []tls.Certificate{*cert}
+		}
+		conn, err := r.dialTLS3(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.CloseWithError(0, "")
+		s, err := conn.OpenStreamSync(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.SetDeadline(time.Now().Add(20 * time.Second))
+		s.Write(pack3(append([]string{":method: POST", ":scheme: https", ":authority: app.test", ":path: /"}, lines...)...))
+		s.Write(frame3(0, body))
+		s.Close()
+		status, answer, err := answer3(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return status, answer
+	}
+	ts.demand(&relay.Policy{ClientCA: ca.pem(), MaxBody: 10}, "app", "https://app.test")
+	if status, body := ask(ca.issue(nil), "app.test", []byte("short"), "client-cert: :eA==:"); status != "200" || !strings.Contains(body, "CN=alice") || strings.Contains(body, "eA==") {
+		t.Errorf("a good certificate: %s %s", status, body)
+	}
+	if status, body := ask(ca.issue(nil), "app.test", []byte("much too long")); status != "413" {
+		t.Errorf("a long body: %s %s", status, body)
+	}
+	if status, body := ask(nil, "app.test", nil); status != "403" {
+		t.Errorf("no certificate: %s %s", status, body)
+	}
+	if status, body := ask(newCA(t, "other", nil).issue(nil), "app.test", nil); status != "403" {
+		t.Errorf("another authority: %s %s", status, body)
+	}
+	if status, body := ask(ca.issue(nil), "open.test", nil); status != "421" {
+		t.Errorf("a connection for another name: %s %s", status, body)
+	}
+	ts.demand(&relay.Policy{Deny: prefixList("127.0.0.0/8")}, "app", "https://app.test")
+	if status, body := ask(nil, "app.test", nil); status != "403" {
+		t.Errorf("from a denied address: %s %s", status, body)
+	}
+	ts.demand(&relay.Policy{Methods: []string{"GET"}}, "app", "https://app.test")
+	if status, body := ask(nil, "app.test", nil); status != "405" {
+		t.Errorf("another method: %s %s", status, body)
+	}
+}
+
+// Names whose TLS a site ends have no HTTP/3 here.
+func TestHTTP3PassThrough(t *testing.T) {
+	r := newPassing(t, false, func(r *Relay) { r.QUIC = "127.0.0.1:0" })
+	r.connect("office", nil, "mail", "tls://mail.test", "web", "https://web.test")
+	for _, name := range []string{"mail.test", "away.test"} { // somebody may publish the second one so
+		if _, err := r.dial3(name); err == nil || !strings.Contains(err.Error(), "no application protocol") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	conn, err := r.dial3("web.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status, _, err := answer3(ask3(t, conn, ":method: GET", ":scheme: https", ":authority: mail.test", ":path: /")); status != "421" || err != nil {
+		t.Errorf("%s %v", status, err)
+	}
 }
 
 // The handshakes of one address are limited, and who has been let in is let be.
