@@ -3,6 +3,7 @@ package private
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -213,6 +214,45 @@ func TestTerminate(t *testing.T) {
 		if got != want {
 			t.Errorf("counted %+v, want %+v", got, want)
 		}
+	}
+}
+
+// Targets that speak HTTP/2 have visitors who do.
+func TestTerminateHTTP2(t *testing.T) {
+	certificate := makeCertificate(t, "*.example.com")
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Host+" over "+r.Proto) })
+	plain, secure := httptest.NewUnstartedServer(h), httptest.NewUnstartedServer(h)
+	plain.Config.Protocols = new(http.Protocols)
+	plain.Config.Protocols.SetUnencryptedHTTP2(true)
+	plain.Start()
+	defer plain.Close()
+	secure.EnableHTTP2 = true
+	secure.StartTLS()
+	defer secure.Close()
+	again := terminated(t, "h2", "h2.example.com", strings.Replace(secure.URL, "https", "h2", 1), static(certificate))
+	again.RootCAs = x509.NewCertPool()
+	again.RootCAs.AddCert(secure.Certificate())
+	s := newSite(t, again, terminated(t, "h2c", "h2c.example.com", strings.Replace(plain.URL, "http", "h2c", 1), static(certificate)))
+	for _, name := range []string{"h2", "h2c"} {
+		host := name + ".example.com"
+		tr := &http.Transport{ForceAttemptHTTP2: true, DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
+			return s.visit(name).tls(host, certificate, protocols("http/1.1", "h2"))
+		}}
+		for range 3 { // on one connection
+			res, err := (&http.Client{Transport: tr}).Get("https://" + host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, _ := io.ReadAll(res.Body)
+			res.Body.Close()
+			if string(b) != host+" over HTTP/2.0" {
+				t.Errorf("%s: %q", name, b)
+			}
+		}
+		if st := s.peer.relay.Status().Services; st[0].Total > 1 || st[1].Total > 1 {
+			t.Errorf("streams %+v", st)
+		}
+		tr.CloseIdleConnections()
 	}
 }
 
