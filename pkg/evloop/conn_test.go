@@ -521,6 +521,8 @@ func TestInCallbacks(t *testing.T) {
 // TestMove echoes while the connection goes from loop to loop.
 func TestMove(t *testing.T) {
 	onEveryCore(t, func(t *testing.T, core *Core) {
+		const peers = 4
+		ended := make(chan struct{}, 2*peers)
 		wander := func(c *Conn) Handler {
 			n := 0
 			e := &echo{c: c}
@@ -546,18 +548,22 @@ func TestMove(t *testing.T) {
 					if err != nil {
 						t.Errorf("OnClose(%v)", err)
 					}
+					ended <- struct{}{}
 				},
 			}
 			return h
 		}
 		var wg sync.WaitGroup
-		for range 4 {
+		for range peers {
 			nc := peer(t, core, func(c *Conn) { c.SetHandler(wander(c)) })
 			wg.Go(func() { checkEcho(t, nc, 1<<20) })
 			tc := tlsPeer(t, core, wander, nil)
 			wg.Go(func() { checkEcho(t, tc, 1<<20) })
 		}
 		wg.Wait()
+		for range 2 * peers { // the clients have their end before the handlers do
+			<-ended
+		}
 	})
 }
 
