@@ -118,6 +118,12 @@ func (v *visitor) pass(s *service) {
 	if v.relay.AccessLog != nil {
 		r.request = appendText(nil, "host", v.sni, logHost)
 	}
+	if !v.relay.mayShake(v.addr.Addr(), false) { // it costs the site what it would cost us
+		v.loop.counters.HandshakesLimited++
+		v.conn.Abort(errHandshakes)
+		s.turnAway(r, wordLimit)
+		return
+	}
 	if !s.admits(v.addr.Addr()) {
 		v.refuseTLS(alertAccessDenied)
 		s.turnAway(r, wordPolicy)
@@ -170,8 +176,8 @@ func (t *table) passed(host []byte) *service {
 // another matter.
 func (t *table) passedAway(host string) bool {
 	allowed := func(wildcard bool) bool {
-		for _, p := range t.patterns {
-			if p.Scheme == "tls" && strings.HasPrefix(p.Host, "*") == wildcard && relay.MatchHost(p.Host, host) {
+		for _, p := range t.passes {
+			if strings.HasPrefix(p.Host, "*") == wildcard && relay.MatchHost(p.Host, host) {
 				return true
 			}
 		}

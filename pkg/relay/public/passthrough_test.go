@@ -13,6 +13,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -405,4 +406,53 @@ func TestPassThroughRedirect(t *testing.T) {
 			t.Errorf("http://%s: %d, want %d", host, got, want)
 		}
 	}
+}
+
+// What a service demands, and what one address may do, holds before anything reaches the site.
+func TestPassThroughLimited(t *testing.T) {
+	site := map[string]string{"mail": tlsTarget(t)}
+	t.Run("handshakes", func(t *testing.T) {
+		r := newPassing(t, false, func(r *Relay) { r.HandshakesPerAddress = 10 }) // two at once
+		r.connect("office", site, "mail", "tls://mail.test")
+		for i := range 4 {
+			tc, who := r.shake("mail.test")
+			if tc.Close(); (who == "site") != (i < 2) {
+				t.Errorf("handshake %d meets %s", i, who)
+			}
+		}
+	})
+	t.Run("policy", func(t *testing.T) {
+		r := newPassing(t, false, nil)
+		s := r.connect("office", site)
+		var streams int
+		s.handle(func(*tunnel.Stream, relay.Header) bool { streams++; return false })
+		announce := func(p *relay.Policy) {
+			replies := make(chan []relay.AnnounceReply, 1)
+			onLoop(s.session.loop.Loop, func() {
+				s.announce([]relay.Announcement{{Name: "mail", Publish: "tls://mail.test", TargetScheme: "tcp", Policy: p}}, replies)
+			})
+			if reply := (<-replies)[0]; reply.Error != "" {
+				t.Error(reply.Error)
+			}
+		}
+		for _, tt := range []struct {
+			policy *relay.Policy
+			want   string
+		}{
+			{&relay.Policy{Deny: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, "remote error: tls: access denied"},
+			{&relay.Policy{Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}, "remote error: tls: access denied"},
+			{&relay.Policy{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, "site"},
+		} {
+			announce(tt.policy)
+			tc, who := r.shake("mail.test")
+			if tc.Close(); who != tt.want {
+				t.Errorf("%+v: meets %s, want %s", tt.policy, who, tt.want)
+			}
+		}
+		onLoop(s.session.loop.Loop, func() {
+			if streams != 1 {
+				t.Errorf("%d streams were opened, want one", streams)
+			}
+		})
+	})
 }

@@ -34,6 +34,7 @@ type table struct {
 // away is what is known of sites that are away.
 type away struct {
 	patterns []relay.Pattern // what they may publish
+	passes   []relay.Pattern // those of tls
 	names    map[string]bool // hosts, as in table, that they had by https (false) or tls (true) when they were there
 }
 
@@ -44,6 +45,11 @@ func newTable(services []*service, away away) *table {
 		plain:  make(map[string][]*service),
 		raw:    make(map[string]*service),
 		away:   away,
+	}
+	for _, p := range t.patterns {
+		if p.Scheme == "tls" {
+			t.passes = append(t.passes, p)
+		}
 	}
 	for _, s := range services {
 		hosts := t.hosts(s.secure)
