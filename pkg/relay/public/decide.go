@@ -71,6 +71,9 @@ func (l *loop) decide(c *client, req *http1.Request) decision {
 		case s.session.group.undecided:
 			return decision{action: doHold, service: s}
 		}
+		if s.session.crowded(c.addr.Addr()) {
+			return decision{action: doAnswer, service: s, trouble: troubleFull}
+		}
 		if p := s.policy.Load(); p != nil {
 			if d, pass := p.check(l, s, c, req); !pass {
 				return d

@@ -3,6 +3,7 @@ package public
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -477,4 +478,120 @@ func (b *lockedBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.String()
+}
+
+// The same for requests: one address has as many under way as it can get, and another is served.
+func TestFairRequests(t *testing.T) {
+	r := newTestRelay(t, false, func(r *Relay) { r.Proxies, r.MaxStreams = prefixList("127.0.0.0/8"), 20 })
+	release := make(chan bool)
+	var hanging atomic.Int32
+	r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.URL.Path == "/hang" {
+			hanging.Add(1)
+			<-release
+		}
+	}))}, "app", "http://app.test")
+	t.Cleanup(func() { close(release) })
+	come := func(from, path string) *testVisitor {
+		v := r.dial(false)
+		v.send("PROXY TCP4 " + from + " 192.0.2.99 1000 80\r\nGET " + path + " HTTP/1.1\r\nHost: app.test\r\n\r\n")
+		return v
+	}
+	refused := 0
+	for range 30 {
+		before := hanging.Load()
+		v := come("192.0.2.1", "/hang")
+		answered := make(chan bool, 1)
+		go func() {
+			_, err := v.Peek(1)
+			answered <- err == nil
+		}()
+		eventually(t, "the request is under way or refused", func() bool {
+			select {
+			case ok := <-answered:
+				if !ok {
+					t.Fatal("the connection was closed")
+				}
+				refused++
+				return true
+			default:
+				return hanging.Load() > before
+			}
+		})
+	}
+	if n := hanging.Load(); n < 9 || n > 11 || int(n)+refused != 30 {
+		t.Errorf("one address has %d requests under way of 20, %d were refused", n, refused)
+	}
+	for i := range 5 {
+		if res, _ := come(fmt.Sprint("192.0.2.", 10+i), "/").response("GET"); res.StatusCode != 200 {
+			t.Errorf("another address: %d", res.StatusCode)
+		}
+	}
+}
+
+// What a policy demands it demands of HTTP/2 as well.
+func TestPolicyHTTP2(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	ts := r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(echoHead))}, "app", "https://app.test")
+	ca := newCA(t, "ours", nil)
+	ts.demand(&relay.Policy{
+		ClientCA: ca.pem(), Users: hashes(t), MaxBody: 4, Methods: []string{"GET", "POST"}, HSTS: &relay.HSTS{MaxAge: 60},
+		RequestHeaders: relay.HeaderRules{Set: map[string]string{"X-Env": "prod"}, Remove: []string{"X-Secret"}},
+	}, "app", "https://app.test")
+	tr := &http.Transport{
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, r.https)
+		},
+		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{*ca.issue(nil)}},
+		ForceAttemptHTTP2: true,
+	}
+	t.Cleanup(tr.CloseIdleConnections)
+	ask := func(method string, body io.Reader, user, password string) (int, string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, "https://app.test/", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-Secret", "s")
+		req.Header.Set("X-Remote-User", "root")
+		if user != "" {
+			req.SetBasicAuth(user, password)
+		}
+		res, err := tr.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		b, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res.ProtoMajor != 2 {
+			t.Fatalf("the answer is %s", res.Proto)
+		}
+		if hsts := res.Header.Get("Strict-Transport-Security"); res.StatusCode == 200 && hsts != "max-age=60" {
+			t.Errorf("HSTS: %q", hsts)
+		}
+		return res.StatusCode, string(b)
+	}
+	if status, body := ask("GET", nil, "bob", "pa:ss"); status != 200 || strings.Contains(body, "X-Secret") || strings.Contains(body, "root") ||
+		strings.Contains(body, "Authorization") || !strings.Contains(body, "X-Remote-User: bob") || !strings.Contains(body, "X-Env: prod") || !strings.Contains(body, "X-Client-Cert-Subject: CN=alice") {
+		t.Errorf("%d\n%s", status, body)
+	}
+	for _, tt := range []struct {
+		method string
+		body   io.Reader
+		user   string
+		want   int
+	}{
+		{"GET", nil, "", 401},
+		{"DELETE", nil, "bob", 405},
+		{"POST", strings.NewReader("1234"), "bob", 200},
+		{"POST", struct{ io.Reader }{strings.NewReader("1234")}, "bob", 200},
+		{"POST", struct{ io.Reader }{strings.NewReader("12345")}, "bob", 413},
+	} {
+		if status, body := ask(tt.method, tt.body, tt.user, "pa:ss"); status != tt.want {
+			t.Errorf("%s: %d %s, want %d", tt.method, status, body, tt.want)
+		}
+	}
 }
