@@ -52,7 +52,7 @@ type visitor3 struct {
 	others   int           // streams that are being read beside them
 	next     quic.StreamID // of the first request that has not come yet
 	leaving  bool          // the visitor was told to go
-	newcomer bool          // it will be, after its first request
+	newcomer bool          // it will be, after its first requests
 	idle     *time.Timer   // runs while there is no request
 	waste    float64
 	wasted   time.Time // when waste was true
@@ -105,7 +105,12 @@ func (v *visitor3) serve(ctx context.Context) {
 	}
 	v.mu.Lock()
 	v.control = control
-	v.idle = time.AfterFunc(idleTime, v.leave)
+	v.newcomer = v.verdict != admitted // it hears that there is no room, and no more
+	wait := idleTime
+	if v.newcomer {
+		wait = headTime
+	}
+	v.idle = time.AfterFunc(wait, v.leave)
 	v.mu.Unlock()
 	defer v.idle.Stop()
 	v.q.enlist(v)
@@ -120,6 +125,7 @@ func (v *visitor3) serve(ctx context.Context) {
 			s.CancelRead(quic.StreamErrorCode(http3.RequestRejected))
 			s.CancelWrite(quic.StreamErrorCode(http3.RequestRejected))
 			s.ReleaseStreamCredit()
+			v.spoil()
 			continue
 		}
 		st := newStream3(v, s)

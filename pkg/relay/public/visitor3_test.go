@@ -919,7 +919,11 @@ func TestHTTP3Admission(t *testing.T) {
 			t.Errorf("%d: %s %v, want %s", i, status, err, want)
 		}
 	}
-	for _, c := range conns {
+	<-conns[2].Context().Done() // it has been told, and that is all
+	if e, ok := errors.AsType[*quic.ApplicationError](context.Cause(conns[2].Context())); !ok || http3.Code(e.ErrorCode) != http3.NoError {
+		t.Errorf("%v", context.Cause(conns[2].Context()))
+	}
+	for _, c := range conns[:2] {
 		c.CloseWithError(0, "")
 	}
 	waitFor(t, func() bool { st := r.Status(t.Context()); return st.Visitors == 0 && st.Counters.TurnedAway == 1 })
