@@ -57,7 +57,7 @@ func versions(t *testing.T, h http.Handler, f func(t *testing.T, r *testRelay, c
 	for _, visitor := range []string{"1", "2"} {
 		for _, target := range []string{"1", "2"} {
 			t.Run(visitor+" to "+target, func(t *testing.T) {
-				r := newTestRelay(t, false, nil)
+				r := newTestRelay(t, false, func(r *Relay) { r.HandshakesPerAddress = 1 << 20 })
 				if target == "1" {
 					r.connect("office", map[string]string{"app": httpTarget(t, h)}, "app", "https://app.test")
 				} else {
