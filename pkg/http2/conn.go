@@ -29,7 +29,12 @@ const (
 	calmPerEnd    = 2       // earned by a request that was answered
 	calmPayload   = 1 << 10 // each of these in a DATA frame earns 1, and the frame itself does
 	costFrame     = 1       // PING, PRIORITY, SETTINGS, empty DATA, unknown and late frames, interim responses
-	costReset     = 2       // a stream reset by the peer, or by us for what it sent: rapid reset (CVE-2023-44487, CVE-2025-8671)
+
+	// resets is the budget of streams that are reset by the peer, or by us for what it sent: rapid reset
+	// (CVE-2023-44487, CVE-2025-8671). It is earned by time, and by each request that was answered, but not by payload:
+	// a byte of that is cheaper than what a request sets in motion.
+	resetsMax       = 500
+	resetsPerSecond = 50
 
 	settingsPerCost = 8 // settings in one frame: each may change the windows of all streams
 
@@ -97,6 +102,7 @@ func (e *Endpoint) conn(t Transport, now time.Time) *Conn {
 		recvWindow: connWindow,
 		peerWindow: defaultWindow,
 		calm:       calmMax,
+		resets:     resetsMax,
 		calmAt:     now.UnixMilli(),
 	}
 }
@@ -150,17 +156,17 @@ type Conn struct {
 	flags connFlags
 
 	// Receiving.
-	dec        table
-	data       *Stream // of the DATA frame under way; nil if its payload is dropped
-	left       int     // of its payload
-	padding    int     // behind the payload
-	inData     bool    // such a frame is under way
-	dataEnd    bool    // and has END_STREAM
-	recvWindow int32   // what the peer may still send
-	used       int32   // what handlers have used of it and the peer was not told
-	calm       int32   // what is left of the budget
-	calmAt     int64   // when it was last added to, in ms
-	updates    int     // WINDOW_UPDATE frames that are free
+	dec          table
+	data         *Stream // of the DATA frame under way; nil if its payload is dropped
+	left         int     // of its payload
+	padding      int     // behind the payload
+	inData       bool    // such a frame is under way
+	dataEnd      bool    // and has END_STREAM
+	recvWindow   int32   // what the peer may still send
+	used         int32   // what handlers have used of it and the peer was not told
+	calm, resets int32   // what is left of the budgets
+	calmAt       int64   // when time last added to them, in ms
+	updates      int     // WINDOW_UPDATE frames that are free
 
 	// Streams, by number: open hashing, because numbers are nearly consecutive.
 	streams    []*Stream
@@ -222,6 +228,7 @@ var (
 	errContinuation = &Error{CodeProtocol, "header block interrupted"}
 	errBlock        = &Error{CodeEnhanceYourCalm, "header block too large"}
 	errCalm         = &Error{CodeEnhanceYourCalm, "too many frames without payload"}
+	errResets       = &Error{CodeEnhanceYourCalm, "too many streams reset"}
 	errOverrun      = &Error{CodeFlowControl, "window exceeded"}
 	errWindow       = &Error{CodeFlowControl, "window too large"}
 	errNoIncrement  = &Error{CodeProtocol, "window increment of 0"}
@@ -628,6 +635,7 @@ func (c *Conn) onResponse(s *Stream, end bool) *Error {
 		return c.refuse(s, CodeProtocol)
 	default:
 		s.flags |= recvHead
+		c.earnEnd() // a server may reset, with NO_ERROR, what it has answered early
 		switch res.Framing {
 		case http1.NoBody:
 			s.expect = 0
@@ -780,7 +788,7 @@ func (c *Conn) onReset(h header, b []byte) *Error {
 	default:
 		c.end(s, &StreamError{Code: code, Remote: true})
 	}
-	return c.spend(costReset)
+	return c.spendReset()
 }
 
 func (c *Conn) onGoAway(h header, b []byte) *Error {
@@ -811,17 +819,34 @@ func (c *Conn) spend(n int32) *Error {
 	return nil
 }
 
+// spendReset takes one off the other budget.
+func (c *Conn) spendReset() *Error {
+	if c.resets--; c.resets < 0 {
+		return errResets
+	}
+	return nil
+}
+
 func (c *Conn) earn(n int) { c.calm = min(c.calm+int32(n), calmMax) }
+
+func (c *Conn) earnResets(n int) { c.resets = min(c.resets+int32(n), resetsMax) }
+
+// earnEnd is what an answered request earns.
+func (c *Conn) earnEnd() {
+	c.earn(calmPerEnd)
+	c.earnResets(1)
+}
 
 func (c *Conn) refill(now time.Time) {
 	ms := now.UnixMilli()
 	d := ms - c.calmAt
-	if d < 1000/calmPerSecond && d >= 0 {
+	if d < 1000/resetsPerSecond && d >= 0 {
 		return
 	}
 	c.calmAt = ms
 	if d > 0 { // or the clock was set back
 		c.earn(int(min(d*calmPerSecond/1000, calmMax)))
+		c.earnResets(int(min(d*resetsPerSecond/1000, resetsMax)))
 	}
 }
 

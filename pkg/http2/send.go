@@ -276,7 +276,7 @@ func (s *Stream) Respond(res *http1.Response, end bool) {
 	}
 	if status >= 200 {
 		s.flags |= sentHead
-		c.earn(calmPerEnd)
+		c.earnEnd()
 	} else {
 		end = false
 	}
@@ -298,13 +298,13 @@ func (s *Stream) Respond(res *http1.Response, end bool) {
 // refuse resets s for what the peer has sent.
 func (c *Conn) refuse(s *Stream, code Code) *Error {
 	s.abort(code, &StreamError{Code: code})
-	return c.spend(costReset)
+	return c.spendReset()
 }
 
 // refuseID resets a stream that was not made.
 func (c *Conn) refuseID(id uint32, code Code) *Error {
 	c.sendReset(id, code)
-	return c.spend(costReset)
+	return c.spendReset()
 }
 
 func (c *Conn) sendReset(id uint32, code Code) {

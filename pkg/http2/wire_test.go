@@ -469,6 +469,11 @@ func TestFloods(t *testing.T) {
 		"rapid reset": func(w *wire, i int) []byte {
 			return append(w.head(id(i), true, getHead), frame(typeReset, 0, id(i), u32(uint32(CodeCancel))...)...)
 		},
+		"rapid reset behind payload": func(w *wire, i int) []byte {
+			b := append(w.head(id(i), false, postHead), data(id(i), 1, false)...)
+			b = append(b, data(id(i), 1, false)...)
+			return append(b, frame(typeReset, 0, id(i), u32(uint32(CodeCancel))...)...)
+		},
 		"made you reset": func(w *wire, i int) []byte {
 			return append(w.head(id(i), false, getHead), window(id(i), 0)...)
 		},
@@ -946,6 +951,19 @@ func TestClient(t *testing.T) {
 	w.feed(w.head(a.s.ID(), true, ":status: 204"))
 	if !w.c.Done() || w.err != nil {
 		t.Error("not done", w.err)
+	}
+}
+
+// A server that answers early, and wants no more of the request, may do so on and on.
+func TestEarlyAnswers(t *testing.T) {
+	w := clientWire(t)
+	for range 2 * resetsMax {
+		r := w.request("POST", false)
+		w.feed(w.head(r.s.ID(), true, ":status: 200\ngrpc-status: 16"), frame(typeReset, 0, r.s.ID(), u32(uint32(CodeNone))...))
+		if w.err != nil || !r.closed {
+			t.Fatalf("stream %d: %v, %v", r.s.ID(), r.closed, w.err)
+		}
+		w.streams = w.streams[:0]
 	}
 }
 
