@@ -64,7 +64,7 @@ type Relay struct {
 
 	// Names is called when the hosts have changed for which certificates can be obtained: those of services with
 	// TLS.ACME that a public relay publishes, as long as visitors come here and not to another private relay of the
-	// site. It must not block. If nil, nobody is told.
+	// site. Run calls it. If nil, nobody is told.
 	Names func(hosts []string)
 
 	// OnReady is called once, when the first public relay has answered what it publishes. If nil, nobody is.
@@ -82,6 +82,7 @@ type Relay struct {
 	ready       sync.Once
 	slowControl sync.Once // it has been logged that links cannot have the congestion control that they need
 	services    atomic.Pointer[services]
+	renamed     chan struct{} // names has changed; immutable while running
 
 	mu    sync.Mutex
 	peers []*peer            // nil until Run
@@ -156,6 +157,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	r.process = hex.EncodeToString(process[:])
 
 	ended := make(chan error, len(r.Relays))
+	r.renamed = make(chan struct{}, 1)
 	r.mu.Lock()
 	for i, address := range r.Relays {
 		p := newPeer(r, address, r.Core.Loop(i%r.Core.NumLoops()), ended)
@@ -167,8 +169,15 @@ func (r *Relay) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, r.drain)
 	defer stop()
 	var errs []error
-	for range r.Relays {
-		errs = append(errs, <-ended)
+	for len(errs) < len(r.Relays) {
+		select {
+		case err := <-ended:
+			errs = append(errs, err)
+		case <-r.renamed:
+			if r.Names != nil {
+				r.Names(r.wanted())
+			}
+		}
 	}
 	if ctx.Err() != nil {
 		return nil // a refusal of one relay of several has been logged when it came

@@ -151,13 +151,21 @@ func (p *peer) setNames() {
 		r.names = make(map[*peer][]string)
 	}
 	r.names[p] = names
+	select {
+	case r.renamed <- struct{}{}:
+	default:
+	}
+}
+
+// wanted are the hosts of Names.
+func (r *Relay) wanted() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	all := make(map[string]bool)
 	for _, names := range r.names {
 		for _, n := range names {
 			all[n] = true
 		}
 	}
-	if r.Names != nil {
-		r.Names(slices.Sorted(maps.Keys(all)))
-	}
+	return slices.Sorted(maps.Keys(all))
 }

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -413,21 +414,26 @@ func TestNames(t *testing.T) {
 	}
 	one, two, refused := acme("one", "one.example.com"), acme("two", "two.example.com"), acme("refused", "refused.example.com")
 	files := terminated(t, "files", "files.example.com", "tcp://10.0.0.5:443", static(tls.Certificate{}))
+	var mu sync.Mutex
 	var told []string
 	tell := func(w *world) {
-		w.relay.Names = func(hosts []string) { told = append(told, strings.Join(hosts, " ")) }
+		w.relay.Names = func(hosts []string) {
+			mu.Lock()
+			defer mu.Unlock()
+			told = append(told, strings.Join(hosts, " "))
+		}
 		w.hub.refused["refused"] = "not yours"
 	}
 	inWorld(t, []Service{two, one, refused, files, published(t, tcpService(t, "raw", "tcp://10.0.0.5:443"), "tls://raw.example.com")}, func(t *testing.T, w *world) {
 		want := func(when string, list ...string) {
 			t.Helper()
 			synctest.Wait()
-			w.on(func() {
-				if !slices.Equal(told, list) {
-					t.Errorf("%s: %q, want %q", when, told, list)
-				}
-				told = nil
-			})
+			mu.Lock()
+			defer mu.Unlock()
+			if !slices.Equal(told, list) {
+				t.Errorf("%s: %q, want %q", when, told, list)
+			}
+			told = nil
 		}
 		want("at the beginning", "one.example.com two.example.com")
 		if err := w.relay.Reload([]Service{one, files}); err != nil {
