@@ -1,15 +1,12 @@
 package public
 
-import (
-	"crypto/tls"
-	"net/netip"
-)
+import "crypto/tls"
 
 // Protocols by ALPN (rfc7301) that visitors have the choice of. HTTP/1.0 is a name
 // that some old clients send.
 var (
 	protosOwn   = []string{"http/1.1", "http/1.0"}       // links, joining and forwards are upgrades
-	protosNames = []string{"h2", "http/1.1", "http/1.0"} // what sites publish
+	protosNames = []string{"h2", "http/1.1", "http/1.0"} // what sites publish, and whoever names nobody
 )
 
 // newTLS is the config of all handshakes with visitors, over TCP and QUIC. It has the keys of the
@@ -34,10 +31,7 @@ func (r *Relay) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		return r.proofTLS, nil
 	}
 	host := appendHost(nil, []byte(hello.ServerName))
-	if len(host) == 0 || string(host) == r.Domain || string(host) == "localhost" {
-		return r.tlsOwn, nil
-	}
-	if _, err := netip.ParseAddr(string(host)); err == nil {
+	if len(host) > 0 && string(host) == r.Domain {
 		return r.tlsOwn, nil
 	}
 	routes := r.routes.Load()

@@ -366,7 +366,7 @@ func TestHTTP2Names(t *testing.T) {
 		}
 	}
 	// The relay itself speaks HTTP/1.1, because links are upgrades.
-	for name, want := range map[string]string{"relay.test": "http/1.1", "app.test": "h2", "": "http/1.1"} {
+	for name, want := range map[string]string{"relay.test": "http/1.1", "app.test": "h2", "": "h2"} {
 		conn, err := tls.Dial("tcp", r.https, &tls.Config{InsecureSkipVerify: true, ServerName: name, NextProtos: []string{"h2", "http/1.1"}})
 		if err != nil {
 			t.Fatal(err)
