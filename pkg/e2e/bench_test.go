@@ -87,6 +87,10 @@ func BenchmarkTable(b *testing.B) {
 		{"tls-resumed", t.handshakes(true, false)},
 		{"tls-hybrid", t.handshakes(false, true)},
 		{"h1", t.h2load("/", "--h1", "-c", "64")},
+		{"h2", t.h2load("/", "-c", "16", "-m", "32")},
+		{"h2-1m", t.h2load("/1m", "-c", "4", "-m", "8")},
+		{"go-h2", t.asks("h2")},
+		{"go-h3", t.asks("h3")},
 		{"loaded", t.loaded},
 		{"recover", t.recover},
 		{"suspended", t.suspended},
@@ -99,6 +103,7 @@ func BenchmarkTable(b *testing.B) {
 		{"pause", t.pauses},
 		{"silent-tcp", t.silent("idle", false)},
 		{"silent-wss", t.silent("idle-ws", true)},
+		{"silent-h2", t.silent("idle-h2", true)},
 	} {
 		b.Run(r.name, func(b *testing.B) {
 			b.ReportMetric(0, "ns/op") // the figures are in the table

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // handshakes makes new TLS connections with a request each. X25519 is what both sides of
@@ -42,6 +43,25 @@ func (t *bench) h2load(path string, args ...string) func(*testing.B, string) {
 			}
 		}
 		t.add(cell{row: row, figure: "h2load " + strings.Join(args, " "), unit: "req/s", budget: 0.7}, m, opsPerSecond)
+	}
+}
+
+// asks measures requests of Go's clients: the one of x/net for HTTP/2, and for HTTP/3, which
+// the chain has not, that of quic-go.
+func (t *bench) asks(kind string) func(*testing.B, string) {
+	return func(b *testing.B, row string) {
+		m := map[string][]outcome{}
+		for range *benchRounds {
+			for _, p := range t.paths {
+				if p.name == "direct" || p.name == "chain" && kind == "h3" {
+					continue
+				}
+				m[p.name] = append(m[p.name], load(b, p.from, job{Kind: kind, Addr: p.https, Host: p.host, TLS: true, Conns: 4,
+					Warm: 500 * time.Millisecond, Window: *benchWindow, Pids: p.pids}))
+			}
+		}
+		t.add(cell{row: row, figure: "Go's client, 4 connections, 64 requests at a time", unit: "req/s"}, m, opsPerSecond)
+		t.add(cell{row: row, figure: "CPU of the public side", unit: "us each"}, m, func(o outcome) float64 { return o.CPU["public"] / float64(o.Ops) * 1e6 })
 	}
 }
 

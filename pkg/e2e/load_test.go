@@ -5,6 +5,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -21,6 +23,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"golang.org/x/sys/unix"
 
 	"culvert.dev/pkg/netem"
@@ -28,7 +34,7 @@ import (
 
 // job tells a client process what load to make.
 type job struct {
-	Kind   string           // down, up, echo, connect, handshake, http, udp, idle, idle-ws
+	Kind   string           // down, up, echo, connect, handshake, http, h2, h3, udp, idle, idle-ws, idle-h2
 	Addr   string           // where to connect
 	Host   string           // virtual host; with TLS also the name in the certificate
 	TLS    bool             // speak TLS to Addr
@@ -201,8 +207,8 @@ func (c *client) timed() (outcome, error) {
 	work := map[string]func(net.Conn) error{
 		"down": c.download, "up": c.upload, "echo": c.echo, "http": c.http, "udp": c.udp,
 	}[c.Kind]
-	once := c.Kind == "connect" || c.Kind == "handshake"
-	if work == nil && !once {
+	ask := map[string]func(int) error{"connect": c.connect, "handshake": c.connect, "h2": c.ask, "h3": c.ask}[c.Kind]
+	if work == nil && ask == nil {
 		return outcome{}, fmt.Errorf("job %q: unknown", c.Kind)
 	}
 	var counter net.Conn
@@ -216,8 +222,8 @@ func (c *client) timed() (outcome, error) {
 	var wg sync.WaitGroup
 	var conns []net.Conn
 	for i := range c.Conns {
-		if once {
-			wg.Go(func() { c.fail(c.connect(i)) })
+		if ask != nil { // and makes its connections itself
+			wg.Go(func() { c.fail(ask(i)) })
 			continue
 		}
 		nc, err := c.dial(i)
@@ -317,6 +323,10 @@ func (c *client) dialWith(i int, config *tls.Config) (net.Conn, error) {
 	nc, err := d.Dial("tcp", c.Addr)
 	if err != nil || !c.TLS {
 		return nc, err
+	}
+	if c.Kind == "idle-h2" || c.Kind == "h2" {
+		config = config.Clone()
+		config.NextProtos = []string{"h2"}
 	}
 	tc := tls.Client(nc, config)
 	tc.SetDeadline(time.Now().Add(20 * time.Second))
@@ -513,6 +523,57 @@ func (c *client) request(nc net.Conn, r *bufio.Reader) error {
 	return err
 }
 
+// perConnection is how many workers share a connection of HTTP/2 or HTTP/3.
+const perConnection = 16
+
+// ask makes requests with the HTTP/2 client of x/net or the HTTP/3 client of quic-go: as many
+// connections as there are Conns, each with some requests at a time.
+func (c *client) ask(i int) error {
+	var tr http.RoundTripper
+	if c.Kind == "h3" {
+		t := &http3.Transport{TLSClientConfig: c.tls, Dial: func(ctx context.Context, _ string, tlsConfig *tls.Config, config *quic.Config) (*quic.Conn, error) {
+			return quic.DialAddr(ctx, c.Addr, tlsConfig, config)
+		}}
+		defer t.Close()
+		tr = t
+	} else {
+		t := &http2.Transport{DialTLSContext: func(context.Context, string, string, *tls.Config) (net.Conn, error) { return c.dial(i) }}
+		defer t.CloseIdleConnections()
+		tr = t
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for range perConnection {
+		wg.Go(func() { c.fail(c.askWith(tr)) })
+	}
+	return nil
+}
+
+func (c *client) askWith(tr http.RoundTripper) error {
+	var times []time.Duration
+	defer func() { c.record(times) }()
+	req, err := http.NewRequest("GET", "https://"+c.Host+"/", nil)
+	if err != nil {
+		return err
+	}
+	for !c.stop.Load() {
+		began := time.Now()
+		resp, err := tr.RoundTrip(req)
+		if err != nil {
+			return err
+		}
+		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != 200 || string(b) != "hi" {
+			return fmt.Errorf("answer %s %q: %w", resp.Status, b, err)
+		}
+		if c.from.Load() != 0 {
+			times = append(times, time.Since(began))
+		}
+	}
+	return nil
+}
+
 // idle opens all connections, proves each with a round trip, and keeps them.
 func (c *client) idle() (outcome, error) {
 	var out outcome
@@ -554,8 +615,11 @@ var idleConns []net.Conn
 func (c *client) prove(nc net.Conn) error {
 	nc.SetDeadline(time.Now().Add(30 * time.Second))
 	defer nc.SetDeadline(time.Time{})
-	if c.Kind == "idle" {
+	switch c.Kind {
+	case "idle":
 		return roundTrip(nc, make([]byte, messageSize))
+	case "idle-h2":
+		return proveH2(nc, c.Host)
 	}
 	if _, err := fmt.Fprintf(nc, wsRequest, c.Host); err != nil {
 		return err
@@ -579,4 +643,44 @@ func (c *client) prove(nc net.Conn) error {
 		return errors.New("wrong echo")
 	}
 	return nil
+}
+
+// proveH2 makes a request over HTTP/2.
+func proveH2(nc net.Conn, host string) error {
+	var block bytes.Buffer
+	enc := hpack.NewEncoder(&block)
+	for _, f := range get(host, "/") {
+		enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+	}
+	fr := http2.NewFramer(nc, nc)
+	io.WriteString(nc, http2.ClientPreface)
+	fr.WriteSettings()
+	if err := fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true}); err != nil {
+		return err
+	}
+	for acked := false; ; {
+		f, err := fr.ReadFrame()
+		if err != nil {
+			return err
+		}
+		switch f := f.(type) {
+		case *http2.SettingsFrame:
+			if !f.IsAck() && !acked {
+				acked = true
+				err = fr.WriteSettingsAck()
+			}
+		case *http2.DataFrame:
+			if f.StreamEnded() {
+				if string(f.Data()) != "hi" {
+					return fmt.Errorf("answer %q", f.Data())
+				}
+				return nil
+			}
+		case *http2.RSTStreamFrame, *http2.GoAwayFrame:
+			err = fmt.Errorf("answer %v", f)
+		}
+		if err != nil {
+			return err
+		}
+	}
 }

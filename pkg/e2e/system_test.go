@@ -32,9 +32,11 @@ type system struct {
 	sites           string      // [[site]] tables of public.toml
 	services        []service
 
-	inside, outside *netem.Namespace // of the private relay and of the public one and its visitors; nil: the test's own
-	listen          string           // more lines of [listen] in public.toml
-	options         string           // more lines of private.toml
+	inside, outside *netem.Namespace  // of the private relay and of the public one and its visitors; nil: the test's own
+	listen          string            // more lines of [listen] in public.toml
+	options         string            // more lines of private.toml
+	limits          string            // lines of [limits] in public.toml
+	more            map[string]string // more lines of a [[service]], by its name
 
 	certificate, certificateKey string // files of [tls]
 }
@@ -97,6 +99,7 @@ func configure(t testing.TB, l *netem.Link, services ...service) *system {
 		s.https = fmt.Sprintf("0.0.0.0:%d", freePort(t)) // QUIC has the same one
 	}
 	s.sites = siteTOML("office", s.key, allowed...)
+	s.limits = "handshakes_per_address = 10000000" // all visitors have a few addresses
 	s.certificate, s.certificateKey = certFile("cert.pem"), certFile("key.pem")
 	return s
 }
@@ -121,11 +124,11 @@ http  = %q
 admin = %q
 %s
 [limits]
-handshakes_per_address = 10000000
+%s
 [tls]
 certificate = %q
 key = %q
-%s`, s.https, s.http, s.admin, s.listen, s.certificate, s.certificateKey, s.sites))
+%s`, s.https, s.http, s.admin, s.listen, s.limits, s.certificate, s.certificateKey, s.sites))
 }
 
 // startPublic starts the public relay and learns its addresses.
@@ -169,6 +172,7 @@ func (s *system) privateTOML(site, relay, key string) string {
 		if v.publish != "" {
 			fmt.Fprintf(&b, "publish = %q\n", v.publish)
 		}
+		b.WriteString(s.more[v.name])
 	}
 	return b.String()
 }

@@ -173,10 +173,50 @@ func TestTLS(t *testing.T) {
 			t.Errorf("%v\n%s", err, out)
 		}
 	})
+	t.Run("protocols", func(t *testing.T) {
+		for _, tt := range []struct {
+			host    string
+			offered []string
+			want    string // "": none, "!": an alert
+		}{
+			{app, []string{"h2", "http/1.1"}, "h2"},
+			{app, []string{"http/1.1", "h2"}, "h2"},
+			{app, []string{"h2"}, "h2"},
+			{app, []string{"http/1.1"}, "http/1.1"},
+			{app, []string{"http/1.0"}, "http/1.0"},
+			{app, []string{"foo", "http/1.1"}, "http/1.1"},
+			{app, nil, ""},
+			{app, []string{"foo"}, "!"},
+			{app, []string{"acme-tls/1"}, "!"}, // nothing is being proved
+			{app, []string{"culvert/1"}, "!"},
+			{"localhost", []string{"h2", "http/1.1"}, "http/1.1"}, // the relay's own: links are upgrades
+			{"localhost", []string{"acme-tls/1"}, "!"},
+			{"APP.example.com", []string{"h2"}, "h2"},
+			{"nobody.example.com", []string{"h2", "http/1.1"}, "h2"},
+			{"", []string{"h2", "http/1.1"}, "h2"},
+		} {
+			state, err := handshake(s.https, &tls.Config{ServerName: tt.host, NextProtos: tt.offered})
+			if tt.want == "!" {
+				if err == nil || !strings.Contains(err.Error(), "no application protocol") {
+					t.Errorf("%s, %v: %q, %v; want an alert", tt.host, tt.offered, state.NegotiatedProtocol, err)
+				}
+			} else if err != nil || state.NegotiatedProtocol != tt.want {
+				t.Errorf("%s, %v: %q, %v; want %q", tt.host, tt.offered, state.NegotiatedProtocol, err, tt.want)
+			}
+		}
+	})
 	t.Run("names", func(t *testing.T) {
 		if _, err := handshake(s.https, &tls.Config{}); err != nil {
 			t.Errorf("no name: %v", err)
 		}
 		expect(t, openssl("", "-noservername", "-verify_hostname", "localhost"), "Verify return code: 0")
+	})
+	t.Run("a record too long", func(t *testing.T) {
+		c := dialFrom(t, 0, s.https)
+		c.SetDeadline(time.Now().Add(waitLimit))
+		c.Write([]byte{22, 3, 1, 0xff, 0xff, 1, 0, 0, 0})
+		if b, err := io.ReadAll(c); err != nil || len(b) > 0 && b[0] != 21 {
+			t.Errorf("%x %v: want an alert", b, err)
+		}
 	})
 }
