@@ -209,6 +209,14 @@ func (st *state) ownCertificate() *tls.Certificate {
 	return m.Certificate(st.domain)
 }
 
+// renewCertificate has another certificate ordered.
+func (st *state) renewCertificate(name string) error {
+	if m := st.acme.Load(); m != nil && m.Renew(name) {
+		return nil
+	}
+	return &admin.Error{Code: http.StatusNotFound, Message: fmt.Sprintf("the relay obtains no certificate for %q: `tunnelctl certificates` lists those that it does", name)}
+}
+
 // challenge answers an authority's HTTP-01.
 func (st *state) challenge(host, path string) (string, bool) {
 	if m := st.acme.Load(); m != nil {

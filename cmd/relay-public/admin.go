@@ -33,10 +33,11 @@ func serveAdmin(ln net.Listener, st *state, r *public.Relay, turning *daemon.Pro
 	debug.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	debug.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	h := &admin.Handler{
-		Authorize:  st.admin.Matches,
-		Status:     func() (*admin.Status, error) { return status(st, r, started, ln.Addr()), nil },
-		AddSite:    st.invite,
-		RevokeSite: st.revoke,
+		Authorize:        st.admin.Matches,
+		Status:           func() (*admin.Status, error) { return status(st, r, started, ln.Addr()), nil },
+		AddSite:          st.invite,
+		RevokeSite:       st.revoke,
+		RenewCertificate: st.renewCertificate,
 		PromoteSite: func(ctx context.Context, name string, p admin.Promote) (*admin.Promoted, error) {
 			return promote(ctx, r, name, p, drain)
 		},

@@ -101,9 +101,26 @@ func servicesCommand(at *where) *cobra.Command {
 }
 
 func certificatesCommand(at *where) *cobra.Command {
-	return showCommand(at, "certificates", "List the certificates that the relay obtains by itself",
+	list := showCommand(at, "certificates", "List the certificates that the relay obtains by itself",
 		func(s *admin.Status) any { return s.Certificates },
 		func(w io.Writer, s shown) { printCertificates(w, s.Status, time.Now()) })
+	list.AddCommand(&cobra.Command{
+		Use:   "renew NAME",
+		Short: "Have another certificate ordered, with a new key",
+		Long: "Have another certificate ordered for a name, with a new key, or tried again what has failed. Until it is\n" +
+			"there the old one is used. Authorities count orders: a few in a week are well.",
+		Args: usage(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return ask(cmd.Context(), at, func(ctx context.Context, c *admin.Client) error {
+				if err := c.RenewCertificate(ctx, args[0]); err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: being ordered; tunnelctl certificates shows what comes of it\n", printable(args[0]))
+				return nil
+			})
+		},
+	})
+	return list
 }
 
 func printStatus(w io.Writer, s shown) {

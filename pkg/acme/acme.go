@@ -193,6 +193,7 @@ type entry struct {
 	onDemand bool
 	asked    time.Time // by a visitor, if onDemand
 	busy     bool
+	force    bool          // the next attempt is to get another certificate
 	hurry    bool          // the next attempt does not mind how long the record says to wait
 	done     chan struct{} // while busy; closed when a certificate is there, or it ends
 
@@ -333,6 +334,20 @@ func (m *Manager) Retry() {
 		}
 	}
 	m.kick()
+}
+
+// Renew has another certificate ordered for a name, with a new key, unless the
+// authority has asked for more time. It reports whether the name is managed.
+func (m *Manager) Renew(name string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.entries[name]
+	if e == nil || !e.wanted {
+		return false
+	}
+	e.next, e.hurry, e.force = time.Time{}, true, true
+	m.kick()
+	return true
 }
 
 // kick has run look again.

@@ -255,6 +255,24 @@ func TestRevoked(t *testing.T) {
 	}
 }
 
+// An operator wants another one.
+func TestRenew(t *testing.T) {
+	t.Parallel()
+	p := startPebble(t, options{})
+	s := p.site(nil)
+	p.prove(s)
+	s.Manage([]string{"app.example.com"})
+	s.certified(t, "app.example.com")
+	old := s.Certificate("app.example.com")
+	if !s.Renew("app.example.com") || s.Renew("other.example.com") {
+		t.Error("which names are managed?")
+	}
+	waitFor(t, "another certificate", func() bool { return !s.Certificate("app.example.com").Leaf.Equal(old.Leaf) })
+	if leaf, err := p.visit("app.example.com"); err != nil || leaf.Equal(old.Leaf) {
+		t.Errorf("a visitor has the old one: %v", err)
+	}
+}
+
 // Certificates of seconds: there is a valid one all the time.
 func TestShortLived(t *testing.T) {
 	t.Parallel()

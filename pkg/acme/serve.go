@@ -46,10 +46,11 @@ func (m *Manager) Certificate(name string) *tls.Certificate {
 	name = m.nameOf(name)
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	for _, n := range []string{name, wildcard(name)} {
-		if e := m.entries[n]; e != nil && e.certificate != nil && !(e.onDemand && e.stale()) {
-			return e.certificate
-		}
+	if e := m.entries[name]; e != nil && e.certificate != nil && !(e.onDemand && e.stale()) {
+		return e.certificate
+	}
+	if e := m.entries[wildcard(name)]; e != nil {
+		return e.certificate
 	}
 	return nil
 }

@@ -258,10 +258,10 @@ func (m *Manager) work(e *entry) {
 	ctx, cancel := context.WithTimeout(m.ctx, attemptTime)
 	defer cancel()
 	m.mu.Lock()
-	wanted, hurry, known := e.wanted, e.hurry, e.record
-	e.hurry = false
+	j := job{wanted: e.wanted, hurry: e.hurry, force: e.force, known: e.record}
+	e.hurry, e.force = false, false
 	m.mu.Unlock()
-	next, rec := m.attempt(ctx, e, wanted, hurry, known)
+	next, rec := m.attempt(ctx, e, j)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e.busy = false
@@ -294,19 +294,26 @@ func enter(ctx context.Context, places chan struct{}) (leave func(), err error) 
 	}
 }
 
-// serve makes a certificate that of e.
-func (m *Manager) serve(e *entry, h *held) {
+// serve makes a certificate that of e, and rec what has failed since.
+func (m *Manager) serve(e *entry, h *held, rec record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	e.record = rec
 	e.certificate, e.authority, e.renews = h.certificate, h.issuer.dir.URL, h.renews()
 	e.answered()
 }
 
+// job is what an attempt is to do.
+type job struct {
+	wanted, hurry, force bool // as those of the entry
+	known                record
+}
+
 // attempt returns when to look at e again, and what has failed.
-func (m *Manager) attempt(ctx context.Context, e *entry, wanted, hurry bool, known record) (next time.Time, rec record) {
+func (m *Manager) attempt(ctx context.Context, e *entry, j job) (next time.Time, rec record) {
 	leave, err := enter(ctx, m.loads)
 	if err != nil {
-		return time.Time{}, known
+		return time.Time{}, j.known
 	}
 	h, err := m.load(ctx, e.name)
 	if err == nil || errors.Is(err, fs.ErrNotExist) {
@@ -316,27 +323,27 @@ func (m *Manager) attempt(ctx context.Context, e *entry, wanted, hurry bool, kno
 	now := time.Now()
 	switch {
 	case err == nil:
-		m.serve(e, h)
-		if !wanted || !h.due(now) {
+		m.serve(e, h, rec)
+		if !j.wanted || !j.force && !h.due(now) {
 			return h.look(now), record{}
 		}
 	case !errors.Is(err, fs.ErrNotExist):
 		if m.ctx.Err() == nil {
 			m.log.Warn("certificates: the store cannot be read", "name", e.name, "err", err, "next", loadRetry)
 		}
-		known.Errors = []refusal{{Message: "store: " + err.Error()}}
-		return now.Add(loadRetry + time.Duration(rand.Int64N(int64(loadRetry/5)))), known
-	case !wanted:
+		j.known.Errors = []refusal{{Message: "store: " + err.Error()}}
+		return now.Add(loadRetry + time.Duration(rand.Int64N(int64(loadRetry/5)))), j.known
+	case !j.wanted:
 		return time.Time{}, record{}
 	}
-	if !hurry && rec.Next.After(now) {
+	if !j.hurry && rec.Next.After(now) {
 		return rec.Next, rec
 	}
-	return m.ask(ctx, e, h, rec)
+	return m.ask(ctx, e, h, rec, j.force)
 }
 
 // ask asks the authorities: for a certificate, or when to renew h.
-func (m *Manager) ask(ctx context.Context, e *entry, h *held, rec record) (time.Time, record) {
+func (m *Manager) ask(ctx context.Context, e *entry, h *held, rec record, force bool) (time.Time, record) {
 	leave, err := enter(ctx, m.slots)
 	if err != nil {
 		return time.Time{}, rec
@@ -346,7 +353,12 @@ func (m *Manager) ask(ctx context.Context, e *entry, h *held, rec record) (time.
 	if h != nil {
 		a.replaces = h
 	}
-	err = m.magic.ManageSync(context.WithValue(ctx, attemptKey{}, a), []string{e.name})
+	ctx = context.WithValue(ctx, attemptKey{}, a)
+	if force && h != nil {
+		err = m.magic.RenewCertSync(ctx, e.name, true)
+	} else {
+		err = m.magic.ManageSync(ctx, []string{e.name})
+	}
 	var hashes []string
 	for _, c := range m.cache.AllMatchingCertificates(e.name) {
 		if c.Names[0] == e.name {
@@ -365,7 +377,7 @@ func (m *Manager) ask(ctx context.Context, e *entry, h *held, rec record) (time.
 	if err != nil {
 		return m.couldNot(e, h, a, fmt.Errorf("the certificate that has just been stored: %w", err))
 	}
-	m.serve(e, got)
+	m.serve(e, got, record{})
 	if rec.Failures > 0 {
 		m.remember(e.name, record{})
 	}

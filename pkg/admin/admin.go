@@ -10,6 +10,7 @@
 //	POST   /api/sites                        Invite, answered with an Invitation
 //	DELETE /api/sites/NAME[?key=KEY]         forgets the site's keys, or one, and cuts their sessions
 //	POST   /api/sites/NAME/promote           Promote, answered with Promoted
+//	POST   /api/certificates/NAME/renew      has another one ordered
 //	GET    /.culvert/forward/SITE/SERVICE    Upgrade: a stream to the service (see package relay)
 //
 // A server is a Handler with its func fields filled in:
@@ -250,6 +251,10 @@ type Handler struct {
 	// PromoteSite has a stand-by take over. An *Error chooses the answer.
 	PromoteSite func(ctx context.Context, name string, p Promote) (*Promoted, error)
 
+	// RenewCertificate has another certificate ordered for a name. An *Error chooses the
+	// answer. nil: 404.
+	RenewCertificate func(name string) error
+
 	// Forward serves the upgrade to a stream; Handler has checked the token. nil: 404.
 	Forward http.Handler
 
@@ -367,6 +372,7 @@ func hostname(hostport string) string {
 // serve answers one admitted request; a nil value with a nil error is an empty object.
 func (h *Handler) serve(r *http.Request) (any, error) {
 	name, isSite := strings.CutPrefix(r.URL.Path, "/api/sites/")
+	certificate, isCertificate := strings.CutPrefix(r.URL.Path, "/api/certificates/")
 	switch {
 	case r.URL.Path == "/api/status":
 		if err := allow(r, http.MethodGet); err != nil {
@@ -384,6 +390,16 @@ func (h *Handler) serve(r *http.Request) (any, error) {
 			return nil, err
 		}
 		return s.Sites, nil
+	case isCertificate && strings.HasSuffix(certificate, "/renew") && h.RenewCertificate != nil:
+		if err := allow(r, http.MethodPost); err != nil {
+			return nil, err
+		}
+		certificate = strings.TrimSuffix(certificate, "/renew")
+		if err := h.RenewCertificate(certificate); err != nil {
+			return nil, err
+		}
+		h.log().Info("certificate: an operator wants another one", "name", certificate)
+		return struct{}{}, nil
 	case isSite && strings.HasSuffix(name, "/promote"):
 		if err := allow(r, http.MethodPost); err != nil {
 			return nil, err

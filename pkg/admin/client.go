@@ -59,6 +59,11 @@ func (c *Client) PromoteSite(ctx context.Context, name string, p Promote) (*Prom
 	return done, c.do(ctx, http.MethodPost, "/api/sites/"+url.PathEscape(name)+"/promote", p, done)
 }
 
+// RenewCertificate has another certificate ordered for a name.
+func (c *Client) RenewCertificate(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodPost, "/api/certificates/"+url.PathEscape(name)+"/renew", nil, nil)
+}
+
 // Stream is a connection to a service through the relay. Closing one direction leaves the other.
 type Stream struct {
 	net.Conn

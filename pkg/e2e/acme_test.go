@@ -190,6 +190,15 @@ func TestCertificates(t *testing.T) {
 		}
 	}
 
+	out, err = c.tunnelctl("certificates", "renew", "app.example.com")
+	if err != nil || !strings.Contains(out, "being ordered") {
+		t.Errorf("tunnelctl certificates renew: %v %s", err, out)
+	}
+	eventually(t, "another certificate", func() bool {
+		_, _, ok := c.public.find(0, `"msg":"certificate renewed"`, `"name":"app.example.com"`)
+		return ok
+	})
+
 	// Killed while it orders, and started again: it goes on, with what it had.
 	a.signal(t, syscall.SIGSTOP) // so that the order takes long
 	writeFile(t, toml, publish("app", "late", "third"))
