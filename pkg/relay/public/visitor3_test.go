@@ -440,78 +440,93 @@ func TestHTTP3Bulk(t *testing.T) {
 
 // A hundred requests at a time on one connection, and more one after the other.
 func TestHTTP3Concurrent(t *testing.T) {
-	r := newTestRelay3(t, nil)
 	var most, now atomic.Int32
-	r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	count := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		n := now.Add(1)
 		defer now.Add(-1)
 		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 		}
 		body, _ := io.ReadAll(req.Body)
 		fmt.Fprintf(w, "%s %s", req.URL, body)
-	}))}, "app", "https://app.test")
-	c := r.client3()
-	fetch3(t, c, "https://app.test/")
-	var wg sync.WaitGroup
-	for i := range 100 {
-		wg.Go(func() {
-			for j := range 5 {
-				body := strings.Repeat("x", i*100+j)
-				res, err := c.Post(fmt.Sprintf("https://app.test/%d", i), "", strings.NewReader(body))
-				if err != nil {
-					t.Error(err)
-					return
+	})
+	targets3(t, count, func(t *testing.T, r *testRelay) {
+		most.Store(0)
+		c := r.client3()
+		fetch3(t, c, "https://app.test/")
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() {
+				for j := range 5 {
+					body := strings.Repeat("x", i*100+j)
+					res, err := c.Post(fmt.Sprintf("https://app.test/%d", i), "", strings.NewReader(body))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					b, _ := io.ReadAll(res.Body)
+					res.Body.Close()
+					if want := fmt.Sprintf("/%d %s", i, body); string(b) != want {
+						t.Errorf("%.40q, want %.40q", b, want)
+					}
 				}
-				b, _ := io.ReadAll(res.Body)
-				res.Body.Close()
-				if want := fmt.Sprintf("/%d %s", i, body); string(b) != want {
-					t.Errorf("%.40q, want %.40q", b, want)
-				}
-			}
+			})
+		}
+		wg.Wait()
+		if most.Load() < 2 {
+			t.Error("one request at a time")
+		}
+		waitFor(t, func() bool { st := r.Status(t.Context()); return st.Sessions[0].Services[0].Visitors == 0 })
+	})
+}
+
+// targets3 runs a test with a server of HTTP/1.1, and with one of HTTP/2.
+func targets3(t *testing.T, h http.Handler, f func(t *testing.T, r *testRelay)) {
+	for name, serve := range map[string]func(*testing.T, http.Handler) string{"app": httpTarget, "h2c": http2Target} {
+		t.Run(name, func(t *testing.T) {
+			r := newTestRelay3(t, nil)
+			r.connect("office", map[string]string{name: serve(t, h)}, name, "https://app.test")
+			f(t, r)
 		})
 	}
-	wg.Wait()
-	if most.Load() < 2 {
-		t.Error("one request at a time")
-	}
-	waitFor(t, func() bool { st := r.Status(t.Context()); return st.Sessions[0].Services[0].Visitors == 0 })
 }
 
 // Both directions go on at once, message by message.
 func TestHTTP3Duplex(t *testing.T) {
-	r := newTestRelay3(t, nil)
-	r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+	echo := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		rc := http.NewResponseController(w)
 		rc.EnableFullDuplex()
+		w.Header().Set("Trailer", "X-Lines")
 		w.WriteHeader(200)
 		rc.Flush()
-		for br := bufio.NewReader(req.Body); ; {
+		for n, br := 0, bufio.NewReader(req.Body); ; n++ {
 			line, err := br.ReadString('\n')
 			if err != nil {
+				w.Header().Set("X-Lines", fmt.Sprint(n))
 				return
 			}
 			io.WriteString(w, "echo "+line)
 			rc.Flush()
 		}
-	}))}, "app", "https://app.test")
-	c := r.client3()
-	pr, pw := io.Pipe()
-	res, err := c.Post("https://app.test/", "", pr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	br := bufio.NewReader(res.Body)
-	for i := range 20 {
-		fmt.Fprintf(pw, "%d\n", i)
-		if line, err := br.ReadString('\n'); line != fmt.Sprintf("echo %d\n", i) {
-			t.Fatalf("%q %v", line, err)
+	})
+	targets3(t, echo, func(t *testing.T, r *testRelay) {
+		pr, pw := io.Pipe()
+		res, err := r.client3().Post("https://app.test/", "", pr)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	pw.Close()
-	if rest, err := io.ReadAll(br); len(rest) > 0 || err != nil {
-		t.Errorf("%q %v", rest, err)
-	}
+		defer res.Body.Close()
+		br := bufio.NewReader(res.Body)
+		for i := range 20 {
+			fmt.Fprintf(pw, "%d\n", i)
+			if line, err := br.ReadString('\n'); line != fmt.Sprintf("echo %d\n", i) {
+				t.Fatalf("%q %v", line, err)
+			}
+		}
+		pw.Close()
+		if rest, err := io.ReadAll(br); len(rest) > 0 || err != nil || res.Trailer.Get("X-Lines") != "20" {
+			t.Errorf("%q %v %q", rest, err, res.Trailer)
+		}
+	})
 }
 
 // Whoever goes first, the other one hears of it, and nothing is left.
