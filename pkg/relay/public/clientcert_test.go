@@ -160,6 +160,9 @@ func TestClientCertificate(t *testing.T) {
 			if says := strings.Contains(body, "Client-Cert"); says != (res.StatusCode == 200 && strings.HasPrefix(tt.host, "app")) {
 				t.Errorf("%s: the server gets\n%s", tt.name, body)
 			}
+			if res.Close != (tt.name == "none") { // the next connection asks again
+				t.Errorf("%s: the connection ends: %v", tt.name, res.Close)
+			}
 			if tt.name != "good" {
 				continue
 			}

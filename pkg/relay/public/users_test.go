@@ -197,3 +197,19 @@ func TestRemember(t *testing.T) {
 		}
 	}
 }
+
+func FuzzCredentials(f *testing.F) {
+	f.Add([]byte("Basic YWxpY2U6c2VjcmV0"))
+	f.Add([]byte("basic  Og=="))
+	f.Add([]byte("Bearer x"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		name, password, ok := credentials(b)
+		if !ok {
+			return
+		}
+		again := "Basic " + base64.StdEncoding.EncodeToString([]byte(name+":"+password))
+		if n, p, ok := credentials([]byte(again)); !ok || n != name || p != password || strings.Contains(name, ":") {
+			t.Fatalf("%q is %q and %q, then %q and %q", b, name, password, n, p)
+		}
+	})
+}

@@ -474,6 +474,7 @@ func (v *visitor) readHead(b []byte) int {
 		}
 	case doAnswer:
 		l.logDecision(&v.client, req, d)
+		v.last = v.last || d.trouble == troubleNoCert // another handshake asks again
 		v.answer(d.trouble, d.fields...)
 	}
 	return n

@@ -402,7 +402,7 @@ func (st *stream2) answer(t *trouble, fields ...http1.Field) {
 	st.Respond(&res, body == nil)
 	st.Write(body)
 	st.Close()
-	if v.verdict != admitted {
+	if v.verdict != admitted || t == troubleNoCert { // another handshake asks for one again
 		st.w.h2.Drain()
 	}
 }
