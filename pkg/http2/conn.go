@@ -338,6 +338,11 @@ func (c *Conn) onData(h header, b []byte) (int, *Error) {
 		return 0, errOverrun
 	}
 	c.recvWindow -= int32(h.length)
+	if !c.isServer() {
+		// Requests of many share a client's connection. One that is not read has its own window to fill, and
+		// takes nothing from the others.
+		c.grant(h.length)
+	}
 	length := h.length - (n - frameHeader) - padding
 	if length == 0 && h.flags&flagEndStream == 0 {
 		if e := c.spend(costFrame); e != nil {
@@ -879,6 +884,14 @@ func (c *Conn) Close(err error) {
 	if c.flags&connBusy == 0 {
 		c.callBack()
 	}
+}
+
+// Held returns how many bytes of payload wait for handlers.
+func (c *Conn) Held() (n int) {
+	for s := range c.all {
+		n += s.in.len()
+	}
+	return n
 }
 
 // Streams returns the number of streams that are open.

@@ -18,8 +18,9 @@
 //   - Everything is called on the loop that owns the Endpoint. Callbacks come from Receive, Flush and Close (and OnOutput
 //     from whatever has something to send); they may call any method of any stream or connection but Receive. OnClose of a stream comes exactly once, and last.
 //   - What is lent (requests, responses, trailers, data) is lent until the callback returns.
-//   - Payload is not kept unless a handler pauses or leaves it, and then within the windows: 256 KiB a stream, 1 MiB
-//     a connection. A window opens again only by what handlers have used.
+//   - Payload is not kept unless a handler pauses or leaves it, and then within the windows: 256 KiB a stream, and 1 MiB
+//     a connection of a server. Those windows open again only by what handlers have used. A client's connection is
+//     shared by requests of many, so it has a window for each stream alone; Held says what they keep.
 //   - Nothing is queued without a bound. Payload waits in its stream, whose HighMark asks the writer to wait, and all
 //     streams are full when a connection has 512 KiB queued; frames that a peer makes us answer are counted against its
 //     budget, so that one which never reads gets GOAWAY. All bounds are at the top of conn.go.

@@ -728,6 +728,56 @@ func TestFull2(t *testing.T) {
 	}
 }
 
+// Visitors who do not read hold up nobody else, though they share the connection to the target.
+func TestSlowReaders2(t *testing.T) {
+	const size = 2 << 20
+	var conns atomic.Int32
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write(make([]byte, size)) })
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: h, Protocols: new(http.Protocols), ConnState: func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			conns.Add(1)
+		}
+	}}
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	var served sync.WaitGroup
+	served.Go(func() { srv.Serve(ln) })
+	defer served.Wait()
+	defer srv.Close()
+	r := newTestRelay(t, false, nil)
+	s := r.connect("office", map[string]string{"h2c": ln.Addr().String()}, "h2c", "https://app.test")
+	p := r.visit2()
+	for id := range uint32(20) {
+		p.get(1 + 2*id)
+	}
+	for heads := 0; heads < 20; { // their bodies wait
+		if _, isHead := p.next().(*http2.MetaHeadersFrame); isHead {
+			heads++
+		}
+	}
+	res, err := r.client2().Get("https://app.test/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if n, err := io.Copy(io.Discard, res.Body); n != size || err != nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	if n := conns.Load(); n != 1 {
+		t.Errorf("%d connections to the target, want 1", n)
+	}
+	// What waits for them is bounded.
+	onLoop(s.session.loop.Loop, func() { s.session.service("h2c").kept = maxKept2 + 1 })
+	if res, err := r.client2().Get("https://app.test/"); err != nil {
+		t.Error(err)
+	} else if res.Body.Close(); res.StatusCode != 503 {
+		t.Errorf("with too much that waits: %s", res.Status)
+	}
+}
+
 // Requests that a connection to the target has no room for get another one.
 func TestRoom2(t *testing.T) {
 	var wait sync.WaitGroup

@@ -30,6 +30,7 @@ type service struct {
 	held     map[netip.Addr]int // visitors by address, if their number is limited
 	stock    upstreams          // idle streams
 	leaving  upstreams          // streams that have to end
+	kept     int                // bytes of responses that wait in conns, when it was last looked
 	conns    []*upstream2       // streams to a target that speaks HTTP/2
 	sweeper  evloop.Timer
 	sweeping bool

@@ -133,7 +133,9 @@ func (s *service) sweep() {
 	for u := s.stock.first; u != nil && u.since <= limit; u = s.stock.first {
 		s.dismiss(u)
 	}
+	s.kept = 0
 	for _, u := range slices.Clone(s.conns) {
+		s.kept += u.h2.Held()
 		u.sweep()
 	}
 	if s.stock.n+s.leaving.n+len(s.conns) > 0 {

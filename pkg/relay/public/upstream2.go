@@ -18,6 +18,7 @@ const (
 	keepTime2  = time.Minute      // without a request; the server says so when it closes one
 	readyTime  = 30 * time.Second // from opening one to the server's settings, its look-up, connect and TLS handshake included
 	maxReplay2 = 16 << 10         // bytes of a request's body that are kept to send it again
+	maxKept2   = 64 << 20         // bytes of responses that wait for visitors who do not read, until a service takes no more of them
 )
 
 // upstream2 is a stream of a service that carries an HTTP/2 connection, of which this
@@ -86,6 +87,9 @@ type call struct {
 
 // send2 begins an exchange with a target that speaks HTTP/2.
 func (s *service) send2(ex *exchange, req *http1.Request) error {
+	if s.kept > maxKept2 {
+		return tunnel.ErrTooManyStreams
+	}
 	u, err := s.take2(ex.client, req.Host)
 	if err != nil {
 		return err
