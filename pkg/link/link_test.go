@@ -710,7 +710,7 @@ func TestBadHello(t *testing.T) {
 		{"binary first", func(c *client) { c.send(websocket.Binary, []byte("frames")) }, websocket.StatusPolicy, "before the link is open", "before the link is open"},
 		{"long", func(c *client) { c.send(websocket.Text, make([]byte, relay.MaxMessage+1)) }, websocket.StatusTooBig, "longer than", "longer than"},
 		{"not JSON", func(c *client) { c.send(websocket.Text, []byte("hi")) }, websocket.StatusPolicy, "malformed", "malformed"},
-		{"newer", func(c *client) { c.send(websocket.Text, []byte(`{"version":3}`)) }, websocket.StatusPolicy, "version", "update the public relay"},
+		{"newer", func(c *client) { c.send(websocket.Text, fmt.Appendf(nil, `{"version":%d}`, relay.WireVersion+1)) }, websocket.StatusPolicy, "version", "update the public relay"},
 		{"unmasked", func(c *client) { c.c.Write([]byte("\x81\x02{}")) }, websocket.StatusProtocolError, "not masked", "not masked"},
 		{"close", func(c *client) { c.send(websocket.Close, websocket.ClosePayload(1001, "bye")) }, 1001, "", "bye"},
 	} {
