@@ -30,7 +30,7 @@ func certsCommand() *cobra.Command {
 
 // makeCertificates makes the demo's authority and certificate, or takes those of an earlier run.
 func (d *demo) makeCertificates() (auth.Certificates, error) {
-	c, err := auth.DevCA(d.certs, demoDomain, webHost, filesHost, "127.0.0.1")
+	c, err := auth.DevCA(d.certs, demoDomain, webHost, filesHost, chatHost, secretHost, "127.0.0.1")
 	if err != nil {
 		return c, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -25,9 +26,12 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
 	"github.com/spf13/cobra"
 
 	"culvert.dev/pkg/admin"
+	"culvert.dev/pkg/auth"
 )
 
 // The names of the demo. Browsers and curl take every name under localhost for this machine.
@@ -36,6 +40,11 @@ const (
 	demoSite   = "office"
 	webHost    = "intranet.localhost"
 	filesHost  = "files.localhost"
+	chatHost   = "chat.localhost"   // speaks HTTP/2 behind the wall, too
+	secretHost = "secret.localhost" // asks for a password
+	vaultHost  = "vault.localhost"  // has its own certificate, behind the wall
+	demoUser   = "visitor"
+	demoSecret = "sesame"
 )
 
 // startTimeout bounds the start of one relay, the visit of one service and the end of one relay.
@@ -64,13 +73,14 @@ type demo struct {
 	certs string
 	dir   string // of state, configuration and logs; removed at the end if all went well
 	roots *x509.CertPool
+	vault string // file of the authority of the site's own certificate
 
-	samples         *samples
-	public, private *child
-	https, admin    string // addresses of the public relay
-	tcpPort         int    // of the published TCP service
-	udpPort         int    // of the published UDP service
-	client          *admin.Client
+	samples            *samples
+	public, private    *child
+	https, quic, admin string // addresses of the public relay
+	tcpPort            int    // of the published TCP service
+	udpPort            int    // of the published UDP service
+	client             *admin.Client
 }
 
 func (d *demo) run(ctx context.Context, once bool) (err error) {
@@ -163,9 +173,9 @@ key         = %q
 	if err != nil {
 		return err
 	}
-	d.https, d.admin = ready["https"], ready["admin"]
-	if d.https == "" || d.admin == "" {
-		return fmt.Errorf("relay-public is ready without https and admin addresses: %v", ready)
+	d.https, d.quic, d.admin = ready["https"], ready["quic"], ready["admin"]
+	if d.https == "" || d.quic == "" || d.admin == "" {
+		return fmt.Errorf("relay-public is ready without https, quic and admin addresses: %v", ready)
 	}
 	fmt.Fprintf(d.out, "public relay        https://%s, admin http://%s, ready after %s\n", d.https, d.admin, took(began))
 
@@ -191,7 +201,7 @@ func absolute(name string) string {
 func (d *demo) join(ctx context.Context, program string) error {
 	inv, err := d.client.AddSite(ctx, admin.Invite{
 		Name:    demoSite,
-		Publish: []string{"https://*.localhost", fmt.Sprintf("tcp://127.0.0.1:%d", d.tcpPort), fmt.Sprintf("udp://127.0.0.1:%d", d.udpPort)},
+		Publish: []string{"https://*.localhost", "tls://*.localhost", fmt.Sprintf("tcp://127.0.0.1:%d", d.tcpPort), fmt.Sprintf("udp://127.0.0.1:%d", d.udpPort)},
 		TTL:     time.Minute.Seconds(),
 	})
 	if err != nil {
@@ -202,6 +212,15 @@ func (d *demo) join(ctx context.Context, program string) error {
 	join.Env = append(os.Environ(), "CULVERT_TOKEN="+inv.Token)
 	if out, err := join.CombinedOutput(); err != nil {
 		return fmt.Errorf("relay-private join: %w\n%s", err, out)
+	}
+	vault, err := auth.DevCA(filepath.Join(d.dir, "vault"), vaultHost) // another authority than the relay's
+	if err != nil {
+		return err
+	}
+	d.vault = vault.CA
+	hash, err := auth.HashPassword([]byte(demoSecret))
+	if err != nil {
+		return err
 	}
 	config := filepath.Join(dir, "private.toml")
 	f, err := os.OpenFile(config, os.O_APPEND|os.O_WRONLY, 0)
@@ -220,19 +239,39 @@ publish = "https://%s"
 target  = "file://%s"
 
 [[service]]
+name    = "chat"
+publish = "https://%s"
+target  = "h2c://%[2]s"
+
+[[service]]
+name    = "secret"
+publish = "https://%[6]s"
+target  = "http://%[2]s"
+users   = { %[7]s = %[8]q }
+
+[[service]]
+name    = "vault"
+publish = "tls://%[9]s"
+target  = "http://%[2]s"
+certificate     = %[10]q
+certificate_key = %[11]q
+
+[[service]]
 name    = "echo"
-publish = "tcp://127.0.0.1:%d"
-target  = "tcp://%s"
+publish = "tcp://127.0.0.1:%[12]d"
+target  = "tcp://%[13]s"
 
 [[service]]
 name    = "operators-echo"
-target  = "tcp://%[6]s"
+target  = "tcp://%[13]s"
 
 [[service]]
 name    = "datagrams"
-publish = "udp://127.0.0.1:%d"
-target  = "udp://%s"
-`, webHost, d.samples.web.Addr(), filesHost, filePath(d.samples.files), d.tcpPort, d.samples.tcp.Addr(), d.udpPort, d.samples.udp.LocalAddr())
+publish = "udp://127.0.0.1:%[14]d"
+target  = "udp://%[15]s"
+`, webHost, d.samples.web.Addr(), filesHost, filePath(d.samples.files), chatHost,
+		secretHost, demoUser, hash, vaultHost, filepath.ToSlash(vault.Certificate), filepath.ToSlash(vault.Key),
+		d.tcpPort, d.samples.tcp.Addr(), d.udpPort, d.samples.udp.LocalAddr())
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
@@ -282,12 +321,16 @@ func took(began time.Time) time.Duration {
 // visit asks each service once through the tunnel and prints what went where and how fast.
 func (d *demo) visit(ctx context.Context) error {
 	_, port, _ := net.SplitHostPort(d.https)
+	web := "http://" + d.samples.web.Addr().String()
 	rows := []struct {
 		visitor, target string
 		visit           func(context.Context) (string, error)
 	}{
-		{"https://" + webHost + ":" + port, "http://" + d.samples.web.Addr().String(), d.visitWeb},
-		{"wss://" + webHost + ":" + port + "/echo", "http://" + d.samples.web.Addr().String() + "/echo", d.visitWebSocket},
+		{"https://" + webHost + ":" + port, web, d.visitWeb},
+		{"wss://" + webHost + ":" + port + "/echo", web + "/echo", d.visitWebSocket},
+		{"https://" + chatHost + ":" + port + "/chat", "h2c://" + d.samples.web.Addr().String() + "/chat", d.visitChat},
+		{"https://" + secretHost + ":" + port, web, d.visitSecret},
+		{"tls://" + vaultHost + ":" + port, web, d.visitVault},
 		{"https://" + filesHost + ":" + port + "/" + bigFile, "file://" + d.samples.files, d.visitFile},
 		{fmt.Sprintf("tcp://127.0.0.1:%d", d.tcpPort), "tcp://" + d.samples.tcp.Addr().String(), d.visitTCP},
 		{fmt.Sprintf("udp://127.0.0.1:%d", d.udpPort), "udp://" + d.samples.udp.LocalAddr().String(), d.visitUDP},
@@ -310,40 +353,135 @@ func (d *demo) visit(ctx context.Context) error {
 	return failed
 }
 
-// visitor is an HTTP client that finds every name at the public relay.
-func (d *demo) visitor() *http.Client {
+// visitor is a client of one version of HTTP that finds every name at the public relay.
+func (d *demo) visitor(version string, roots *x509.CertPool) *http.Client {
+	config := &tls.Config{RootCAs: roots}
+	if version == "HTTP/3.0" {
+		return &http.Client{Transport: &http3.Transport{TLSClientConfig: config, Dial: func(ctx context.Context, _ string, config *tls.Config, quicConfig *quic.Config) (*quic.Conn, error) {
+			return quic.DialAddr(ctx, d.quic, config, quicConfig)
+		}}}
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(version == "HTTP/1.1")
+	protocols.SetHTTP2(version == "HTTP/2.0")
 	dialer := new(net.Dialer)
 	return &http.Client{Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: d.roots},
+		TLSClientConfig: config,
+		Protocols:       protocols,
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return dialer.DialContext(ctx, network, d.https)
 		},
 	}}
 }
 
+// hangUp ends the connections of a visitor.
+func hangUp(c *http.Client) {
+	c.CloseIdleConnections()
+	if t, ok := c.Transport.(io.Closer); ok {
+		t.Close()
+	}
+}
+
+// visitWeb asks for a page over each version of HTTP.
 func (d *demo) visitWeb(ctx context.Context) (string, error) {
-	c := d.visitor()
-	defer c.CloseIdleConnections()
-	began := time.Now()
-	body, err := get(ctx, c, "https://"+webHost+"/")
+	var results []string
+	for _, version := range []string{"HTTP/1.1", "HTTP/2.0", "HTTP/3.0"} {
+		c := d.visitor(version, d.roots)
+		defer hangUp(c)
+		if _, err := get(ctx, c, "https://"+webHost+"/", version); err != nil {
+			return "", fmt.Errorf("%s: %w", version, err)
+		}
+		const n = 200
+		began := time.Now()
+		for range n {
+			if _, err := get(ctx, c, "https://"+webHost+"/", version); err != nil {
+				return "", fmt.Errorf("%s: %w", version, err)
+			}
+		}
+		results = append(results, fmt.Sprintf("%s %v", strings.TrimSuffix(version, ".0"), (time.Since(began)/n).Round(time.Microsecond)))
+	}
+	return "200 OK, each request over " + strings.Join(results, ", over "), nil
+}
+
+// visitChat says something only when it has heard the answer to what it said before.
+func (d *demo) visitChat(ctx context.Context) (string, error) {
+	c := d.visitor("HTTP/2.0", d.roots)
+	defer hangUp(c)
+	body, say := io.Pipe()
+	defer say.Close()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+chatHost+"/chat", body)
 	if err != nil {
 		return "", err
 	}
-	firstTook := took(began)
-	if !bytes.Contains(body, []byte("behind the firewall")) {
-		return "", fmt.Errorf("unexpected answer %q", body)
+	resp, err := c.Do(req)
+	if err != nil {
+		return "", err
 	}
+	defer resp.Body.Close()
 	const n = 200
-	began = time.Now()
-	for range n {
-		if _, err := get(ctx, c, "https://"+webHost+"/"); err != nil {
+	lines := bufio.NewReader(resp.Body)
+	began := time.Now()
+	for i := range n {
+		said := fmt.Sprintf("line %d\n", i)
+		if _, err := io.WriteString(say, said); err != nil {
 			return "", err
 		}
+		if heard, err := lines.ReadString('\n'); err != nil || heard != said {
+			return "", fmt.Errorf("said %q, heard %q: %v", said, heard, err)
+		}
 	}
-	return fmt.Sprintf("200 OK, %d bytes in %v; %d more on the same connection, %v each", len(body), firstTook, n, (time.Since(began) / n).Round(time.Microsecond)), nil
+	each := (time.Since(began) / n).Round(time.Microsecond)
+	say.Close()
+	if _, err := io.ReadAll(lines); err != nil {
+		return "", err
+	}
+	if got := resp.Trailer.Get("Lines"); got != strconv.Itoa(n) {
+		return "", fmt.Errorf("trailer Lines: %q", got)
+	}
+	return fmt.Sprintf("%d lines in one request, each answered while it goes on, %v each, and a trailer", n, each), nil
 }
 
-func get(ctx context.Context, c *http.Client, url string) ([]byte, error) {
+// visitSecret is turned away without a password.
+func (d *demo) visitSecret(ctx context.Context) (string, error) {
+	c := d.visitor("HTTP/2.0", d.roots)
+	defer hangUp(c)
+	if body, err := get(ctx, c, "https://"+secretHost+"/", "HTTP/2.0"); err == nil {
+		return "", fmt.Errorf("without a password: %q", body)
+	} else if !strings.HasPrefix(err.Error(), "401 ") {
+		return "", err
+	}
+	body, err := get(ctx, c, "https://"+demoUser+":"+demoSecret+"@"+secretHost+"/", "HTTP/2.0")
+	if err != nil {
+		return "", err
+	}
+	if !bytes.Contains(body, []byte("knows you as "+demoUser)) {
+		return "", fmt.Errorf("unexpected answer %q", body)
+	}
+	return "401 without a password, 200 OK with it, and the server is told who it is", nil
+}
+
+// visitVault trusts the site's authority and not the relay's.
+func (d *demo) visitVault(ctx context.Context) (string, error) {
+	if _, err := get(ctx, d.visitor("HTTP/1.1", d.roots), "https://"+vaultHost+"/", "HTTP/1.1"); err == nil {
+		return "", errors.New("the certificate is the relay's")
+	}
+	pem, err := os.ReadFile(d.vault)
+	if err != nil {
+		return "", err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	c := d.visitor("HTTP/1.1", roots)
+	defer hangUp(c)
+	body, err := get(ctx, c, "https://"+vaultHost+"/", "HTTP/1.1")
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("200 OK, %d bytes, encrypted up to the private relay with the site's own certificate", len(body)), nil
+}
+
+// get asks for a page of the sample server and expects it in a version of HTTP.
+func get(ctx context.Context, c *http.Client, url, version string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
@@ -354,14 +492,21 @@ func get(ctx context.Context, c *http.Client, url string) ([]byte, error) {
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(body))
+	switch {
+	case err != nil:
+		return nil, err
+	case resp.StatusCode != http.StatusOK:
+		return nil, fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(body))
+	case resp.Proto != version:
+		return nil, fmt.Errorf("answered in %s", resp.Proto)
+	case !bytes.Contains(body, []byte("behind the firewall")):
+		return nil, fmt.Errorf("unexpected answer %q", body)
 	}
-	return body, err
+	return body, nil
 }
 
 func (d *demo) visitWebSocket(ctx context.Context) (string, error) {
-	c, _, err := websocket.Dial(ctx, "wss://"+webHost+"/echo", &websocket.DialOptions{HTTPClient: d.visitor()})
+	c, _, err := websocket.Dial(ctx, "wss://"+webHost+"/echo", &websocket.DialOptions{HTTPClient: d.visitor("HTTP/1.1", d.roots)})
 	if err != nil {
 		return "", err
 	}
@@ -389,8 +534,8 @@ func (d *demo) visitWebSocket(ctx context.Context) (string, error) {
 }
 
 func (d *demo) visitFile(ctx context.Context) (string, error) {
-	c := d.visitor()
-	defer c.CloseIdleConnections()
+	c := d.visitor("HTTP/1.1", d.roots)
+	defer hangUp(c)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+filesHost+"/"+bigFile, nil)
 	if err != nil {
 		return "", err
@@ -506,8 +651,8 @@ func sendAll(c chan<- error, to duplex, b []byte) {
 func (d *demo) printCommands() {
 	_, port, _ := net.SplitHostPort(d.https)
 	ca := filepath.Join(d.certs, "ca.pem")
-	curl := func(host, path string) string {
-		return fmt.Sprintf("  curl --cacert %s --resolve %s:%s:127.0.0.1 https://%[2]s:%[3]s%[4]s", ca, host, port, path)
+	curl := func(ca, host, path, options string) string {
+		return fmt.Sprintf("  curl --cacert %s --resolve %s:%s:127.0.0.1 %shttps://%[2]s:%[3]s%[5]s", ca, host, port, options, path)
 	}
 	self, _ := os.Executable()
 	if wd, err := os.Getwd(); err == nil {
@@ -517,9 +662,12 @@ func (d *demo) printCommands() {
 	}
 	tunnelctl := fmt.Sprintf("  %s --admin %s --state %s", self, d.admin, filepath.Join(d.dir, "state"))
 	for _, line := range []string{
-		curl(webHost, "/"),
-		curl(filesHost, "/hello.txt"),
-		curl(filesHost, "/"+bigFile) + " -o /dev/null",
+		curl(ca, webHost, "/", "--http2 "),
+		curl(ca, webHost, "/", "--http1.1 "),
+		curl(ca, chatHost, "/chat", "-i --http2 -d hello "),
+		curl(ca, secretHost, "/", "-u "+demoUser+":"+demoSecret+" "),
+		curl(d.vault, vaultHost, "/", ""),
+		curl(ca, filesHost, "/"+bigFile, "-o /dev/null "),
 		fmt.Sprintf("  nc 127.0.0.1 %d", d.tcpPort),
 		fmt.Sprintf("  echo hello | nc -u -w 1 127.0.0.1 %d", d.udpPort),
 		tunnelctl + " status",

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -19,7 +21,7 @@ import (
 
 // samples are the servers of the demo: what an intranet may have, on loopback ports of their own.
 type samples struct {
-	web   net.Listener   // HTTP, and echoing WebSockets at /echo
+	web   net.Listener   // HTTP/1.1, and HTTP/2 as gRPC speaks it; echoing WebSockets at /echo, echoing lines at /chat
 	tcp   net.Listener   // echoes bytes
 	udp   net.PacketConn // echoes datagrams
 	files string         // a folder for the private relay to serve
@@ -54,7 +56,9 @@ func startSamples(dir string) (_ *samples, err error) {
 	if err := s.writeFiles(); err != nil {
 		return nil, err
 	}
-	s.server = &http.Server{Handler: http.HandlerFunc(serveWeb), ReadHeaderTimeout: 10 * time.Second}
+	s.server = &http.Server{Handler: http.HandlerFunc(serveWeb), ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	s.server.Protocols.SetHTTP1(true)
+	s.server.Protocols.SetUnencryptedHTTP2(true)
 	s.running.Go(func() { _ = s.server.Serve(s.web) }) // ends with close
 	s.running.Go(s.serveTCP)
 	s.running.Go(s.serveUDP)
@@ -95,13 +99,36 @@ func (s *samples) writeFiles() error {
 
 // serveWeb is the intranet's web server. It shows what of the visitor reaches it.
 func serveWeb(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == "/echo" {
+	switch r.URL.Path {
+	case "/echo":
 		echoMessages(w, r)
+		return
+	case "/chat":
+		echoLines(w, r)
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	fmt.Fprintf(w, "Hello from behind the firewall.\n\nYou asked for %s %s://%s%s\nand came from %s.\n",
 		r.Method, r.Header.Get("X-Forwarded-Proto"), r.Host, r.URL, r.Header.Get("X-Forwarded-For"))
+	if user := r.Header.Get("X-Remote-User"); user != "" {
+		fmt.Fprintf(w, "The relay knows you as %s.\n", user)
+	}
+}
+
+// echoLines answers each line of a request when it comes, while the request goes on, and ends with a trailer: what
+// gRPC needs of everything on the way.
+func echoLines(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Trailer", "Lines")
+	c := http.NewResponseController(w)
+	_ = c.EnableFullDuplex() // HTTP/2 always is
+	_ = c.Flush()
+	lines := bufio.NewScanner(r.Body)
+	n := 0
+	for ; lines.Scan(); n++ {
+		fmt.Fprintf(w, "%s\n", lines.Bytes())
+		_ = c.Flush()
+	}
+	w.Header().Set("Lines", strconv.Itoa(n))
 }
 
 // echoMessages answers each WebSocket message with itself.
