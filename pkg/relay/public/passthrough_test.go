@@ -30,7 +30,7 @@ var siteTLS = sync.OnceValue(func() *tls.Config {
 	if err != nil {
 		panic(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(2), NotAfter: time.Now().Add(24 * time.Hour), DNSNames: []string{"*.test"}}
+	template := &x509.Certificate{SerialNumber: big.NewInt(2), NotAfter: farOff, DNSNames: []string{"*.test"}}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
 		panic(err)
