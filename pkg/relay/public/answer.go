@@ -27,7 +27,7 @@ var (
 func compose(res *http1.Response, t *trouble, grpc bool, now time.Time, fields []http1.Field) (body []byte) {
 	*res = http1.Response{Minor: 1, Status: t.status, ContentLength: -1}
 	res.Fields = append(res.Fields, http1.Field{Name: nameDate, Value: http1.AppendDate(nil, now)})
-	if grpc && t != troubleElsewhere {
+	if grpc {
 		res.Status = 200
 		res.Fields = append(append(res.Fields, http1.Field{Name: usual[0].Name, Value: grpcType},
 			http1.Field{Name: []byte("grpc-status"), Value: strconv.AppendInt(nil, int64(grpcStatus(t.status)), 10)},
@@ -68,7 +68,7 @@ func grpcStatus(status int) int {
 		return deadlineExceeded
 	case 413, 414, 431:
 		return resourceExhausted
-	case 429, 502, 503, 504:
+	case 421, 429, 502, 503, 504:
 		return unavailable
 	}
 	return unknown

@@ -728,6 +728,77 @@ func TestFull2(t *testing.T) {
 	}
 }
 
+// A request waits for a site that has not found the relay yet, with its body.
+func TestHeld2(t *testing.T) {
+	core, err := evloop.New(evloop.Config{Loops: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer core.Close()
+	r := newTestRelay(t, false, func(r *Relay) { r.Core, r.Grace = core, time.Minute })
+	p := r.visit2()
+	p.head(1, false, ":method", "POST", ":scheme", "https", ":authority", "app.test", ":path", "/a", "content-type", "text/x")
+	p.WriteData(1, false, []byte("body, "))
+	p.get(3)
+	p.WriteRSTStream(3, http2.ErrCodeCancel) // nobody waits for this one any more
+	p.WritePing(false, [8]byte{1})
+	for {
+		if f, err := p.ReadFrame(); err != nil {
+			t.Fatal(err)
+		} else if ping, ok := f.(*http2.PingFrame); ok && ping.IsAck() { // so the relay has seen it all
+			break
+		}
+	}
+	r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s %s %s %v", r.URL.Path, r.Header.Get("Content-Type"), b, err)
+	}))}, "app", "https://app.test")
+	p.WriteData(1, true, []byte("all of it"))
+	if got := show(p.next()); !strings.HasPrefix(got, "1 :status=200 ") {
+		t.Errorf("got %s", got)
+	}
+	p.expect(`1 "/a text/x body, all of it <nil>" END`)
+}
+
+// A connection from before its site came, on another loop than the site has got, is exchanged for
+// another one.
+func TestOtherLoop2(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	var early []*peer2
+	for range 20 {
+		p := r.visit2()
+		p.get(1)
+		if got := show(p.next()); !strings.HasPrefix(got, "1 :status=503 ") {
+			t.Errorf("got %s", got)
+		}
+		p.next() // its text
+		early = append(early, p)
+	}
+	r.connect("office", map[string]string{"app": httpTarget(t, http.NotFoundHandler())}, "app", "https://app.test")
+	elsewhere := 0
+	for _, p := range early {
+		p.get(3)
+		got := show(p.next())
+		if strings.HasPrefix(got, "3 :status=404 ") {
+			continue
+		}
+		elsewhere++
+		if !strings.HasPrefix(got, "3 :status=421 ") {
+			t.Errorf("got %s", got)
+		}
+		p.next()
+		p.expect("GOAWAY 2147483647 NO_ERROR", "GOAWAY 3 NO_ERROR", "end")
+		p = r.visit2()
+		p.get(1)
+		if got := show(p.next()); !strings.HasPrefix(got, "1 :status=404 ") {
+			t.Errorf("another connection: got %s", got)
+		}
+	}
+	if elsewhere == 0 {
+		t.Error("all connections were on one loop")
+	}
+}
+
 // Visitors who do not read hold up nobody else, though they share the connection to the target.
 func TestSlowReaders2(t *testing.T) {
 	const size = 2 << 20
@@ -770,7 +841,11 @@ func TestSlowReaders2(t *testing.T) {
 		t.Errorf("%d connections to the target, want 1", n)
 	}
 	// What waits for them is bounded.
-	onLoop(s.session.loop.Loop, func() { s.session.service("h2c").kept = maxKept2 + 1 })
+	onLoop(s.session.loop.Loop, func() {
+		svc := s.session.service("h2c")
+		svc.sweeper.Stop() // which would look again
+		svc.kept = maxKept2 + 1
+	})
 	if res, err := r.client2().Get("https://app.test/"); err != nil {
 		t.Error(err)
 	} else if res.Body.Close(); res.StatusCode != 503 {

@@ -250,8 +250,12 @@ func (st *stream2) request(req *http1.Request) {
 		}
 		st.ex = l.begin(st, d.service, req)
 	case doMove, doOwn:
+		here := string(l.host) == st.w.v.sni
 		l.logAnswer(&st.w.v.client, req, troubleElsewhere)
 		st.answer(troubleElsewhere)
+		if here { // its site has come since, on another loop; the next connection will be there
+			st.w.drain(true)
+		}
 	case doHold:
 		st.keep(req)
 		if !d.hold(st.again) {
