@@ -296,7 +296,7 @@ var floods = []flood{
 		c.headers(1, true, get("app.example.com", "/", [2]string{"x", strings.Repeat("y", 3900)})...)
 		bomb := c.encode(get("app.example.com", "/")...)
 		bomb = append(bomb, bytes.Repeat([]byte{0x80 | 62}, 16000)...) // 62 MB
-		return repeat(c, n/100, func(i int) error {
+		return repeat(c, n/20, func(i int) error {
 			return c.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(2*i + 3), BlockFragment: bomb, EndStream: true, EndHeaders: true})
 		})
 	}},
@@ -324,7 +324,7 @@ func TestH2Floods(t *testing.T) {
 			began := time.Now()
 			for i := range 4 {
 				wg.Go(func() {
-					err := f.attack(t, s, i, 100_000)
+					err := f.attack(t, s, i, 20_000)
 					switch {
 					case errors.Is(err, errSurvived) && !f.endures:
 						t.Errorf("visitor %d: %v", i, err)
