@@ -76,6 +76,8 @@ func TestURLErrors(t *testing.T) {
 		{publish, "https://app.example.com/a//b", "segment"},
 		{publish, "https://app.example.com/../b", "segment"},
 		{publish, "https://app.example.com/%2e", "not supported in a path prefix"},
+		{publish, "https://app.example.com/a;v=1", "not supported in a path prefix"},
+		{publish, "https://app.example.com/api/*", "not supported in a path prefix, which has everything below in it"},
 		{publish, "https://app.example.com /", "contains a space"},
 		{publish, "https://*.127.0.0.1", "a wildcard needs a name"},
 		{publish, "https://::1/", "needs brackets"},

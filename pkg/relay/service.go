@@ -383,9 +383,9 @@ func checkHost(host string, wildcard bool) error {
 	return nil
 }
 
-// cleanPath checks a path prefix and returns it without a trailing slash. Only
-// characters that have one spelling are accepted, so that a prefix cannot be
-// passed by writing it differently (%2e, //, /./).
+// cleanPath checks a path prefix and returns it without a trailing slash. What it
+// consists of has to mean itself to every server: no escapes, no empty and dot
+// segments, no parameters (";v=1", which some drop).
 func cleanPath(path string) (string, error) {
 	path = strings.TrimSuffix(path, "/")
 	if path == "" {
@@ -396,7 +396,10 @@ func cleanPath(path string) (string, error) {
 			return "", fmt.Errorf("path %q has an empty, \".\" or \"..\" segment", path)
 		}
 		for i := range len(seg) {
-			if c := seg[i]; !isAlnum(c) && strings.IndexByte("-._~!$&'()+,;=:@", c) < 0 {
+			if c := seg[i]; !isAlnum(c) && strings.IndexByte("-._~!$&'()+,=:@", c) < 0 {
+				if c == '*' {
+					return "", fmt.Errorf("path %q: '*' is not supported in a path prefix, which has everything below in it", path)
+				}
 				return "", fmt.Errorf("path %q: character %q is not supported in a path prefix", path, c)
 			}
 		}

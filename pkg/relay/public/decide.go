@@ -60,7 +60,7 @@ func (l *loop) decide(c *client, req *http1.Request) decision {
 	if c.secure && routes.passed(l.host) != nil { // on a connection for another name
 		return decision{action: doAnswer, trouble: troubleElsewhere}
 	}
-	if ambiguous(req.Path) && routes.divided(l.host, c.secure) {
+	if routes.divided(l.host, c.secure) && (ambiguous(req.Path) || routes.misleads(l.host, req.Path, c.secure)) {
 		l.counters.Rejected++
 		return decision{action: doAnswer, trouble: troublePath}
 	}

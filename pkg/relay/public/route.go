@@ -155,6 +155,33 @@ func ambiguous(path []byte) bool {
 	return dots > 0
 }
 
+// misleads reports whether a server that decodes path, as nearly all do, merges its
+// slashes or drops the parameters of its segments would take it for one of another
+// service: /%61pi, //api and /api;v=1 are /api for many of them, and what that service
+// demands of visitors would be got around.
+func (t *table) misleads(host, path []byte, secure bool) bool {
+	var buf [256]byte
+	plain := buf[:0]
+	parameter, plainly := false, true
+	for i := 0; i < len(path); {
+		c, n := unescape(path[i:])
+		i += n
+		switch {
+		case c == 0: // the end, for some
+			return true
+		case c == '/' && len(plain) > 0 && plain[len(plain)-1] == '/', c == ';', parameter && c != '/':
+			parameter = parameter && c != '/' || c == ';'
+			plainly = false
+			continue
+		case n > 1:
+			plainly = false
+		}
+		parameter = false
+		plain = append(plain, c)
+	}
+	return !plainly && t.find(host, plain, secure) != t.find(host, path, secure)
+}
+
 // unescape returns the first character of path and how many bytes it takes. http1
 // has checked the encoding.
 func unescape(path []byte) (c byte, n int) {

@@ -1,6 +1,10 @@
 package public
 
 import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
 	"net/netip"
 	"testing"
 	"time"
@@ -152,7 +156,13 @@ func TestAmbiguousPaths(t *testing.T) {
 func TestDividedHosts(t *testing.T) {
 	r := newTestRelay(t, false, nil)
 	app := target(t, okTarget)
-	r.connect("office", map[string]string{"part": app, "whole": app}, "part", "https://part.test/app", "whole", "https://whole.test")
+	api := target(t, func(c net.Conn, br *bufio.Reader) {
+		if _, err := http.ReadRequest(br); err == nil {
+			io.WriteString(c, "HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+		}
+	})
+	r.connect("office", map[string]string{"part": app, "whole": app, "api": api, "rest": app}, "part", "https://part.test/app",
+		"whole", "https://whole.test", "api", "https://both.test/api", "rest", "https://both.test")
 	for _, test := range []struct {
 		host, path string
 		want       int
@@ -161,6 +171,18 @@ func TestDividedHosts(t *testing.T) {
 		{"part.test", "/app/../admin", 400},
 		{"part.test", "/app/%2e%2e/admin", 400},
 		{"part.test", "/app/..%2fadmin", 400},
+		{"both.test", "/", 200},
+		{"both.test", "/api/x", 202},
+		{"both.test", "/%61pi/x", 400},
+		{"both.test", "/%41%70i", 200}, // /Api
+		{"both.test", "/api%2e/x", 200},
+		{"both.test", "//api/x", 400},
+		{"both.test", "/;a/%61pi", 400},
+		{"both.test", "/api;a=b/x", 400},
+		{"both.test", "/api%3bx", 400},
+		{"both.test", "/api%00", 400},
+		{"both.test", "/api/%61;x//y", 202}, // the same service
+		{"both.test", "/x/%61pi;a//b", 200},
 		{"whole.test", "/app/%2e%2e/admin%2f", 200},
 	} {
 		if got := r.status(true, "GET "+test.path+" HTTP/1.1\r\nHost: "+test.host+"\r\n\r\n"); got != test.want {
