@@ -366,7 +366,10 @@ func (s *stream3) watch() {
 		switch {
 		case s.loop.Load() != l: // it has moved meanwhile
 			s.watch()
-		case !s.over:
+		case s.over:
+		case s.closed && s.visitor.conn.Context().Err() == nil: // it was us, and the visitor may have more to say
+			s.unwatch = context.AfterFunc(s.visitor.conn.Context(), s.watch)
+		default:
 			s.visitor.spoil()
 			s.cancel()
 		}
@@ -516,13 +519,16 @@ func (s *stream3) who() *client { return s.client }
 
 func (s *stream3) interim(res *http1.Response) { s.putHead(res) }
 
-func (s *stream3) head(res *http1.Response, _ bool) bool {
+func (s *stream3) head(res *http1.Response, end bool) bool {
 	if s.connect && res.Status < 300 { // it would mean that the server has switched
 		bad := *res
 		bad.Status = 502
 		res = &bad
 	}
 	s.putHead(res)
+	if end {
+		s.putEnd()
+	}
 	// A server that turns a request down before it is complete seldom reads the rest.
 	return !s.ended && res.Status >= 300
 }
@@ -532,19 +538,27 @@ func (s *stream3) body(p []byte) {
 }
 
 func (s *stream3) end(trailers []http1.Field) {
-	if len(trailers) == 0 {
-		return
+	if len(trailers) > 0 {
+		section := &s.loop.Load().heads.section
+		for _, f := range trailers {
+			section.Field(f.Name, f.Value)
+		}
+		s.put(section.Append, nil)
 	}
-	section := &s.loop.Load().heads.section
-	for _, f := range trailers {
-		section.Field(f.Name, f.Value)
-	}
-	s.put(section.Append, nil)
+	s.putEnd()
+}
+
+// putEnd adds the end of the response. The visitor waits for it, even if it has not sent all of its request.
+func (s *stream3) putEnd() {
+	s.closed = true
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fin = true
 }
 
 func (s *stream3) flush() {
 	s.mu.Lock()
-	if len(s.out) == 0 {
+	if len(s.out) == 0 && !s.fin {
 		s.mu.Unlock()
 		return
 	}
@@ -626,10 +640,8 @@ func (s *stream3) CloseWrite() {
 	if s.closed || s.over {
 		return
 	}
-	s.closed = true
-	s.mu.Lock()
-	s.fin = true
-	s.kick()
+	s.putEnd()
+	s.flush()
 	s.closeBoth()
 }
 

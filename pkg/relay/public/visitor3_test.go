@@ -1125,3 +1125,76 @@ func TestHTTP3BesideLink(t *testing.T) {
 		t.Errorf("%d visitors", st.Visitors)
 	}
 }
+
+// What a server says last is not the end of what the visitor says.
+func TestHTTP3HalfClose(t *testing.T) {
+	got := make(chan string, 3)
+	read := func(r io.Reader) {
+		for b := make([]byte, 4); ; {
+			n, err := io.ReadFull(r, b)
+			if got <- string(b[:n]); err != nil {
+				return
+			}
+		}
+	}
+	r := newTestRelay3(t, nil)
+	r.connect("office", map[string]string{
+		"ws": target(t, func(c net.Conn, br *bufio.Reader) {
+			req, err := http.ReadRequest(br)
+			if err != nil {
+				return
+			}
+			key, _ := websocket.CheckRequest(req.Header.Get)
+			io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "+websocket.AcceptKey(key)+"\r\n\r\nbye")
+			c.(*net.TCPConn).CloseWrite()
+			read(br)
+		}),
+		"early": target(t, func(c net.Conn, br *bufio.Reader) {
+			req, err := http.ReadRequest(br)
+			if err != nil {
+				return
+			}
+			answer := "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbye"
+			if req.URL.Path == "/empty" {
+				answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+			}
+			io.WriteString(c, answer)
+			read(req.Body)
+		}),
+	}, "ws", "https://ws.test", "early", "https://early.test")
+	for _, tt := range []struct{ name, head, body string }{
+		{"ws.test", ":method: CONNECT\n:protocol: websocket\n:path: /\nsec-websocket-version: 13", "bye"},
+		{"early.test", ":method: POST\n:path: /", "bye"},
+		{"early.test", ":method: POST\n:path: /empty", ""},
+	} {
+		conn, err := r.dial3(tt.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := conn.OpenStreamSync(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.SetDeadline(time.Now().Add(5 * time.Second))
+		s.Write(pack3(append([]string{":scheme: https", ":authority: " + tt.name}, strings.Split(tt.head, "\n")...)...))
+		if status, body, err := answer3(s); status != "200" || body != tt.body || err != nil {
+			t.Errorf("%s: %s %q %v", tt.head, status, body, err)
+		}
+		for _, want := range []string{"late", "news", ""} {
+			if want != "" {
+				s.Write(frame3(0, []byte(want)))
+			} else {
+				s.Close()
+			}
+			select {
+			case g := <-got:
+				if g != want {
+					t.Errorf("%s: the server has got %q, want %q", tt.head, g, want)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatalf("%s: the server waits for %q", tt.head, want)
+			}
+		}
+		conn.CloseWithError(0, "")
+	}
+}
