@@ -180,7 +180,7 @@ func TestOutboundProxyRefuses(t *testing.T) {
 		{"socks5://" + at(socks), "it asks for a user and a password: put them into proxy"},
 		{"socks5://site:wr0ng@" + at(socks), "it does not take the user and the password"},
 		{"http://" + away, "through the proxy http://" + away + ": it is not reached"},
-		{"socks5://" + s.https, "are scheme and port right?"},
+		{"socks5://" + s.https, "is it a SOCKS5 proxy?"},
 	} {
 		s.throughProxy(tt.url)
 		s.private.await(t, 0, `"msg":"no link, trying again"`, "through the proxy", tt.want)
