@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/tls"
 	"io"
 	"net"
@@ -30,7 +31,7 @@ func TestHandshakeFlood(t *testing.T) {
 	beside.Go(func() {
 		visitor := &http.Client{Timeout: waitLimit, Transport: &http.Transport{
 			DisableKeepAlives: true,
-			DialTLS: func(string, string) (net.Conn, error) {
+			DialTLSContext: func(context.Context, string, string) (net.Conn, error) {
 				d := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
 				return tls.DialWithDialer(d, "tcp", s.https, &tls.Config{RootCAs: caPool(), ServerName: "app.example.com"})
 			}}}

@@ -526,7 +526,7 @@ func (c *client) request(nc net.Conn, r *bufio.Reader) error {
 // perConnection is how many workers share a connection of HTTP/2 or HTTP/3.
 const perConnection = 16
 
-// ask makes requests with the HTTP/2 client of x/net or the HTTP/3 client of quic-go: as many
+// ask makes requests with the HTTP/2 client of net/http or the HTTP/3 client of quic-go: as many
 // connections as there are Conns, each with some requests at a time.
 func (c *client) ask(i int) error {
 	var tr http.RoundTripper
@@ -537,7 +537,10 @@ func (c *client) ask(i int) error {
 		defer t.Close()
 		tr = t
 	} else {
-		t := &http2.Transport{DialTLSContext: func(context.Context, string, string, *tls.Config) (net.Conn, error) { return c.dial(i) }}
+		t := &http.Transport{
+			ForceAttemptHTTP2: true,
+			DialTLSContext:    func(context.Context, string, string) (net.Conn, error) { return c.dial(i) },
+		}
 		defer t.CloseIdleConnections()
 		tr = t
 	}

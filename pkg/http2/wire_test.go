@@ -908,7 +908,7 @@ func TestClient(t *testing.T) {
 	w.wantLog("3 response 204 framing 0 end true\n3 eof after 0\n3 close <nil>\n")
 
 	// The server needs no more of the request.
-	r = w.request("POST", false)
+	w.request("POST", false)
 	w.feed(w.head(5, true, ":status: 413"), frame(typeReset, 0, 5, u32(0)...))
 	w.wantLog("5 response 413 framing 1 end true\n5 eof after 0\n5 close <nil>\n")
 	w.frames()

@@ -101,7 +101,7 @@ func TestVersions(t *testing.T) {
 		io.WriteString(w, "after")
 	})
 	h.HandleFunc("/early", func(w http.ResponseWriter, r *http.Request) {
-		http.Error(w, "too much", 413)
+		http.Error(w, "too much", http.StatusRequestEntityTooLarge)
 	})
 	h.HandleFunc("/abort", func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, "part")
