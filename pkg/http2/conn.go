@@ -12,6 +12,7 @@ const (
 	maxStreams   = 128       // requests under way on a connection, by default
 	streamWindow = 256 << 10 // bytes of a stream that wait for its handler
 	connWindow   = 1 << 20   // of all streams of a connection
+	shortRest    = 64 << 10  // bytes of a request that are let come after it was answered
 	highMark     = 64 << 10  // bytes of a stream that wait to be sent, before its writer is asked to wait
 	maxQueued    = 512 << 10 // of all streams of a connection, before all writers are
 	gatherSize   = 64 << 10  // frames that leave in one write

@@ -954,6 +954,37 @@ func TestClient(t *testing.T) {
 	}
 }
 
+// A visitor who is about to send a short rest of a request which was answered is not told
+// to stop: some do not show the answer then.
+func TestAnsweredEarly(t *testing.T) {
+	w := serverWire(t)
+	w.answer = func(s *Stream, req *http1.Request) {
+		s.Respond(&http1.Response{Status: 413, ContentLength: 0, Framing: http1.Length}, true)
+		s.Close()
+	}
+	w.feed(w.head(1, false, postHead+"content-length: 100"))
+	w.want("HEADERS 1 end")
+	w.log.Reset()
+	w.feed(data(1, 60, false), data(1, 40, false))
+	w.wantLog("")
+	w.feed(data(1, 0, true))
+	w.wantLog("1 close <nil>\n")
+	w.want()
+
+	// It may give up, must not send more than it said, and a longer rest, or one of unknown length, is not waited for.
+	w.feed(w.head(3, false, postHead+"content-length: 100"), frame(typeReset, 0, 3, u32(0)...))
+	w.want("HEADERS 3 end")
+	w.feed(w.head(5, false, postHead+"content-length: 100"), data(5, 101, true))
+	w.want("HEADERS 5 end", "RST_STREAM 5 PROTOCOL_ERROR")
+	w.feed(w.head(7, false, postHead+fmt.Sprintf("content-length: %d", shortRest+1)))
+	w.want("HEADERS 7 end", "RST_STREAM 7 NO_ERROR")
+	w.feed(w.head(9, false, postHead))
+	w.want("HEADERS 9 end", "RST_STREAM 9 NO_ERROR")
+	if w.err != nil || w.c.n != 0 {
+		t.Error(w.err, w.c.n)
+	}
+}
+
 // A server that answers early, and wants no more of the request, may do so on and on.
 func TestEarlyAnswers(t *testing.T) {
 	w := clientWire(t)
