@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -270,6 +271,16 @@ func TestRenew(t *testing.T) {
 	waitFor(t, "another certificate", func() bool { return !s.Certificate("app.example.com").Leaf.Equal(old.Leaf) })
 	if leaf, err := p.visit("app.example.com"); err != nil || leaf.Equal(old.Leaf) {
 		t.Errorf("a visitor has the old one: %v", err)
+	}
+}
+
+// What certmagic would renew on its own account, because it looked while a certificate was in its hands, is left to the Manager.
+func TestOwnRenewal(t *testing.T) {
+	t.Parallel()
+	s := startPebble(t, options{}).site(nil)
+	c, err := s.issuers[0].Issue(context.Background(), &x509.CertificateRequest{DNSNames: []string{"app.example.com"}})
+	if _, ok := errors.AsType[certmagic.ErrNoRetry](err); c != nil || !ok {
+		t.Errorf("%v, %v", c, err)
 	}
 }
 

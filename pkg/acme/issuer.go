@@ -144,6 +144,11 @@ func (i *issuer) renewalInfo(ctx context.Context, leaf *x509.Certificate) (info 
 // the Manager to say.
 func (i *issuer) Issue(ctx context.Context, csr *x509.CertificateRequest) (*certmagic.IssuedCertificate, error) {
 	a := attemptOf(ctx)
+	if a == nil {
+		// certmagic's own maintenance has found a certificate in its cache that is being loaded or renewed just
+		// now. When to renew is for the Manager to say, which counts the failures.
+		return nil, certmagic.ErrNoRetry{Err: errors.New("the relay renews its certificates by itself")}
+	}
 	h := &heard{}
 	c, err := i.issue(context.WithValue(ctx, heardKey{}, h), a, csr)
 	if err == nil {
