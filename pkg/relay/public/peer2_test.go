@@ -406,8 +406,8 @@ func TestWebSocket2(t *testing.T) {
 				p.expect("1 :status=200 sec-websocket-protocol=chat", `1 "hello"`)
 				p.WriteData(1, false, []byte("ping"))
 				p.expect(`1 "ping"`)
-				p.WriteData(1, true, []byte("bye"))
-				p.expect(`1 "bye" END`)
+				p.WriteData(1, true, nil)
+				p.expect(`1 "" END`)
 			})
 			t.Run("from HTTP/1.1", func(t *testing.T) {
 				v := r.dial(true)
