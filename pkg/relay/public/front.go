@@ -25,8 +25,43 @@ type client struct {
 	proof   *proof              // what Relay.Challenge has said about the request; nil: it has not been asked
 
 	// What policies have found, on any loop.
-	met     atomic.Pointer[policy]  // has let this connection in
+	met     atomic.Pointer[met]     // those that have let this connection in, the last one first
 	vouched atomic.Pointer[voucher] // of the certificate
+}
+
+// met is a policy that has let a connection in. A connection may be for several services in turn.
+type met struct {
+	policy *policy
+	before *met
+	n      int // with those before
+}
+
+// maxMet is how many of them a connection remembers. They may be of services that are gone.
+const maxMet = 16
+
+// knows reports whether p has let c in.
+func (c *client) knows(p *policy) bool {
+	m := c.met.Load()
+	for m != nil && m.policy != p {
+		m = m.before
+	}
+	return m != nil
+}
+
+// meets writes down that p has.
+func (c *client) meets(p *policy) {
+	for {
+		old := c.met.Load()
+		m := &met{policy: p, before: old, n: 1}
+		if old != nil && old.n < maxMet {
+			m.n += old.n
+		} else {
+			m.before = nil
+		}
+		if c.met.CompareAndSwap(old, m) {
+			return
+		}
+	}
 }
 
 // subject is that of the visitor's certificate; "" if no authority of a service has vouched for one.

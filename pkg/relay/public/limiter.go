@@ -58,6 +58,13 @@ func (l *limiter) allow(addr netip.Addr, now int64) (wait time.Duration) {
 	return 0
 }
 
+// forgive undoes an allow that has just let an event of addr happen.
+func (l *limiter) forgive(addr netip.Addr, now int64) {
+	if l != nil {
+		l.find(addr, now).full -= l.step
+	}
+}
+
 // blocked returns how long addr has to wait, without counting anything.
 func (l *limiter) blocked(addr netip.Addr, now int64) (wait time.Duration) {
 	key := l.hash(addr)

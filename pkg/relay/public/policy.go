@@ -133,14 +133,14 @@ func (p *policy) check(l *loop, s *service, c *client, req *http1.Request) (d de
 		return decision{action: doAnswer, service: s, trouble: t, fields: fields}, false
 	}
 	now, addr := l.since(), c.addr.Addr()
-	if c.met.Load() != p { // the first request of this connection to this service
+	if !c.knows(p) { // the first request of this connection to this service
 		if !p.lets(addr) {
 			return refuse(troubleAddress)
 		}
 		if wait := p.connections.allow(addr, now); wait > 0 {
 			return refuse(troubleRequests, retryIn(wait))
 		}
-		c.met.Store(p)
+		c.meets(p)
 	}
 	if p.authority != nil {
 		if t := p.authority.check(c, string(l.host), time.Now()); t != nil {
@@ -160,6 +160,8 @@ func (p *policy) check(l *loop, s *service, c *client, req *http1.Request) (d de
 		if d, ok := p.users.check(l, addr, http1.Get(req.Fields, "authorization")); !ok {
 			if d.action == doAnswer {
 				l.counters.Refused++
+			} else { // it comes here again
+				p.requests.forgive(addr, now)
 			}
 			d.service = s
 			return d, false

@@ -239,6 +239,34 @@ func TestPolicyRates(t *testing.T) {
 	}
 }
 
+// A connection that asks for several services in turn is one connection for each of them.
+func TestPolicyRatesOfTwo(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	app := httpTarget(t, http.HandlerFunc(echoHead))
+	services := []string{"a", "https://app.test/a", "b", "https://app.test/b"}
+	ts := r.connect("office", map[string]string{"a": app, "b": app}, services...)
+	ts.demand(&relay.Policy{ConnectionRate: rateOf(t, "1/h burst 1")}, services...)
+	v := r.dial(true)
+	for i := range 6 {
+		v.send("GET /" + "ab"[i%2:i%2+1] + " HTTP/1.1\r\nHost: app.test\r\n\r\n")
+		if res, _ := v.response("GET"); res.StatusCode != 200 {
+			t.Errorf("request %d: %d", i, res.StatusCode)
+		}
+	}
+}
+
+// A request that waits for its password to be checked counts once.
+func TestPolicyRateOfUsers(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	ts := r.connect("office", map[string]string{"app": httpTarget(t, http.HandlerFunc(echoHead))}, "app", "https://app.test")
+	ts.demand(&relay.Policy{RequestRate: rateOf(t, "1/h burst 1"), Users: hashes(t)}, "app", "https://app.test")
+	for _, want := range []int{200, 429} {
+		if res, _ := r.ask(true, "GET / HTTP/1.1|Host: app.test"+basic("bob", "pa:ss")); res.StatusCode != want {
+			t.Errorf("%d, want %d", res.StatusCode, want)
+		}
+	}
+}
+
 // redirect = false: nothing in the clear says that there is something.
 func TestPolicyRedirect(t *testing.T) {
 	r := newTestRelay(t, false, nil)
