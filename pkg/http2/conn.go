@@ -14,7 +14,7 @@ const (
 	connWindow   = 1 << 20   // of all streams of a connection
 	shortRest    = 64 << 10  // bytes of a request that are let come after it was answered
 	highMark     = 64 << 10  // bytes of a stream that wait to be sent, before its writer is asked to wait
-	maxQueued    = 512 << 10 // of all streams of a connection, before all writers are
+	maxQueued    = 512 << 10 // of all streams of a connection, before whoever has something queued is
 	gatherSize   = 64 << 10  // frames that leave in one write
 
 	// A block of CONTINUATION frames is put together from the transport's own buffer, so it has to fit there.

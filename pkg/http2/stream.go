@@ -462,7 +462,7 @@ func (s *Stream) drained() {
 	c := s.c
 	switch {
 	case c == nil || s.flags&high == 0 || s.out.len() > highMark/4:
-	case c.queued > maxQueued/2:
+	case c.queued > maxQueued/2 && s.out.len() > 0:
 		c.flags |= connHigh // it waits for the others now
 	default:
 		s.flags = s.flags&^high | drain
@@ -473,17 +473,17 @@ func (s *Stream) drained() {
 // Pending returns the number of bytes that are not sent yet.
 func (s *Stream) Pending() int { return s.out.len() }
 
-// HighMark is the Pending above which a writer waits for OnDrain: 64 KiB, and -1 while all streams of the connection
-// together have more than 512 KiB queued. OnDrain comes at a quarter of it.
+// HighMark is the Pending above which a writer waits for OnDrain: 64 KiB, and 0 while all streams of the connection
+// together have more than 512 KiB queued: so whoever has no room is no reason for others, who have, to wait. OnDrain
+// comes at a quarter of it.
 func (s *Stream) HighMark() int {
-	switch {
-	case s.c == nil:
+	if s.c == nil || s.c.queued <= maxQueued {
 		return highMark
-	case s.c.queued > maxQueued:
-		s.wait()
-		return -1
 	}
-	return highMark
+	if s.out.len() > 0 {
+		s.wait()
+	}
+	return 0
 }
 
 // CloseWrite finishes our side when everything written is sent.

@@ -784,16 +784,30 @@ func TestQueueOfConnection(t *testing.T) {
 				r.s.Write(zeros)
 			}
 		}
-		if r.s.HighMark() < 0 {
+		if r.s.HighMark() == 0 {
 			full++
 		}
 	}
-	if w.c.queued > maxQueued+len(zeros) || full == 0 {
+	if w.c.queued > maxQueued+n*len(zeros) || full == 0 {
 		t.Errorf("%d bytes queued, %d streams full", w.c.queued, full)
 	}
+
+	// One that the peer has room for goes on, as if the others were not there.
+	w.log.Reset()
+	w.frames()
+	w.feed(window(0, 1<<24), window(1, 1<<20))
+	if r := w.streams[0]; r.s.Pending() > r.s.HighMark() || w.log.String() != "1 drain\n" || w.c.queued <= maxQueued {
+		t.Errorf("%d bytes of one and %d in all are queued; it was told %q", r.s.Pending(), w.c.queued, w.log.String())
+	}
+	w.streams[0].s.Write(zeros)
+	w.turn()
+	if r := w.streams[0]; r.s.Pending() > r.s.HighMark() {
+		t.Errorf("%d bytes wait, and so does the stream", r.s.Pending())
+	}
+	w.log.Reset()
 	w.feed(settings(settingWindow, 1<<20), window(0, 1<<24))
-	if got := strings.Count(w.log.String(), "drain"); got != n {
-		t.Errorf("%d streams of %d were told", got, n)
+	if got := strings.Count(w.log.String(), "drain"); got != n-1 {
+		t.Errorf("%d streams of %d were told", got, n-1)
 	}
 }
 
@@ -812,6 +826,7 @@ func TestQueueDropped(t *testing.T) {
 		r.s.Write(zeros)
 	}
 	last := w.streams[11]
+	last.s.Write(zeros[:1<<10])
 	if last.s.Pending() <= last.s.HighMark() {
 		t.Fatal("not full")
 	}

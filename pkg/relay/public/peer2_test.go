@@ -906,3 +906,39 @@ func TestRoom2(t *testing.T) {
 		t.Errorf("connections %v, want at least 3 of up to 4 requests at a time", conns)
 	}
 }
+
+// A visitor that does not read some responses gets the others nevertheless.
+func TestUnread2(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	ts := r.connect("office", map[string]string{"app": target(t, func(c net.Conn, br *bufio.Reader) {
+		_, err := http.ReadRequest(br)
+		if err == nil {
+			_, err = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+		}
+		for buf := make([]byte, 64<<10); err == nil; {
+			_, err = c.Write(buf)
+		}
+	})}, "app", "https://app.test")
+	p := r.visit2()
+	p.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	const unread = 30
+	for i := range uint32(unread) {
+		p.get(2*i + 1)
+	}
+	waitFor(t, func() (all bool) {
+		onLoop(ts.session.loop.Loop, func() { all = ts.session.service("app").sent >= unread<<14 })
+		return all
+	})
+	const id = 2*unread + 1
+	p.get(id)
+	p.WriteWindowUpdate(id, 8<<20)
+	p.WriteWindowUpdate(0, 8<<20)
+	for got := 0; got < 4<<20; {
+		if f, ok := p.next().(*http2.DataFrame); ok {
+			if f.StreamID != id {
+				t.Fatalf("data of stream %d", f.StreamID)
+			}
+			got += len(f.Data())
+		}
+	}
+}
