@@ -30,6 +30,7 @@ type exchange struct {
 	began, progress int64  // when the head came, and a byte last moved, in the loop's time
 	in, out         uint64 // bytes of the request's body and of the response, as they are counted for the service
 	status          int    // of the final head, or of our own answer; 0: there is none
+	interims        int    // heads before it
 	first           int64  // when the answer's first byte came
 	err             word   // why it ends
 	request         []byte // of it, for the access log
@@ -61,6 +62,9 @@ type exchange struct {
 // maxGather is the largest piece of a message that is copied behind another one
 // so that both leave in one write, and with TLS in one record.
 const maxGather = 16 << 10
+
+// maxInterims is how many 1xx heads of a response are passed on.
+const maxInterims = 100
 
 var (
 	methodHead, methodGet = []byte("HEAD"), []byte("GET")
@@ -299,8 +303,13 @@ func (ex *exchange) drained() {
 	ex.back.resume()
 }
 
-// interim takes a 1xx head from the back, which is not 101.
-func (ex *exchange) interim(res *http1.Response) { ex.front.interim(res) }
+// interim takes a 1xx head from the back, which is not 101. They are queued however slowly the
+// visitor reads, so there are not any number of them.
+func (ex *exchange) interim(res *http1.Response) {
+	if ex.interims++; ex.interims <= maxInterims {
+		ex.front.interim(res)
+	}
+}
 
 // respond takes the final head from the back. If end is set, that is all.
 func (ex *exchange) respond(res *http1.Response, end bool) {

@@ -942,3 +942,48 @@ func TestUnread2(t *testing.T) {
 		}
 	}
 }
+
+// A visitor for whom there is no place is told so, and the connection ends, whether it acknowledges that or not.
+func TestNoPlace2(t *testing.T) {
+	r := newTestRelay(t, false, func(r *Relay) { r.MaxVisitors, r.MaxPerAddress = 1, 1 })
+	r.connect("office", map[string]string{"app": target(t, okTarget)}, "app", "https://app.test")
+	r.dial(true)
+	waitFor(t, func() bool { return r.admission.connected() == 1 })
+	p := r.visit2()
+	p.get(1)
+	for status := ""; ; {
+		f, err := p.ReadFrame()
+		if err == io.EOF {
+			if status != ":status 503" {
+				t.Errorf("%q", status)
+			}
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h, ok := f.(*http2.MetaHeadersFrame); ok {
+			status = ":status " + h.PseudoValue("status")
+		}
+	}
+}
+
+// However many interim responses a server sends, a visitor that does not read them does not have them queued.
+func TestInterims2(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	r.connect("office", map[string]string{"app": target(t, func(c net.Conn, br *bufio.Reader) {
+		if _, err := http.ReadRequest(br); err == nil {
+			io.WriteString(c, strings.Repeat("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", 1000)+"HTTP/1.1 204 No Content\r\n\r\n")
+		}
+	})}, "app", "https://app.test")
+	p := r.visit2()
+	p.get(1)
+	for n := 0; ; n++ {
+		if h, ok := p.next().(*http2.MetaHeadersFrame); ok && h.PseudoValue("status") == "204" {
+			if n != maxInterims {
+				t.Errorf("%d interim responses", n)
+			}
+			return
+		}
+	}
+}

@@ -63,7 +63,7 @@ func (w *visitor2) OnData(b []byte) int {
 	switch {
 	case used == len(b):
 		w.partial = false
-	case !w.partial: // a frame without data, or a head, the rest of which has headTime
+	case used > 0 || !w.partial: // a frame without data, or a head, the rest of which has headTime
 		w.partial, w.began = true, w.heard
 		w.v.await(headTime)
 	}
@@ -406,7 +406,10 @@ func (st *stream2) answer(t *trouble, fields ...http1.Field) {
 	st.Respond(&res, body == nil)
 	st.Write(body)
 	st.Close()
-	if v.verdict != admitted || t == troubleNoCert { // another handshake asks for one again
+	switch {
+	case v.verdict != admitted: // it is none to wait for
+		st.w.h2.GoAway(http2.CodeNone)
+	case t == troubleNoCert: // another handshake asks for one again
 		st.w.h2.Drain()
 	}
 }
