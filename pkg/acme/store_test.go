@@ -306,3 +306,33 @@ func TestClean(t *testing.T) {
 		}
 	}
 }
+
+// mute is a Store that does not answer.
+type mute struct{ *Files }
+
+func (mute) Load(context.Context, string) ([]byte, error) { return nil, errors.New("no answer") }
+
+// A restart while the shared Store is away serves the copy, also when the first authority has never issued anything.
+func TestCopyOfSecondAuthority(t *testing.T) {
+	t.Parallel()
+	p := startPebble(t, options{})
+	local := openFiles(t, t.TempDir())
+	config := func(c *Config) {
+		c.Store = local
+		c.Directories = []Directory{{URL: "https://127.0.0.1:1/dir"}, c.Directories[0]}
+	}
+	s := p.site(config)
+	p.prove(s)
+	s.Manage([]string{"app.example.com"})
+	want := s.certified(t, "app.example.com")
+	s.Close()
+
+	s = p.site(func(c *Config) {
+		config(c)
+		c.Store, c.Cache = mute{openFiles(t, t.TempDir())}, local
+	})
+	s.Manage([]string{"app.example.com"})
+	if got := s.certified(t, "app.example.com"); !got.Expires.Equal(want.Expires) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}

@@ -184,21 +184,23 @@ func (h *held) look(now time.Time) time.Time {
 	return t.Add(time.Duration(rand.Int64N(int64(t.Sub(now)/50) + 1)))
 }
 
-// load reads the newest certificate of a name: fs.ErrNotExist if there is none.
+// load reads the newest certificate of a name: fs.ErrNotExist if there is none. One that can be read is better than none: when the
+// Store does not answer there is a copy of what an authority has issued, and nothing for those that have not.
 func (m *Manager) load(ctx context.Context, name string) (*held, error) {
 	var best *held
+	failed := error(fs.ErrNotExist)
 	for _, i := range m.issuers {
 		h, err := m.loadFrom(ctx, i, name)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
-			return nil, err
+			failed = err
 		case best == nil || h.certificate.Leaf.NotBefore.After(best.certificate.Leaf.NotBefore):
 			best = h
 		}
 	}
 	if best == nil {
-		return nil, fs.ErrNotExist
+		return nil, failed
 	}
 	return best, nil
 }
