@@ -84,10 +84,9 @@ func (s *settings) startACME(log *slog.Logger) (*certificates, error) {
 			return s.find(net.JoinHostPort(r.URL.Hostname(), cmp.Or(r.URL.Port(), "443")))
 		},
 	}
-	if s.acme.DNS != nil {
-		if h, ok := s.acme.DNS.Provider.(*acme.Hook); ok {
-			h.Log, h.Env = log, os.Environ()
-		}
+	if s.acme.DNS != nil && s.acme.DNS.Hook != nil {
+		h := s.acme.DNS.Hook
+		h.Log, h.Env = log, os.Environ()
 	}
 	m, err := acme.New(cfg)
 	if err != nil {

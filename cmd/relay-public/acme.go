@@ -91,10 +91,9 @@ func (st *state) startACME(s *acmeSettings) (*certificates, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.DNS != nil {
-		if h, ok := s.DNS.Provider.(*acme.Hook); ok {
-			h.Log, h.Env = st.log, os.Environ()
-		}
+	if s.DNS != nil && s.DNS.Hook != nil {
+		h := s.DNS.Hook
+		h.Log, h.Env = st.log, os.Environ()
 	}
 	m, err := acme.New(acme.Config{
 		Store:       store.Storage,

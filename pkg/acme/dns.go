@@ -9,13 +9,17 @@ import (
 	"go.uber.org/zap"
 )
 
-// DNS sets the records of DNS-01 challenges.
+// DNS sets the records of DNS-01 challenges. It has a Provider or a Hook.
 type DNS struct {
-	// Provider adds and removes them: an RFC2136, a Hook, or any of libdns. Required.
+	// Provider adds and removes them: an RFC2136, or any of libdns.
 	Provider certmagic.DNSProvider
 
-	// Resolvers, HOST:PORT, are asked which zone a name is in, and whether the record
-	// has arrived. nil: the system's for the one, the zone's own servers for the other.
+	// Hook does the same without having to know the zone.
+	Hook *Hook
+
+	// Resolvers, HOST:PORT, are asked which zone a name is in, unless there is a Hook,
+	// and whether the record has arrived. nil: the system's for the one, the zone's own
+	// servers for the other.
 	Resolvers []string
 
 	// Delay is waited before the first look whether it has.
@@ -30,6 +34,9 @@ type DNS struct {
 }
 
 func (d *DNS) solver(log *slog.Logger) acmez.Solver {
+	if d.Hook != nil {
+		return &hooked{d}
+	}
 	return &certmagic.DNS01Solver{DNSManager: certmagic.DNSManager{
 		DNSProvider:        d.Provider,
 		TTL:                time.Minute,

@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
-	"github.com/libdns/libdns"
+	"github.com/mholt/acmez/v3/acme"
+	"github.com/miekg/dns"
 )
 
 // Hook changes records by a program of the operator's, which is called
@@ -38,24 +41,89 @@ type Hook struct {
 // maxSaid bounds what is kept of what a hook says.
 const maxSaid = 4 << 10
 
-// AppendRecords implements libdns.RecordAppender.
-func (h *Hook) AppendRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
-	return records, h.each(ctx, "present", zone, records)
+// hooked solves DNS-01 challenges by a Hook.
+type hooked struct{ *DNS }
+
+// name is that of the record.
+func (d *hooked) name(c acme.Challenge) string {
+	if d.Override != "" {
+		return dns.Fqdn(d.Override)
+	}
+	return dns.Fqdn(c.DNS01TXTRecordName())
 }
 
-// DeleteRecords implements libdns.RecordDeleter.
-func (h *Hook) DeleteRecords(ctx context.Context, zone string, records []libdns.Record) ([]libdns.Record, error) {
-	return records, h.each(ctx, "cleanup", zone, records)
+// Present implements acmez.Solver.
+func (d *hooked) Present(ctx context.Context, c acme.Challenge) error {
+	return d.Hook.call(ctx, "present", d.name(c), c.DNS01KeyAuthorization())
 }
 
-func (h *Hook) each(ctx context.Context, what, zone string, records []libdns.Record) error {
-	for _, rec := range records {
-		rr := rec.RR()
-		if err := h.call(ctx, what, strings.TrimSuffix(libdns.AbsoluteName(rr.Name, zone), ".")+".", rr.Data); err != nil {
-			return err
+// CleanUp implements acmez.Solver.
+func (d *hooked) CleanUp(ctx context.Context, c acme.Challenge) error {
+	return d.Hook.call(ctx, "cleanup", d.name(c), c.DNS01KeyAuthorization())
+}
+
+// Wait implements acmez.Waiter: it returns when every resolver, or else every server
+// of the zone, has the record. If the zone is not known nobody is asked.
+func (d *hooked) Wait(ctx context.Context, c acme.Challenge) error {
+	timeout := d.Timeout
+	if timeout == 0 {
+		timeout = 2 * time.Minute
+	}
+	if err := pause(ctx, d.Delay); err != nil || timeout < 0 {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	name, value := d.name(c), c.DNS01KeyAuthorization()
+	servers := d.Resolvers
+	if servers == nil {
+		servers = zoneServers(ctx, name)
+	}
+	for _, server := range servers {
+		for !hasTXT(ctx, server, name, value) {
+			if pause(ctx, 2*time.Second) != nil {
+				return fmt.Errorf("the record %s has not arrived at %s in %v", name, server, timeout)
+			}
 		}
 	}
 	return nil
+}
+
+// pause waits, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// zoneServers are the servers of the zone that name is in, as the system knows them.
+func zoneServers(ctx context.Context, name string) (servers []string) {
+	for _, zone, ok := strings.Cut(name, "."); ok && zone != "" && servers == nil; _, zone, ok = strings.Cut(zone, ".") {
+		list, _ := net.DefaultResolver.LookupNS(ctx, zone)
+		for _, ns := range list {
+			servers = append(servers, net.JoinHostPort(ns.Host, "53"))
+		}
+	}
+	return servers
+}
+
+// hasTXT asks a server for a record.
+func hasTXT(ctx context.Context, server, name, value string) bool {
+	m := new(dns.Msg).SetQuestion(name, dns.TypeTXT)
+	m.SetEdns0(1232, false)
+	client := &dns.Client{Timeout: dnsTime}
+	answer, _, err := client.ExchangeContext(ctx, m, server)
+	if err == nil && answer.Truncated {
+		client.Net = "tcp"
+		answer, _, err = client.ExchangeContext(ctx, m, server)
+	}
+	return err == nil && slices.ContainsFunc(answer.Answer, func(rr dns.RR) bool {
+		txt, ok := rr.(*dns.TXT)
+		return ok && strings.Join(txt.Txt, "") == value
+	})
 }
 
 func (h *Hook) call(ctx context.Context, what, fqdn, value string) error {

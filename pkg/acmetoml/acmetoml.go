@@ -253,7 +253,7 @@ func (c *DNSConfig) check(f *daemon.File, dir string, read func(at, name string)
 		} else if info.IsDir() || info.Mode()&0o111 == 0 {
 			f.Addf("acme.dns.exec", "exec %s: not a program", program)
 		}
-		d.Provider = &acme.Hook{Program: program, Timeout: time.Duration(c.ExecTimeout)}
+		d.Hook = &acme.Hook{Program: program, Timeout: time.Duration(c.ExecTimeout)}
 	default:
 		f.Addf("acme.dns", "[acme.dns] has neither a server for updates nor a program to exec")
 	}
