@@ -67,7 +67,7 @@ var downgrades = func() []downgrade {
 		{name: "another scheme", fields: post(with(":scheme", "http")), body: "abcd", want: either},
 
 		// A length that is not that of the body: H2.CL.
-		{name: "length 0", more: [][2]string{{"content-length", "0"}}, body: smuggled},
+		{name: "length 0", more: [][2]string{{"content-length", "0"}}, body: smuggled, want: either}, // it is whole before the body comes
 		{name: "length too short", more: [][2]string{{"content-length", "4"}}, body: "abcd" + smuggled},
 		{name: "length too long", more: [][2]string{{"content-length", "50"}}, body: "abcd"},
 		{name: "length without a body", more: [][2]string{{"content-length", "4"}}},
