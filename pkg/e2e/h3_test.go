@@ -280,7 +280,12 @@ func TestH3WebSocket(t *testing.T) {
 	s.link.cut()
 	st.Write(frame3(nil, dataFrame3, wsPing[4:]))
 	read(2 * len(wsReply))
-	if want := string(wsReply) + string(wsReply); string(got) != want {
+	st.Write(frame3(nil, dataFrame3, []byte("\x88\x82\x00\x00\x00\x00\x03\xe8")))
+	read(2*len(wsReply) + 4)
+	if want := string(wsReply) + string(wsReply) + "\x88\x02\x03\xe8"; string(got) != want {
 		t.Errorf("%q, want %q", got, want)
+	}
+	if _, _, err := readFrame3(br); err != io.EOF {
+		t.Errorf("after the close: %v", err)
 	}
 }
