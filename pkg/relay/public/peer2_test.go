@@ -269,10 +269,11 @@ func TestSlowBody2(t *testing.T) {
 		p.head(1, false, ":method", "POST", ":scheme", "https", ":authority", "app.test", ":path", "/", "content-length", "10")
 		p.WriteData(1, false, []byte("123"))
 		p.expect("1 :status=408 content-type=text/plain; charset=utf-8 x-content-type-options=nosniff cache-control=no-store content-length=37",
-			`1 "The request took too long to arrive.\n" END`, "1 NO_ERROR")
+			`1 "The request took too long to arrive.\n" END`)
 		if d := time.Since(start); d < bodyTime || d > bodyTime+busyCheck+time.Second {
 			t.Errorf("took %v", d)
 		}
+		p.expect("1 NO_ERROR") // the few bytes that are missing had some more time
 		p.get(3)
 		p.WritePing(false, [8]byte{1})
 		p.WritePing(false, [8]byte{2})

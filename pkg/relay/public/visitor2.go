@@ -305,8 +305,11 @@ func (st *stream2) check() {
 	case st.ex != nil:
 		st.ex.check()
 	case st.as != nil:
-	case time.Duration(st.w.v.loop.since()-st.since) >= bodyTime:
+	case time.Duration(st.w.v.loop.since()-st.since) < bodyTime:
+	case st.Pending() > 0:
 		st.Reset(http2.CodeCancel)
+	default: // the answer is complete, and the rest of the request does not come
+		st.Reset(http2.CodeNone)
 	}
 }
 
