@@ -10,8 +10,8 @@ import (
 // What a peer may cost. Every bound of the package is here, in frame.go (frames), in hpack.go (tables) or in http1.
 const (
 	maxStreams   = 128       // requests under way on a connection, by default
-	streamWindow = 256 << 10 // bytes of a stream that wait for its handler
-	connWindow   = 1 << 20   // of all streams of a connection
+	streamWindow = 256 << 10 // bytes of a stream that wait for its handler, at first: see window.go
+	connWindow   = 1 << 20   // of all streams of a server's connection
 	shortRest    = 64 << 10  // bytes of a request that are let come after it was answered
 	highMark     = 64 << 10  // bytes of a stream that wait to be sent, before its writer is asked to wait
 	maxQueued    = 512 << 10 // of all streams of a connection, before whoever has something queued is
@@ -50,6 +50,9 @@ type Endpoint struct {
 	// MaxStreams is the number of requests that a visitor may have under way on one connection. 0: 128.
 	MaxStreams int
 
+	// Budget is what receive windows grow by. If nil, they do not.
+	Budget *Budget
+
 	buffers
 	head   head          // being received
 	req    http1.Request // lent to OnRequest
@@ -62,7 +65,7 @@ type Endpoint struct {
 
 // Server makes the server's side of a connection that carries HTTP/2 from its first byte.
 func (e *Endpoint) Server(t Transport, h ServerHandler, now time.Time) *Conn {
-	c := e.conn(t, now)
+	c := e.conn(t, connWindow, now)
 	c.server = h
 	n := e.MaxStreams
 	if n == 0 {
@@ -80,7 +83,7 @@ func (e *Endpoint) Server(t Transport, h ServerHandler, now time.Time) *Conn {
 
 // Client makes the client's side.
 func (e *Endpoint) Client(t Transport, h ClientHandler, now time.Time) *Conn {
-	c := e.conn(t, now)
+	c := e.conn(t, clientWindow, now)
 	c.client = h
 	c.state = stateSettings
 	c.maxStreams = maxStreamsUntold
@@ -93,14 +96,16 @@ func (e *Endpoint) Client(t Transport, h ClientHandler, now time.Time) *Conn {
 	return c
 }
 
-func (e *Endpoint) conn(t Transport, now time.Time) *Conn {
+func (e *Endpoint) conn(t Transport, window int32, now time.Time) *Conn {
 	return &Conn{
 		e: e, t: t,
 		dec:        table{max: tableSize},
 		enc:        encoder{table: table{max: tableSize}},
 		out:        e.get(minGather),
 		sendWindow: defaultWindow,
-		recvWindow: connWindow,
+		window:     window,
+		recvWindow: window,
+		began:      now.UnixMilli(),
 		peerWindow: defaultWindow,
 		calm:       calmMax,
 		resets:     resetsMax,
@@ -110,7 +115,7 @@ func (e *Endpoint) conn(t Transport, now time.Time) *Conn {
 
 // begin sends what a connection starts with.
 func (c *Conn) begin() {
-	c.out = appendWindowUpdate(c.out, 0, connWindow-defaultWindow)
+	c.out = appendWindowUpdate(c.out, 0, uint32(c.window)-defaultWindow)
 	c.push()
 }
 
@@ -163,8 +168,14 @@ type Conn struct {
 	padding      int     // behind the payload
 	inData       bool    // such a frame is under way
 	dataEnd      bool    // and has END_STREAM
-	recvWindow   int32   // what the peer may still send
+	window       int32   // what the peer may send before handlers have used any of it
+	recvWindow   int32   // what of it the peer may still send
 	used         int32   // what handlers have used of it and the peer was not told
+	shared       int32   // by how much window has grown for all streams together
+	excess       int32   // of window: it is not given again
+	rtt          int32   // ms; 0: not known
+	now, grownAt int32   // ms since began: of the last Receive, and when window was last looked at
+	began        int64   // in ms
 	calm, resets int32   // what is left of the budgets
 	calmAt       int64   // when time last added to them, in ms
 	updates      int     // WINDOW_UPDATE frames that are free
@@ -196,6 +207,7 @@ func (c *Conn) isServer() bool { return c.server != nil }
 // incomplete frame and is to be shown again with more behind it. The error is an *Error.
 func (c *Conn) Receive(b []byte, now time.Time) (used int, err error) {
 	c.refill(now)
+	c.now = int32(now.UnixMilli() - c.began)
 	c.flags |= connBusy
 	for used < len(b) && c.state != stateClosed {
 		n, e := c.step(b[used:])
@@ -668,6 +680,9 @@ func (c *Conn) onSettings(h header, b []byte) *Error {
 		if len(b) != 0 {
 			return errFrameSize
 		}
+		if c.rtt == 0 {
+			c.rtt = max(c.now, 1)
+		}
 		return c.spend(costFrame)
 	case len(b)%6 != 0:
 		return errFrameSize
@@ -875,6 +890,7 @@ func (c *Conn) shut(err error) {
 		c.end(s, err)
 	}
 	c.drop()
+	c.closeWindow()
 }
 
 // Close ends all streams with err. Nothing else is sent or received: the transport is lost, or about to be closed.

@@ -19,7 +19,8 @@
 //     from whatever has something to send); they may call any method of any stream or connection but Receive. OnClose of a stream comes exactly once, and last.
 //   - What is lent (requests, responses, trailers, data) is lent until the callback returns.
 //   - Payload is not kept unless a handler pauses or leaves it, and then within the windows: 256 KiB a stream, and 1 MiB
-//     a connection of a server. Those windows open again only by what handlers have used. A client's connection is
+//     a connection of a server. Those windows open again only by what handlers have used. They grow while that is fast,
+//     by what Endpoint.Budget has, so all connections together keep no more than without, and the budget. A client's connection is
 //     shared by requests of many, so it has a window for each stream alone; Held says what they keep.
 //   - Nothing is queued without a bound. Payload waits in its stream, whose HighMark asks the writer to wait, and all
 //     streams are full when a connection has 512 KiB queued; frames that a peer makes us answer are counted against its

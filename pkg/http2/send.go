@@ -314,20 +314,3 @@ func (c *Conn) sendReset(id uint32, code Code) {
 	c.frame(4, typeReset, 0, id)
 	c.out = binary.BigEndian.AppendUint32(c.out, uint32(code))
 }
-
-// give opens the connection's window by what was used. A client's is open already, see onData.
-func (c *Conn) give(n int) {
-	if c.isServer() {
-		c.grant(n)
-	}
-}
-
-// grant opens the connection's window.
-func (c *Conn) grant(n int) {
-	if c.used += int32(n); c.used >= connWindow/4 && c.state != stateClosed {
-		c.recvWindow += c.used
-		c.frame(4, typeWindowUpdate, 0, 0)
-		c.out = binary.BigEndian.AppendUint32(c.out, uint32(c.used))
-		c.used = 0
-	}
-}

@@ -278,7 +278,7 @@ func simulate(t *testing.T, seed uint64) bool {
 		}
 	}
 	for _, c := range []*Conn{s.client.c, s.server.c} {
-		if c.n != 0 || c.queued != 0 || c.ready.head != nil || c.due.head != nil || c.recvWindow+c.used != connWindow {
+		if c.n != 0 || c.queued != 0 || c.ready.head != nil || c.due.head != nil || c.recvWindow+c.used != c.window {
 			t.Errorf("left: %d streams, %d queued, window %d + %d", c.n, c.queued, c.recvWindow, c.used)
 		}
 	}

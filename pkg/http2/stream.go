@@ -1,7 +1,6 @@
 package http2
 
 import (
-	"encoding/binary"
 	"errors"
 	"slices"
 
@@ -38,8 +37,10 @@ type Stream struct {
 	flags streamFlags
 
 	sendWindow int32
-	recvWindow int32
-	used       int32 // what the handler has used of the window and the peer was not told
+	window     int32 // what the peer may send before the handler has used any of it
+	recvWindow int32 // what of it the peer may still send
+	used       int32 // what the handler has used of it and the peer was not told
+	grownAt    int32 // when window was last looked at: see Conn.now
 	expect     int64 // bytes of content still to come; -1: not known
 	in, out    queue
 
@@ -108,7 +109,7 @@ func (c *Conn) open(id uint32) *Stream {
 			}
 		}
 	}
-	s := &Stream{c: c, id: id, sendWindow: c.peerWindow, recvWindow: streamWindow, expect: -1}
+	s := &Stream{c: c, id: id, sendWindow: c.peerWindow, window: streamWindow, recvWindow: streamWindow, grownAt: c.now, expect: -1}
 	c.link(s)
 	c.n++
 	return s
@@ -161,6 +162,12 @@ func (c *Conn) end(s *Stream, err error) {
 	s.out.drop(&c.e.buffers)
 	c.give(s.in.len())
 	s.in.drop(&c.e.buffers)
+	s.shrink(s.window - streamWindow)
+	if c.n == 0 {
+		c.excess += c.shared
+		c.shared = 0
+		c.give(0)
+	}
 	if c.tail == s {
 		c.tail = nil
 	}
@@ -361,27 +368,15 @@ func (s *Stream) pump() {
 	}
 }
 
-// give opens the windows by what was used.
-func (s *Stream) give(n int) {
-	c := s.c
-	c.give(n)
-	if s.flags&(recvEnd|discard) != 0 {
-		return
-	}
-	if s.used += int32(n); s.used >= streamWindow/4 {
-		s.recvWindow += s.used
-		c.frame(4, typeWindowUpdate, 0, s.id)
-		c.out = binary.BigEndian.AppendUint32(c.out, uint32(s.used))
-		s.used = 0
-	}
-}
-
 // end takes the peer's END_STREAM.
 func (s *Stream) end() *Error {
 	if s.expect > 0 { // less than Content-Length said
 		return s.c.refuse(s, CodeProtocol)
 	}
 	s.flags |= recvEnd
+	if s.c.isServer() { // what a client has kept is in no other window
+		s.shrink(s.window - streamWindow)
+	}
 	s.sayEOF()
 	return nil
 }

@@ -60,24 +60,23 @@ type quicListener struct {
 
 // quicConfig is that of both kinds of connections, because quic-go wants it before it knows
 // the kind. What is the smaller for one of them is seen to elsewhere: a link takes no second
-// stream, and a visitor no large window.
-func quicConfig() *quic.Config {
+// stream, and the window of a visitor grows at the expense of others.
+func (r *Relay) quicConfig() *quic.Config {
 	cfg := link.QUICConfig()
 	cfg.MaxIncomingStreams = maxRequests3
-	cfg.RequireStreamCreditRelease = true // or else cancelled requests do not count
-	cfg.MaxIdleTimeout = idleTime         // a link has said less
-	cfg.KeepAlivePeriod = 0               // private relays do; a phone may sleep
-	cfg.AllowConnectionWindowIncrease = func(conn *quic.Conn, delta uint64) bool {
-		s := conn.Context().Value(strangerKey{}).(*stranger)
-		for {
-			window := s.window.Load()
-			if window < int64(delta) {
-				return false
-			}
-			if s.window.CompareAndSwap(window, window-int64(delta)) {
-				return true
-			}
+	cfg.RequireStreamCreditRelease = true                                          // or else cancelled requests do not count
+	cfg.MaxIdleTimeout = idleTime                                                  // a link has said less
+	cfg.KeepAlivePeriod = 0                                                        // private relays do; a phone may sleep
+	cfg.AllowConnectionWindowIncrease = func(conn *quic.Conn, delta uint64) bool { // one at a time for a connection
+		s, n := conn.Context().Value(strangerKey{}).(*stranger), int64(delta)
+		more := max(0, n-s.free.Load())
+		if n > s.window.Load() || more > 0 && !r.windows.Take(more) {
+			return false
 		}
+		s.window.Add(-n)
+		s.free.Add(more - n)
+		s.taken.Add(more)
+		return true
 	}
 	return cfg
 }
@@ -166,7 +165,7 @@ func (r *Relay) listenQUIC() error {
 		VerifySourceAddress: q.doubts,
 		ConnContext:         q.enter,
 	}
-	if q.Listener, err = q.transport.Listen(q.tlsConfig(), quicConfig()); err != nil {
+	if q.Listener, err = q.transport.Listen(q.tlsConfig(), r.quicConfig()); err != nil {
 		pc.Close()
 		return err
 	}
@@ -267,7 +266,7 @@ func (q *quicListener) link(conn *quic.Conn) {
 				r.refused(in, from, err)
 				return
 			}
-			q.known(conn.Context(), math.MaxInt64/2)
+			q.known(conn.Context(), math.MaxInt64/2, math.MaxInt64/2)
 			r.greet(in, from, l)
 		})
 	}) {
@@ -280,6 +279,8 @@ type stranger struct {
 	addr   netip.Addr
 	known  bool         // guarded by quicListener.mu
 	window atomic.Int64 // by which that of the connection may still grow
+	free   atomic.Int64 // what of it costs nothing
+	taken  atomic.Int64 // from Relay.windows
 }
 
 type strangerKey struct{}
@@ -305,7 +306,8 @@ func (q *quicListener) enter(ctx context.Context, info *quic.ClientInfo) (contex
 	q.from[s.addr]++
 	ctx = context.WithValue(ctx, strangerKey{}, s)
 	context.AfterFunc(ctx, func() {
-		q.known(ctx, 0)
+		q.known(ctx, 0, 0)
+		q.relay.windows.Give(s.taken.Swap(0))
 		q.mu.Lock()
 		q.conns--
 		q.mu.Unlock()
@@ -313,9 +315,10 @@ func (q *quicListener) enter(ctx context.Context, info *quic.ClientInfo) (contex
 	return ctx, nil
 }
 
-// known ends the count of a connection as a stranger, and lets its window grow.
-func (q *quicListener) known(ctx context.Context, window int64) {
+// known ends the count of a connection as a stranger, and lets its window grow, at nobody's expense by free.
+func (q *quicListener) known(ctx context.Context, window, free int64) {
 	s := ctx.Value(strangerKey{}).(*stranger)
+	s.free.Add(free)
 	s.window.Add(window)
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -51,6 +51,7 @@ import (
 
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/http1"
+	"culvert.dev/pkg/http2"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
 )
@@ -173,6 +174,7 @@ type Relay struct {
 
 	log       *slog.Logger
 	admission admission
+	windows   *http2.Budget // of all connections with HTTP/2 and HTTP/3
 	shakes    shakes
 	verifier  verifier
 	joins     rate[netip.Addr]
@@ -242,11 +244,12 @@ func (r *Relay) prepare() {
 		if r.ResponseTimeout == 0 {
 			r.ResponseTimeout = 60 * time.Second
 		}
+		r.windows = http2.NewBudget(maxWindows)
 		r.byLoop = make(map[*evloop.Loop]*loop)
 		start := time.Now()
 		r.began = start
 		for i := range r.Core.NumLoops() {
-			l := &loop{Loop: r.Core.Loop(i), relay: r, start: start}
+			l := &loop{Loop: r.Core.Loop(i), relay: r, start: start, endpoint: http2.Endpoint{Budget: r.windows}}
 			r.loops = append(r.loops, l)
 			r.byLoop[l.Loop] = l
 		}

@@ -9,6 +9,10 @@ import (
 	"culvert.dev/pkg/http2"
 )
 
+// maxWindows is how much more than they begin with, in all, the receive windows of visitors over HTTP/2 and HTTP/3 and of
+// targets that speak HTTP/2 may have.
+const maxWindows = 64 << 20
+
 // Deadlines of a visitor that speaks HTTP/2, besides those of its requests.
 const (
 	pingTime = 30 * time.Second // without a byte from a visitor that has requests under way, until it is asked whether it lives

@@ -17,8 +17,9 @@ const (
 	// maxRequests3 is how many requests a visitor may have at a time over HTTP/3.
 	maxRequests3 = 128
 
-	// maxWindow3 is how much of their bodies may be on the way to us.
-	maxWindow3 = 1 << 20 // beyond what a stranger has
+	// maxWindow3 is how much of their bodies may be on the way to us, and freeWindow3
+	// what of it is not taken from maxWindows; both beyond what a stranger has.
+	maxWindow3, freeWindow3 = 6 << 20, 1 << 20
 
 	// maxOthers3 is how many streams there may be beside those of requests: the
 	// control stream, two of QPACK, and what a client sends to keep servers honest.
@@ -81,7 +82,7 @@ func (q *quicListener) visit(conn *quic.Conn) {
 		conn.CloseWithError(quic.ApplicationErrorCode(http3.ExcessiveLoad), "")
 		return
 	}
-	q.known(conn.Context(), maxWindow3)
+	q.known(conn.Context(), maxWindow3, freeWindow3)
 	v.first.Spawn(v.serve)
 }
 
