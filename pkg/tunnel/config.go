@@ -20,8 +20,10 @@ type Config struct {
 
 	// Budget bounds the memory of the session's streams, in bytes: what was
 	// received and is not consumed, and what was written and is not
-	// acknowledged. A stream that has to keep received bytes beyond it is reset
-	// with CodeMemory; Stream.HighMark shrinks before that. What writers have in
+	// acknowledged. When half of it is in use, streams that hold memory and have moved
+	// nothing for long are reset with CodeMemory, see Stream.Charge, the sooner the less is
+	// left; beyond it so is one that has to keep more than a little of what it receives.
+	// Stream.HighMark shrinks before that. What writers have in
 	// their hands when it is 0 comes on top; at twice the budget Open fails. 0: 256 MiB.
 	Budget int
 

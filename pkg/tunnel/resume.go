@@ -124,7 +124,7 @@ func (s *Session) rewind(st *Stream) {
 	if st.next < st.end {
 		st.cur = st.out.head
 	}
-	if st.Pending() > s.highMark() {
+	if st.Pending() > st.mark() {
 		st.flags |= flagHigh
 	}
 	if st.flags&flagQueued == 0 {

@@ -32,6 +32,10 @@ type Session struct {
 	grown   int     // window beyond Config.Window, all streams
 	events  []event // callbacks to come
 
+	accounts  map[Owner]*account // of the streams that have one
+	relieveAt time.Duration      // when Flush may look again for streams that hold memory for too long
+	hopeless  time.Duration      // until when there is no use in looking for any
+
 	tombs map[uint32]Code // streams that were reset here, until RESET_ACK
 
 	carriers []*carrier     // the links, the oldest first
@@ -77,8 +81,11 @@ func New(cfg Config, now time.Time) *Session {
 		start:   now,
 		streams: make(map[uint32]*Stream),
 		tombs:   make(map[uint32]Code),
-		nextID:  2,
-		trim:    trimInterval,
+
+		accounts: make(map[Owner]*account),
+
+		nextID: 2,
+		trim:   trimInterval,
 	}
 	if cfg.Client {
 		s.nextID = 1
@@ -147,6 +154,7 @@ func (s *Session) newStream(id uint32, flags streamFlags) *Stream {
 		window:    uint32(s.cfg.Window),
 		sentLimit: initialWindow,
 		growAt:    s.ms(),
+		movedAt:   s.ms(),
 	}
 	s.streams[id] = st
 	return st
@@ -178,6 +186,7 @@ func (s *Session) end(st *Stream, err error) {
 	s.dropLane(st)
 	s.dgrams.drop(s, st)
 	s.grown -= int(st.window) - s.cfg.Window
+	s.uncharge(st)
 	s.pool.putAll(&st.out)
 	s.pool.putAll(&st.in)
 	st.cur = nil
@@ -235,7 +244,7 @@ func (s *Session) runEvents() {
 		if st.s == nil {
 			continue
 		}
-		if st.flags&flagHigh != 0 && st.Pending() <= s.highMark()/4 {
+		if st.flags&flagHigh != 0 && st.Pending() <= st.mark()/4 {
 			st.flags &^= flagHigh
 			if st.h != nil {
 				st.h.OnDrain()
@@ -272,15 +281,17 @@ func (s *Session) enter(now time.Time) { s.now = max(s.now, now.Sub(s.start)) }
 // ms is the session's time in milliseconds. It wraps around.
 func (s *Session) ms() uint32 { return uint32(s.now / time.Millisecond) }
 
-// highMark shrinks as the memory budget runs out.
-func (s *Session) highMark() int {
+// mark is the high mark. It shrinks as the memory budget runs out, and earlier where more would
+// not make anything faster.
+func (st *Stream) mark() int {
+	used, budget := st.s.pool.used, st.s.cfg.Budget
 	switch {
-	case s.pool.used < s.cfg.Budget/2:
-		return highMark
-	case s.pool.used < s.cfg.Budget:
+	case used >= budget, used >= budget/2 && st.blocked():
+		return 0
+	case used >= budget*3/4, used >= budget/8 && st.blocked():
 		return quantum
 	}
-	return 0
+	return highMark
 }
 
 // GoAway ends the session in good order: neither side opens streams any more, and
@@ -429,6 +440,7 @@ type Stats struct {
 	Links    int           // attached so far
 	Attached bool          // a link is attached
 	RTT      time.Duration // of the control path, smoothed; 0 until a ping was answered
+	Stalled  uint64        // streams that were ended for the memory they held
 
 	// Datagrams. Those that a link has lost are in none of them.
 	DatagramsSent, DatagramsReceived, DatagramsDropped uint64

@@ -396,12 +396,18 @@ func (s *Session) deliver(st *Stream, b []byte) {
 
 // keep queues a copy of b until the handler wants it.
 func (s *Session) keep(st *Stream, b []byte) {
+	if st.kept == 0 {
+		st.moved()
+	}
 	st.kept += uint32(len(b))
 	for len(b) > 0 {
 		room := st.in.room()
 		if room == 0 {
 			c := s.pool.get(len(b), st.in.head == nil)
 			if s.pool.used > s.cfg.Budget {
+				s.relieveNow()
+			}
+			if st.s == nil || s.pool.used > s.cfg.Budget && (st.kept > quantum || s.pool.used > 2*s.cfg.Budget) {
 				s.pool.put(c)
 				st.Reset(CodeMemory)
 				return
@@ -463,7 +469,10 @@ func (s *Session) receiveCredit(id uint32, received, limit uint64) error {
 	if !s.acknowledge(st, received) {
 		return fmt.Errorf("stream %d: %d acknowledged, %d sent: %w", id, received, st.sent, ErrProtocol)
 	}
-	st.limit = max(st.limit, limit)
+	if limit > st.limit {
+		st.limit = limit
+		st.moved()
+	}
 	s.schedule(st)
 	if s.waiting() {
 		s.wake() // for the budget

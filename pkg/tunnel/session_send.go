@@ -13,6 +13,9 @@ func (s *Session) Flush(now time.Time) {
 		return // a callback called it: the outer call goes on anyway
 	}
 	s.busy, s.woken = true, true
+	if s.short() {
+		s.relieve(0)
+	}
 	for {
 		s.runEvents()
 		sent := false
@@ -316,7 +319,7 @@ func (s *Session) appendData(b []byte, st *Stream, room int) []byte {
 	st.deficit -= int32(n + dataHeaderSize)
 	s.unacked += size
 	s.stats.Sent += uint64(n)
-	if st.flags&flagHigh != 0 && st.Pending() <= s.highMark()/4 {
+	if st.flags&flagHigh != 0 && st.Pending() <= st.mark()/4 {
 		s.queuePump(st)
 	}
 	return b
@@ -419,7 +422,7 @@ func (s *Session) payOwed() {
 }
 
 // grow doubles the window of a stream that consumed a quarter of it within two
-// round trips, while the grown windows take less than half of the budget.
+// round trips.
 func (s *Session) grow(st *Stream) {
 	if st.window >= uint32(s.cfg.MaxWindow) || st.flags&flagPaused != 0 {
 		return
@@ -434,8 +437,11 @@ func (s *Session) grow(st *Stream) {
 		rtt = max(s.rtt, minRTT)
 	}
 	more := min(int(st.window), s.cfg.MaxWindow-int(st.window))
-	if elapsed < 2*rtt && s.grown+more <= s.cfg.Budget/2 {
+	if elapsed < 2*rtt && s.mayGrow(st, more) {
 		st.window += uint32(more)
 		s.grown += more
+		if st.account != nil {
+			st.account.grown += more
+		}
 	}
 }

@@ -63,6 +63,7 @@ type Stream struct {
 	deficit                int32   // what is left of the quantum
 
 	// Receive side. recvd counts the peer's FIN, consumed does not.
+	account   *account // nil: nobody's
 	window    uint32
 	kept      uint32 // bytes in input
 	growAt    uint32 // ms of session time, and low bits of consumed,
@@ -70,6 +71,7 @@ type Stream struct {
 	recvd     uint64
 	consumed  uint64
 	toldOn    uint32 // the serial of the link that the last CREDIT went on
+	movedAt   uint32 // ms of session time: see moved
 	sentRecvd uint64 // last CREDIT
 	sentLimit uint64
 	in        chunks
@@ -108,6 +110,9 @@ func (st *Stream) Write(b []byte) {
 		return
 	}
 	first := st.cur == nil
+	if st.out.head == nil {
+		st.moved()
+	}
 	for len(b) > 0 {
 		room := st.out.room()
 		if room == 0 {
@@ -125,7 +130,7 @@ func (st *Stream) Write(b []byte) {
 		st.end += uint64(n)
 		b = b[n:]
 	}
-	if st.Pending() > s.highMark() {
+	if st.Pending() > st.mark() {
 		st.flags |= flagHigh
 	}
 	s.schedule(st)
@@ -140,13 +145,13 @@ func (st *Stream) Pending() int {
 }
 
 // HighMark returns the Pending above which a writer pauses its source: 128 KiB,
-// less when the session's memory budget runs short. OnDrain comes at a quarter of it,
+// less when the session's memory budget runs short, first if the peer takes nothing. OnDrain comes at a quarter of it,
 // also to a writer whose Pending was below it until the mark fell.
 func (st *Stream) HighMark() int {
 	if st.s == nil {
 		return highMark
 	}
-	mark := st.s.highMark()
+	mark := st.mark()
 	if st.Pending() > mark {
 		st.flags |= flagHigh // who asks is about to wait
 	}
@@ -311,6 +316,9 @@ func (st *Stream) present(b []byte) (used int) {
 	}
 	if st.flags&flagDiscard == 0 {
 		st.consumed += uint64(used)
+		if used > 0 {
+			st.moved()
+		}
 		s.credit(st)
 	}
 	return used

@@ -46,6 +46,7 @@ func (p *peer) accept(s *tunnel.Stream, header []byte) {
 		return
 	}
 	svc.total.Add(1)
+	s.Charge(tunnel.Owner{Service: svc.Name, Visitor: relay.Source(h.Visitor.Addr())})
 	if svc.terminate != nil {
 		p.terminate(s, svc, h.Visitor)
 		return

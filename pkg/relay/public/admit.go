@@ -35,22 +35,11 @@ const (
 // request head may take.
 const maxSpare = 256
 
-// source is the address that limits are counted by: a host with IPv6 usually
-// has a whole /64 to itself.
-func source(a netip.Addr) netip.Addr {
-	a = a.Unmap().WithZone("")
-	if a.Is6() {
-		p, _ := a.Prefix(64)
-		return p.Addr()
-	}
-	return a
-}
-
 // enter counts one connection from addr; of the zero one, which is not known yet,
 // there may be any number within the total. Whoever gets something other than
 // turnedAway calls leave when it ends.
 func (a *admission) enter(addr netip.Addr) verdict {
-	addr = source(addr)
+	addr = relay.Source(addr)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	of := a.addrs[addr]
@@ -72,7 +61,7 @@ func (a *admission) count(addr netip.Addr) verdict {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.n++
-	a.addrs[source(addr)]++
+	a.addrs[relay.Source(addr)]++
 	return admitted
 }
 
@@ -81,7 +70,7 @@ func (a *admission) leave(addr netip.Addr, v verdict) {
 	if v == uncounted {
 		return
 	}
-	addr = source(addr)
+	addr = relay.Source(addr)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if v == admitted {
@@ -134,7 +123,7 @@ func (r *Relay) mayShake(addr netip.Addr, own bool) bool {
 	if wait == 0 {
 		return true
 	}
-	if addr := source(addr); s.told.allow(addr, now) {
+	if addr := relay.Source(addr); s.told.allow(addr, now) {
 		r.log.Warn("TLS handshakes are refused, as one address makes too many; a proxy or a large network behind it needs a higher limits.handshakes_per_address",
 			"address", addr, "per_minute", int(time.Minute/time.Duration(l.step)))
 	}

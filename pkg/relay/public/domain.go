@@ -245,7 +245,7 @@ func (v *visitor) join() {
 	case req.ContentLength > relay.MaxMessage:
 		v.last = true
 		v.turnDown(troubleLarge)
-	case !v.relay.joins.allow(source(v.addr.Addr()), v.loop.Now()):
+	case !v.relay.joins.allow(relay.Source(v.addr.Addr()), v.loop.Now()):
 		v.last = true
 		v.turnDown(troubleRate)
 	default:

@@ -6,6 +6,7 @@ import (
 
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/forward"
+	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
 )
 
@@ -123,7 +124,7 @@ func (fs *flows) open(from evloop.PacketAddr, now time.Time) *flow {
 	}
 	f.Owner = f
 	fs.of[from] = f
-	fs.table.Add(&f.Flow, source(addr))
+	fs.table.Add(&f.Flow, relay.Source(addr))
 	svc.enter(addr)
 	svc.total++
 	return f

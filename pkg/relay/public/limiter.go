@@ -89,7 +89,7 @@ func (l *limiter) fine(addr netip.Addr, now int64, d time.Duration) (n int) {
 }
 
 func (l *limiter) hash(addr netip.Addr) uint64 {
-	return max(1, maphash.Comparable(l.seed, source(addr)))
+	return max(1, maphash.Comparable(l.seed, relay.Source(addr)))
 }
 
 // set is where an address is, if it is there.

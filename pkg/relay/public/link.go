@@ -91,7 +91,7 @@ const maxRefused = 256
 // refusalLevel is the level to log a refusal at: anybody can ask to be refused, as
 // often as they like, so a warning tells of the first one in a minute.
 func (r *Relay) refusalLevel(addr netip.Addr, code relay.RefusalCode) slog.Level {
-	if r.refusals.allow(refusal{source(addr), code}, time.Now()) {
+	if r.refusals.allow(refusal{relay.Source(addr), code}, time.Now()) {
 		return slog.LevelWarn
 	}
 	return slog.LevelDebug

@@ -245,7 +245,7 @@ func (set prefixes) contain(addr netip.Addr) bool {
 
 // enter and leave count a visitor: a connection of a port, a flow, or a request.
 func (s *service) enter(addr netip.Addr) {
-	addr = source(addr)
+	addr = relay.Source(addr)
 	s.visitors++
 	s.session.held[addr]++
 	if p := s.policy.Load(); p != nil && p.maxConnections > 0 {
@@ -257,7 +257,7 @@ func (s *service) enter(addr netip.Addr) {
 }
 
 func (s *service) leave(addr netip.Addr) {
-	addr = source(addr)
+	addr = relay.Source(addr)
 	s.visitors--
 	drop(s.session.held, addr)
 	drop(s.held, addr)
@@ -277,14 +277,14 @@ func (s *service) full(p *policy, addr netip.Addr) bool {
 		return false
 	}
 	free := p.maxConnections - s.visitors
-	return free <= 0 || s.held[source(addr)] > free
+	return free <= 0 || s.held[relay.Source(addr)] > free
 }
 
 // crowded reports whether the session has no room for another stream of that address. While
 // half of the streams are free nobody has to be looked at.
 func (s *session) crowded(addr netip.Addr) bool {
 	free, of := s.tun.Room()
-	return free < of/2 && s.held[source(addr)] >= free
+	return free < of/2 && s.held[relay.Source(addr)] >= free
 }
 
 // errPolicy is the end of a visitor of a port.

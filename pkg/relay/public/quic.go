@@ -287,7 +287,7 @@ type strangerKey struct{}
 
 // doubts reports whether an address has to be proved.
 func (q *quicListener) doubts(addr net.Addr) bool {
-	from := source(addr.(*net.UDPAddr).AddrPort().Addr())
+	from := relay.Source(addr.(*net.UDPAddr).AddrPort().Addr())
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.strangers >= trustedStrangers || q.from[from] >= trustedFrom
@@ -295,7 +295,7 @@ func (q *quicListener) doubts(addr net.Addr) bool {
 
 // enter counts a connection that is about to be made, until it has ended.
 func (q *quicListener) enter(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
-	s := &stranger{addr: source(info.RemoteAddr.(*net.UDPAddr).AddrPort().Addr())}
+	s := &stranger{addr: relay.Source(info.RemoteAddr.(*net.UDPAddr).AddrPort().Addr())}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.strangers >= maxStrangers || q.from[s.addr] >= maxStrangersFrom {

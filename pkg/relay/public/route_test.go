@@ -109,7 +109,7 @@ func TestAdmission(t *testing.T) {
 		t.Fatal("the spare places have no end")
 	}
 	// A host with IPv6 has a whole /64.
-	if source(netip.MustParseAddr("2001:db8::1")) != source(netip.MustParseAddr("2001:db8::2")) {
+	if relay.Source(netip.MustParseAddr("2001:db8::1")) != relay.Source(netip.MustParseAddr("2001:db8::2")) {
 		t.Fatal("addresses of one /64 count apart")
 	}
 }

@@ -85,7 +85,16 @@ func (s *service) openStream(addr netip.AddrPort, scheme, host string) (*tunnel.
 	if err != nil {
 		return nil, err
 	}
-	return s.session.tun.Open(h)
+	st, err := s.session.tun.Open(h)
+	if err == nil && !relay.IsHTTP2(s.target) { // that one is not a visitor's alone
+		charge(st, addr.Addr())
+	}
+	return st, err
+}
+
+// charge puts the memory of st down to a visitor.
+func charge(st *tunnel.Stream, addr netip.Addr) {
+	st.Charge(tunnel.Owner{Visitor: relay.Source(addr)})
 }
 
 // accept takes a visitor of a tcp service. It runs on the session's loop.

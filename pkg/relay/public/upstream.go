@@ -178,6 +178,8 @@ func (s *service) send1(ex *exchange, req *http1.Request) error {
 		if u, err = s.open(c.addr, c.scheme(), req.Host); err != nil {
 			return err
 		}
+	} else {
+		charge(u.Stream, c.addr.Addr())
 	}
 	ex.back, u.exchange = u, ex
 	l := ex.loop

@@ -130,14 +130,14 @@ func (u *users) check(l *loop, addr netip.Addr, authorization []byte) (d decisio
 	}
 	a := u.pending[what]
 	if a == nil {
-		if u.atOnce[source(addr)] >= maxAtOnce {
+		if u.atOnce[relay.Source(addr)] >= maxAtOnce {
 			return refuse(troubleGuesses, retryIn(time.Second))
 		}
 		h, known := u.hashes[name]
 		if !known {
 			h = u.decoys[(int(what[0])<<8+int(what[1]))%len(u.decoys)]
 		}
-		a = &attempt{users: u, loop: l, addr: source(addr), what: what}
+		a = &attempt{users: u, loop: l, addr: relay.Source(addr), what: what}
 		secret := []byte(password)
 		if !l.relay.verifier.verify(l, func() { a.right = h.Verify(secret) && known }, a.verified) {
 			return decision{action: doAnswer, trouble: troubleVerifying}, false
