@@ -21,6 +21,7 @@ import (
 	"github.com/quic-go/quic-go"
 
 	"culvert.dev/pkg/http1"
+	"culvert.dev/pkg/http2"
 	"culvert.dev/pkg/http3"
 	"culvert.dev/pkg/link"
 	"culvert.dev/pkg/relay"
@@ -64,19 +65,11 @@ type quicListener struct {
 func (r *Relay) quicConfig() *quic.Config {
 	cfg := link.QUICConfig()
 	cfg.MaxIncomingStreams = maxRequests3
-	cfg.RequireStreamCreditRelease = true                                          // or else cancelled requests do not count
-	cfg.MaxIdleTimeout = idleTime                                                  // a link has said less
-	cfg.KeepAlivePeriod = 0                                                        // private relays do; a phone may sleep
-	cfg.AllowConnectionWindowIncrease = func(conn *quic.Conn, delta uint64) bool { // one at a time for a connection
-		s, n := conn.Context().Value(strangerKey{}).(*stranger), int64(delta)
-		more := max(0, n-s.free.Load())
-		if n > s.window.Load() || more > 0 && !r.windows.Take(more) {
-			return false
-		}
-		s.window.Add(-n)
-		s.free.Add(more - n)
-		s.taken.Add(more)
-		return true
+	cfg.RequireStreamCreditRelease = true // or else cancelled requests do not count
+	cfg.MaxIdleTimeout = idleTime         // a link has said less
+	cfg.KeepAlivePeriod = 0               // private relays do; a phone may sleep
+	cfg.AllowConnectionWindowIncrease = func(conn *quic.Conn, delta uint64) bool {
+		return conn.Context().Value(strangerKey{}).(*stranger).grow(r.windows, int64(delta))
 	}
 	return cfg
 }
@@ -281,6 +274,18 @@ type stranger struct {
 	window atomic.Int64 // by which that of the connection may still grow
 	free   atomic.Int64 // what of it costs nothing
 	taken  atomic.Int64 // from Relay.windows
+}
+
+// grow reports whether the window of the connection may grow by n. It is called once at a time.
+func (s *stranger) grow(windows *http2.Budget, n int64) bool {
+	more := max(0, n-s.free.Load())
+	if n > s.window.Load() || more > 0 && !windows.Take(more) {
+		return false
+	}
+	s.window.Add(-n)
+	s.free.Add(more - n)
+	s.taken.Add(more)
+	return true
 }
 
 type strangerKey struct{}

@@ -6,7 +6,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"math"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 
 	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/http2"
 	"culvert.dev/pkg/link"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
@@ -163,4 +166,48 @@ func TestQUICStrangers(t *testing.T) {
 	for _, c := range conns {
 		c.CloseWithError(0, "")
 	}
+}
+
+// The windows of QUIC grow when it is known who comes: those of visitors at the expense of others, up to a limit, and
+// those of links freely. With the connection ends what it has taken.
+func TestQUICWindows(t *testing.T) {
+	windows := http2.NewBudget(maxWindows)
+	q := &quicListener{relay: &Relay{windows: windows}, from: make(map[netip.Addr]int)}
+	// grown is by how much the window of a connection grows that doubles as long as it may.
+	grown := func(window, free int64) (n int64, end func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		ctx, err := q.enter(ctx, &quic.ClientInfo{RemoteAddr: &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := ctx.Value(strangerKey{}).(*stranger)
+		if s.grow(windows, 1) {
+			t.Error("a stranger's window grows")
+		}
+		q.known(ctx, window, free)
+		for size := int64(384 << 10); n < 64<<20 && s.grow(windows, size); size *= 2 {
+			n += size
+		}
+		return n, cancel
+	}
+	var ends []func()
+	for i := range 40 {
+		n, end := grown(maxWindow3, freeWindow3)
+		ends = append(ends, end)
+		if i == 0 && (n <= 4<<20 || n > maxWindow3 || windows.Used() != n-freeWindow3) {
+			t.Errorf("the window of the first visitor grows by %d, of that %d are taken", n, windows.Used())
+		}
+		if n < freeWindow3/4 || windows.Used() > maxWindows {
+			t.Errorf("the window of a visitor grows by %d; all have taken %d", n, windows.Used())
+		}
+	}
+	before := windows.Used()
+	n, end := grown(math.MaxInt64/2, math.MaxInt64/2)
+	if n < 16<<20 || windows.Used() != before {
+		t.Errorf("the window of a link grows by %d, of that %d are taken", n, windows.Used()-before)
+	}
+	for _, end := range append(ends, end) {
+		end()
+	}
+	waitFor(t, func() bool { return q.connected() == 0 && windows.Used() == 0 })
 }
