@@ -12,7 +12,6 @@ const (
 	maxStreams   = 128       // requests under way on a connection, by default
 	streamWindow = 256 << 10 // bytes of a stream that wait for its handler, at first: see window.go
 	connWindow   = 1 << 20   // of all streams of a server's connection
-	shortRest    = 64 << 10  // bytes of a request that are let come after it was answered
 	highMark     = 64 << 10  // bytes of a stream that wait to be sent, before its writer is asked to wait
 	maxQueued    = 512 << 10 // of all streams of a connection, before whoever has something queued is
 	gatherSize   = 64 << 10  // frames that leave in one write
@@ -421,8 +420,12 @@ func (c *Conn) payload(b []byte) (n int, e *Error) {
 	c.padding -= m
 	if c.padding == 0 {
 		c.data, c.inData = nil, false
-		if c.dataEnd && s != nil && s.c != nil {
+		switch {
+		case s == nil || s.c == nil:
+		case c.dataEnd:
 			e = s.end()
+		case s.flags&discard != 0:
+			s.settle()
 		}
 	}
 	return n + m, e

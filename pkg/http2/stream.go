@@ -399,9 +399,9 @@ func (s *Stream) settle() {
 	case s.flags&sentEnd == 0:
 	case s.flags&recvEnd != 0 && s.flags&(saidEOF|discard) != 0:
 		c.end(s, nil)
-	case s.flags&recvEnd == 0 && s.flags&discard != 0 && c.isServer() && s.expect >= 0 && s.expect <= min(shortRest, int64(s.recvWindow)):
-		// A short rest is under way, or about to be. curl takes a reset which comes before it has
-		// sent that for an error, and does not show the answer.
+	case s.flags&recvEnd == 0 && s.flags&discard != 0 && c.isServer() && s.expect >= 0 && (s.expect == 0 || s.recvWindow > 0):
+		// The rest, or a window of it, is under way, or about to be. curl takes a reset which comes while it
+		// sends for an error, and does not show the answer.
 	case s.flags&recvEnd == 0 && s.flags&discard != 0:
 		code := CodeNone // rfc9113#section-8.1: the response is complete, the rest of the request is not needed
 		if !c.isServer() {
@@ -521,8 +521,9 @@ func (s *Stream) sendEnd() {
 	s.settle()
 }
 
-// Close finishes our side and drops further input. The stream is over when everything written is sent, and what is missing
-// of the request has come if that is known to be short. How long that may take is for the caller to say, by Reset.
+// Close finishes our side and drops further input. The stream is over when everything written is sent and the
+// rest of a request whose length is known has come, or as much of it as the window takes. How long that may take is for the caller to
+// say, by Reset.
 func (s *Stream) Close() {
 	c := s.c
 	if c == nil {

@@ -986,13 +986,23 @@ func TestAnsweredEarly(t *testing.T) {
 	w.wantLog("1 close <nil>\n")
 	w.want()
 
-	// It may give up, must not send more than it said, and a longer rest, or one of unknown length, is not waited for.
+	// It may give up, must not send more than it said, has one window, and a rest of unknown length is not waited for.
 	w.feed(w.head(3, false, postHead+"content-length: 100"), frame(typeReset, 0, 3, u32(0)...))
 	w.want("HEADERS 3 end")
 	w.feed(w.head(5, false, postHead+"content-length: 100"), data(5, 101, true))
 	w.want("HEADERS 5 end", "RST_STREAM 5 PROTOCOL_ERROR")
-	w.feed(w.head(7, false, postHead+fmt.Sprintf("content-length: %d", shortRest+1)))
-	w.want("HEADERS 7 end", "RST_STREAM 7 NO_ERROR")
+	w.feed(w.head(7, false, postHead+fmt.Sprintf("content-length: %d", streamWindow+1)))
+	w.want("HEADERS 7 end")
+	for range streamWindow/maxFrame - 1 {
+		w.feed(data(7, maxFrame, false))
+	}
+	if got := w.frames(); slices.ContainsFunc(got, func(f string) bool { return !strings.HasPrefix(f, "WINDOW_UPDATE 0 ") }) {
+		t.Error("more than the connection's window:", got)
+	}
+	w.feed(data(7, maxFrame, false))
+	if got := w.frames(); len(got) == 0 || got[len(got)-1] != "RST_STREAM 7 NO_ERROR" {
+		t.Error(got)
+	}
 	w.feed(w.head(9, false, postHead))
 	w.want("HEADERS 9 end", "RST_STREAM 9 NO_ERROR")
 	if w.err != nil || w.c.n != 0 {
