@@ -935,6 +935,9 @@ func (c *Conn) Room() int {
 	return 0
 }
 
+// MaxStreams returns how many streams the server lets a client have open, as far as it has said.
+func (c *Conn) MaxStreams() int { return int(c.maxStreams) }
+
 // tellRoom calls OnRoom if somebody has found no room before.
 func (c *Conn) tellRoom() {
 	if c.flags&connTaken != 0 && c.Room() > 0 {

@@ -459,8 +459,8 @@ func TestNoWebSocket2(t *testing.T) {
 	}
 }
 
-// A request that the server says it has not seen is sent again, once, with what has come of
-// its body.
+// A request that the server says it has not seen is sent again, on so many connections, with
+// what has come of its body.
 func TestUnseen(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -501,8 +501,12 @@ func TestUnseen(t *testing.T) {
 				if got := show(p.next()); !strings.HasPrefix(got, want) {
 					t.Errorf("got %s, want %s", got, want)
 				}
-				if n := conns.Load(); n != 2 {
-					t.Errorf("%d connections", n)
+				wantConns := int32(2)
+				if always {
+					wantConns = maxTries2
+				}
+				if n := conns.Load(); n != wantConns {
+					t.Errorf("%d connections, want %d", n, wantConns)
 				}
 			})
 		}
@@ -905,6 +909,116 @@ func TestRoom2(t *testing.T) {
 	clients.Wait()
 	if len(conns) < 3 {
 		t.Errorf("connections %v, want at least 3 of up to 4 requests at a time", conns)
+	}
+}
+
+// Requests that come before a target has said how few it takes at a time share as many
+// connections as they need, and all are answered.
+func TestBurst2(t *testing.T) {
+	const requests = 100
+	for _, most := range []int{1, 3} {
+		t.Run(fmt.Sprint(most), func(t *testing.T) {
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var conns atomic.Int32
+			var wait sync.WaitGroup
+			wait.Add(requests)
+			srv := &http.Server{
+				Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					b, err := io.ReadAll(r.Body)
+					wait.Done()
+					wait.Wait() // all are under way at once
+					fmt.Fprintf(w, "%s %v", b, err)
+				}),
+				ConnState: func(_ net.Conn, s http.ConnState) {
+					if s == http.StateNew {
+						conns.Add(1)
+					}
+				},
+				HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: most},
+				Protocols: new(http.Protocols),
+			}
+			srv.Protocols.SetUnencryptedHTTP2(true)
+			var served sync.WaitGroup
+			served.Go(func() { srv.Serve(ln) })
+			defer served.Wait()
+			defer srv.Close()
+			r := newTestRelay(t, false, nil)
+			r.connect("office", map[string]string{"h2c": ln.Addr().String()}, "h2c", "https://app.test")
+			c := r.client2()
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
+			var clients sync.WaitGroup
+			for i := range requests {
+				clients.Go(func() {
+					body := fmt.Sprint("body ", i)
+					req, err := http.NewRequestWithContext(ctx, "POST", "https://app.test/", strings.NewReader(body))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					res, err := c.Do(req)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer res.Body.Close()
+					if b, err := io.ReadAll(res.Body); err != nil || res.StatusCode != 200 || string(b) != body+" <nil>" {
+						t.Errorf("%s, %q, %v", res.Status, b, err)
+					}
+				})
+			}
+			clients.Wait()
+			if n, want := int(conns.Load()), (requests+most-1)/most; n != want {
+				t.Errorf("%d connections of up to %d requests for %d, want %d", n, most, requests, want)
+			}
+		})
+	}
+}
+
+// WebSockets that have waited for a target's settings, and find that there is no room, get
+// other connections.
+func TestBurstOfWebSockets2(t *testing.T) {
+	const sockets, most = 20, 3
+	var conns atomic.Int32
+	come := make(chan bool)
+	r := newTestRelay(t, false, nil)
+	ts := r.connect("office", map[string]string{"h2c": target(t, func(c net.Conn, br *bufio.Reader) {
+		if conns.Add(1) == 1 {
+			<-come
+		}
+		p := serve2(t, c, br, http2.Setting{ID: extendedConnect, Val: 1}, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: most})
+		n := 0
+		for f := p.next(); f != nil; f = p.next() {
+			if h, isHead := f.(*http2.MetaHeadersFrame); isHead {
+				if n++; n > most || h.PseudoValue("protocol") != "websocket" {
+					t.Errorf("number %d: %s", n, show(f))
+				}
+				p.head(h.StreamID, false, ":status", "200")
+			}
+		}
+	})}, "h2c", "https://app.test")
+	p := r.visit2()
+	for i := range uint32(sockets) {
+		p.head(2*i+1, false, ":method", "CONNECT", ":protocol", "websocket", ":scheme", "https", ":authority", "app.test", ":path", "/", "sec-websocket-version", "13")
+	}
+	waitFor(t, func() (all bool) {
+		onLoop(ts.session.loop.Loop, func() {
+			c := ts.session.service("h2c").conns
+			all = len(c) == 1 && len(c[0].calls) == sockets
+		})
+		return all
+	})
+	close(come)
+	for range sockets {
+		if got := show(p.next()); !strings.Contains(got, " :status=200") {
+			t.Fatalf("got %s", got)
+		}
+	}
+	if n, want := int(conns.Load()), (sockets+most-1)/most; n != want {
+		t.Errorf("%d connections, want %d", n, want)
 	}
 }
 

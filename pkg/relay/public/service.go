@@ -32,6 +32,7 @@ type service struct {
 	leaving  upstreams          // streams that have to end
 	kept     int                // bytes of responses that wait in conns, when it was last looked
 	conns    []*upstream2       // streams to a target that speaks HTTP/2
+	room     int                // requests at a time that it takes on one, as one has said last; 0: none has
 	sweeper  evloop.Timer
 	sweeping bool
 	removed  bool   // the session publishes it no longer

@@ -17,6 +17,7 @@ const (
 	maxCalls   = 100              // requests at a time on one
 	keepTime2  = time.Minute      // without a request; the server says so when it closes one
 	readyTime  = 30 * time.Second // from opening one to the server's settings, its look-up, connect and TLS handshake included
+	maxTries2  = 4                // connections that a request is sent on, if they refuse it
 	maxReplay2 = 16 << 10         // bytes of a request's body that are kept to send it again
 	maxKept2   = 64 << 20         // bytes of responses that wait for visitors who do not read, until a service takes no more of them
 )
@@ -54,20 +55,32 @@ func (s *service) open2(addr netip.AddrPort, scheme string, host []byte) (*upstr
 	return u, nil
 }
 
-// take2 returns a connection that has room for another request: the oldest one, so
-// that those which are not needed become idle.
-func (s *service) take2(c *client, host []byte) (*upstream2, error) {
+// take2 returns a connection that has room for another request, and has not refused
+// it: the oldest one, so that those which are not needed become idle.
+func (s *service) take2(c *client, host []byte, refused []*upstream2) (*upstream2, error) {
 	for _, u := range s.conns {
-		if u.takes() {
+		if u.takes() && !slices.Contains(refused, u) {
 			return u, nil
 		}
 	}
 	return s.open2(c.addr, c.scheme(), host)
 }
 
-// takes reports whether u has room for another request.
+// takes reports whether u has room for another request. A connection whose settings have not
+// come is supposed to have as much as the others.
 func (u *upstream2) takes() bool {
-	return !u.retired && u.h2.Room() > 0 && u.h2.Streams()+len(u.calls) < maxCalls
+	room := maxCalls
+	if n := u.service.room; n > 0 && !u.h2.Ready() {
+		room = min(room, n)
+	}
+	return !u.retired && u.h2.Room() > 0 && u.h2.Streams()+len(u.calls) < room
+}
+
+// learn notes how much room a connection has.
+func (u *upstream2) learn() {
+	if u.h2.Ready() {
+		u.service.room = u.h2.MaxStreams()
+	}
 }
 
 // call is one request on an upstream2: the back of an exchange, and the handler of the
@@ -83,6 +96,7 @@ type call struct {
 	long          bool           // it was too long for that
 	seen          bool           // something of the response has come
 	safe          bool           // it may be sent twice
+	refused       []*upstream2   // it was sent on these before
 }
 
 // send2 begins an exchange with a target that speaks HTTP/2.
@@ -90,13 +104,12 @@ func (s *service) send2(ex *exchange, req *http1.Request) error {
 	if s.kept > maxKept2 {
 		return tunnel.ErrTooManyStreams
 	}
-	u, err := s.take2(ex.client, req.Host)
+	u, err := s.take2(ex.client, req.Host, nil)
 	if err != nil {
 		return err
 	}
 	// Written as HTTP/1.1, where the request takes no memory that is not there.
 	ex.replay = http1.AppendForwardedRequest(ex.replay[:0], req, http1.Forward{})
-	ex.again = true
 	c := &call{u: u, ex: ex, extra: slices.Clone(ex.extra), safe: ex.sent && idempotent(req.Method)}
 	ex.back = c
 	return c.begin(req)
@@ -224,34 +237,27 @@ func (c *call) OnClose(err error) {
 	c.ex.lost(callTrouble(err))
 }
 
-// retry sends the request again, once, on another connection: if the server says that
-// it has not seen it, or may be supposed to have closed a silent connection at the moment
+// retry sends the request again, on another connection: if the server says that it has not
+// seen it, or, once, if it may be supposed to have closed a silent connection at the moment
 // when we used it again.
 func (c *call) retry(err error) bool {
 	ex := c.ex
 	_, reset := errors.AsType[*http2.StreamError](err)
 	unseen := errors.Is(err, http2.ErrUnseen) || c.u.served && c.safe && !reset
-	if !unseen || !ex.again || c.seen || c.long {
+	if !unseen || len(c.refused)+1 >= maxTries2 || c.seen || c.long {
 		return false
 	}
 	var req http1.Request
 	if n, err := http1.ParseRequest(ex.replay, &req); n == 0 || err != nil {
 		return false
 	}
-	// Of a connection whose settings are not known, it is not known that it has room.
-	s := ex.service
-	i := slices.IndexFunc(s.conns, func(u *upstream2) bool { return u != c.u && u.h2.Ready() && u.takes() })
-	var u *upstream2
-	if i >= 0 {
-		u = s.conns[i]
-	} else {
-		var err error
-		if u, err = s.open2(ex.client.addr, ex.client.scheme(), nil); err != nil {
-			return false
-		}
+	c.u.learn() // what has come with the refusal
+	refused := append(c.refused, c.u)
+	u, err := ex.service.take2(ex.client, req.Host, refused)
+	if err != nil {
+		return false
 	}
-	n := &call{u: u, ex: ex, extra: c.extra, long: true}
-	ex.again = false
+	n := &call{u: u, ex: ex, extra: c.extra, replay: c.replay, refused: refused}
 	ex.back, c.ex = n, nil
 	sent := ex.sent
 	ex.sent = sent && len(c.replay) == 0
@@ -300,9 +306,14 @@ func (u *upstream2) OnData(b []byte) int {
 		u.end(err)
 		return len(b)
 	}
+	u.learn()
 	if len(u.calls) > 0 && u.h2.Ready() {
 		for _, c := range u.waiting() {
-			if err := c.begin(c.req); err != nil {
+			err := c.begin(c.req)
+			if errors.Is(err, http2.ErrNoRoom) && c.retry(http2.ErrUnseen) {
+				continue
+			}
+			if err != nil {
 				c.ex.fail(openTrouble(err))
 			}
 		}
