@@ -2,11 +2,13 @@ package http2
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"io"
 	"net"
 	"net/http"
 	"runtime"
+	"strings"
 	"testing"
 
 	"culvert.dev/pkg/http1"
@@ -57,6 +59,32 @@ accept-encoding: gzip, deflate, br, zstd
 accept-language: en-US,en;q=0.9
 cookie: session=0123456789abcdef0123456789abcdef
 priority: u=0, i`
+
+// BenchmarkBadBlock is what header blocks of 48 KiB cost that say little of many octets.
+func BenchmarkBadBlock(b *testing.B) {
+	// A field of 3900 octets, and as many small ones as a section has.
+	field := append([]byte{0x40, 1, 'a', 0x7f, 0x80 + (3900-127)%128, (3900 - 127) / 128}, bytes.Repeat([]byte{'x'}, 3900)...)
+	field = append(field, bytes.Repeat([]byte{0x82}, maxFields)...)
+	for _, bad := range []struct{ name, start, rest string }{
+		{"long-name", string(longName()), "\x7e\x00"},
+		{"long-name-not-kept", string(longName()), "\x0f\x2f\x00"},
+		{"short-name", "\x40\x01a\x00", "\x7e\x00"},
+		{"static-name", "", "\x48\x00"},
+		{"field", string(field), "\xbe"},
+		{"strings", "", "\x00\x01a\x00"},
+	} {
+		b.Run(bad.name, func(b *testing.B) {
+			block := append([]byte(bad.start), strings.Repeat(bad.rest, (maxBlock-len(bad.start))/len(bad.rest))...)
+			t, h := table{max: tableSize}, new(head)
+			b.SetBytes(int64(len(block)))
+			for b.Loop() {
+				if e := t.decode(block, h, maxRequestHead); !h.over || e != nil && e != errBlock {
+					b.Fatal(e)
+				}
+			}
+		})
+	}
+}
 
 // BenchmarkRequest is a browser's request and its answer, without any transport.
 func BenchmarkRequest(b *testing.B) {

@@ -90,6 +90,7 @@ type head struct {
 	text   []byte
 	fields []http1.Field
 	limit  int  // of the section in the size that HTTP/1.1 would have
+	names  int  // octets that names which literals take out of the tables may still count
 	over   bool // the limit was exceeded: what came behind is left out
 }
 
@@ -120,9 +121,15 @@ var (
 	errLateSize    = &Error{CodeCompression, "table size update within a header block"}
 )
 
-// decode reads the block into h. However much a block stands for, it costs no more than the block's length and h.limit.
+// maxNames bounds the names that the literals of a block take out of the tables, each with its entrySize, as a multiple of
+// the block's limit. Two octets may stand for 4000, or turn the whole table over, each time, and a section that is too
+// large is read to its end nevertheless.
+const maxNames = 4
+
+// decode reads the block into h. However much a block stands for, it is decoded to no more than its own strings (8/5 of
+// their length), maxNames times limit for the names that it refers to, and limit for whole fields.
 func (t *table) decode(b []byte, h *head, limit int) *Error {
-	h.text, h.fields, h.limit, h.over = h.text[:0], h.fields[:0], limit, false
+	h.text, h.fields, h.limit, h.names, h.over = h.text[:0], h.fields[:0], limit, maxNames*limit, false
 	fresh := true // no field yet: the table's size may change
 	for len(b) > 0 {
 		c := b[0]
@@ -160,6 +167,11 @@ func (t *table) decode(b []byte, h *head, limit int) *Error {
 				return errCompression
 			}
 			n := len(h.text) - start
+			if i > 0 {
+				if h.names -= n + entrySize; h.names < 0 {
+					return errBlock
+				}
+			}
 			if b, ok = h.readString(b); !ok {
 				return errCompression
 			}
@@ -190,7 +202,7 @@ func (t *table) indexed(h *head, i uint32) bool {
 		return false
 	case i < uint32(len(static)):
 		n = len(static[i][0])
-		if n+len(static[i][1])+4 > h.limit { // a block may say this once for each of its octets
+		if h.over || n+len(static[i][1])+4 > h.limit { // a block may say this once for each of its octets
 			h.over = true
 			return true
 		}
@@ -201,7 +213,7 @@ func (t *table) indexed(h *head, i uint32) bool {
 			return false
 		}
 		n = int(e.nameLen)
-		if n+int(e.valueLen)+4 > h.limit {
+		if h.over || n+int(e.valueLen)+4 > h.limit {
 			h.over = true
 			return true
 		}

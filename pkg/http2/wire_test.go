@@ -620,6 +620,33 @@ func TestCompressionBomb(t *testing.T) {
 	}
 }
 
+// longName is a literal that enters a name of 4000 octets, 'a' and so on, into the table.
+func longName() []byte {
+	return append(append([]byte{0x40, 0x7f, 0x80 + (4000-127)%128, (4000 - 127) / 128}, bytes.Repeat([]byte{'a'}, 4000)...), 0)
+}
+
+// Literals that refer to a long name are no way to have much copied, kept in the table or not.
+func TestReferredNames(t *testing.T) {
+	for _, ref := range []string{"\x7e\x00", "\x0f\x2f\x00", "\x1f\x2f\x00"} {
+		for _, limit := range []int{maxRequestHead, maxResponseHead} {
+			last := maxNames * limit / (4000 + entrySize) // that many are within the bound
+			for n := last; n <= last+1; n++ {
+				block := append(longName(), bytes.Repeat([]byte(ref), n)...)
+				var h head
+				tab := table{max: tableSize}
+				if e := tab.decode(block, &h, limit); (e == errBlock) != (n > last) || e != nil && e != errBlock || !h.over {
+					t.Errorf("%q, %d times, limit %d: %v", ref, n, limit, e)
+				}
+			}
+		}
+	}
+	w := serverWire(t)
+	w.feed(frame(typeHeaders, flagEndHeaders|flagEndStream, 1, append(append(w.fields(getHead), longName()...), bytes.Repeat([]byte{0x7e, 0}, 5000)...)...))
+	if e, ok := errors.AsType[*Error](w.err); !ok || e.Code != CodeEnhanceYourCalm {
+		t.Error(w.err)
+	}
+}
+
 func TestStreamLimit(t *testing.T) {
 	w := serverWire(t)
 	w.hold = true
