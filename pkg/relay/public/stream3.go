@@ -26,6 +26,10 @@ const (
 	// highMark3 is how much of a response may wait here, beside what QUIC has on its way, until the
 	// server has to; lowMark3 until it goes on.
 	highMark3, lowMark3 = 64 << 10, 32 << 10
+
+	// maxQueued3 is how much of all responses of a connection may wait, before whoever has something
+	// that waits, has to. One that has nothing does not wait for the others, who may stand still.
+	maxQueued3 = 512 << 10
 )
 
 // stream3 is one request over HTTP/3: the front of its exchange, and after an upgrade the end of a splice. The
@@ -65,6 +69,7 @@ type stream3 struct {
 	out     []byte // to be written
 	spare   []byte // its room, when it is being written
 	writing int    // bytes of what is being written
+	counted int    // of both, in visitor.queued
 	busy    bool   // a goroutine writes
 	high    bool   // the high mark was passed: drained is to come
 	fin     bool   // there is an end behind out
@@ -415,6 +420,7 @@ func (s *stream3) reset(code http3.Code) {
 	s.stream.CancelWrite(quic.StreamErrorCode(code))
 	s.mu.Lock()
 	s.dead, s.out, s.retired = true, nil, true
+	s.count()
 	s.kick()
 }
 
@@ -460,7 +466,8 @@ func (s *stream3) write(context.Context) {
 			if err != nil {
 				s.dead, s.out, s.writing, rest = true, nil, 0, nil
 			}
-			drained := s.high && !s.dead && len(s.out)+s.writing <= lowMark3
+			s.count()
+			drained := s.high && !s.dead && s.relaxed()
 			s.high = s.high && !drained
 			s.mu.Unlock()
 			if drained {
@@ -494,8 +501,22 @@ func (s *stream3) put(f func(dst []byte) []byte, payload []byte) {
 		return
 	}
 	s.out = append(f(s.out), payload...)
-	s.high = s.high || len(s.out)+s.writing > highMark3
+	s.count()
+	s.high = s.high || s.counted > highMark3
 }
+
+// count tells the visitor how much waits. s.mu is held, here and below.
+func (s *stream3) count() {
+	n := len(s.out) + s.writing
+	s.visitor.queued.Add(int64(n - s.counted))
+	s.counted = n
+}
+
+// crowded reports whether something waits, and too much does on the whole connection.
+func (s *stream3) crowded() bool { return s.counted > 0 && s.visitor.queued.Load() > maxQueued3 }
+
+// relaxed reports whether there is room again.
+func (s *stream3) relaxed() bool { return s.counted <= lowMark3 && !s.crowded() }
 
 // putHead adds a head.
 func (s *stream3) putHead(res *http1.Response) {
@@ -568,6 +589,7 @@ func (s *stream3) flush() {
 func (s *stream3) full() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.high = s.high || s.crowded()
 	return s.high
 }
 
@@ -624,10 +646,20 @@ func (s *stream3) Write(b []byte) {
 func (s *stream3) Pending() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.out) + s.writing
+	return s.counted
 }
 
-func (s *stream3) HighMark() int { return highMark3 }
+// HighMark is 0 while the connection is crowded, which is decided anew each time that something waits here: whoever
+// asks has seen at least as much of it, and is told when it is written.
+func (s *stream3) HighMark() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.crowded() {
+		s.high = true
+		return 0
+	}
+	return highMark3
+}
 
 func (s *stream3) Pause() { s.paused = true }
 

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -46,6 +47,7 @@ type visitor3 struct {
 	conn    *quic.Conn
 	first   *loop // where requests are decided first
 	control *quic.SendStream
+	queued  atomic.Int64 // bytes of responses that wait to be written
 
 	mu       sync.Mutex
 	peer     http3.Peer

@@ -699,6 +699,80 @@ func TestHTTP3Slow(t *testing.T) {
 	waitFor(t, func() bool { return r.Status(t.Context()).Visitors == 0 })
 }
 
+// What a visitor does not read is bounded for its connection, and holds up nothing that it does read.
+func TestHTTP3Unread(t *testing.T) {
+	r := newTestRelay3(t, nil)
+	ts := r.connect("office", map[string]string{"app": target(t, func(c net.Conn, br *bufio.Reader) {
+		req, err := http.ReadRequest(br)
+		if err != nil {
+			return
+		}
+		if req.Header.Get("Upgrade") != "" {
+			fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
+				websocket.AcceptKey(req.Header.Get("Sec-WebSocket-Key")))
+		} else {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+		}
+		for buf := make([]byte, 64<<10); err == nil; {
+			_, err = c.Write(buf)
+		}
+	})}, "app", "https://app.test")
+	pc, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr := &quic.Transport{Conn: pc}
+	t.Cleanup(func() { tr.Close(); pc.Close() })
+	conn, err := tr.Dial(t.Context(), r.listener("quic"), &tls.Config{InsecureSkipVerify: true, ServerName: "app.test", NextProtos: []string{"h3"}},
+		&quic.Config{MaxIdleTimeout: 20 * time.Second, InitialStreamReceiveWindow: 1000, MaxStreamReceiveWindow: 1000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const unread, piece = 100, 32 << 10
+	for range unread {
+		ask3(t, conn, ":method: GET", ":scheme: https", ":authority: app.test", ":path: /")
+	}
+	var v *visitor3
+	waitFor(t, func() bool {
+		for _, l := range r.listeners {
+			if q, ok := l.ln.(*quicListener); ok {
+				q.mu.Lock()
+				for v = range q.visitors {
+				}
+				q.mu.Unlock()
+			}
+		}
+		return v != nil
+	})
+	waitFor(t, func() bool { return v.queued.Load() > maxQueued3 })
+	read := func(name string, s *quic.Stream) {
+		buf := make([]byte, 1000)
+		for n := 0; n < 256<<10; {
+			m, err := s.Read(buf)
+			if err != nil {
+				t.Fatalf("%s: %d bytes, %v", name, n, err)
+			}
+			n += m
+			if got := v.queued.Load(); got > maxQueued3+(unread+2)*(piece+1000) {
+				t.Fatalf("%s: %d bytes wait", name, got)
+			}
+		}
+	}
+	read("download", ask3(t, conn, ":method: GET", ":scheme: https", ":authority: app.test", ":path: /"))
+	s, err := conn.OpenStreamSync(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.SetDeadline(time.Now().Add(20 * time.Second))
+	s.Write(pack3(":method: CONNECT", ":protocol: websocket", ":scheme: https", ":authority: app.test", ":path: /", "sec-websocket-version: 13"))
+	read("WebSocket", s)
+	var sent uint64
+	onLoop(ts.session.loop.Loop, func() { sent = ts.session.service("app").sent })
+	t.Logf("%d bytes taken from the servers, %d of them wait", sent, v.queued.Load())
+	conn.CloseWithError(0, "")
+	waitFor(t, func() bool { return v.queued.Load() == 0 })
+}
+
 // Two sites share a host, on two loops: over HTTP/3 each request goes its way, and the others have HTTP/1.1 to do so.
 func TestHTTP3TwoLoops(t *testing.T) {
 	r := newTestRelay3(t, nil)
