@@ -19,10 +19,11 @@ func TestStalledStreamsLeaveRoom(t *testing.T) {
 	for name, trickle := range map[string]bool{"nothing is read": false, "a byte now and then": true} {
 		t.Run(name, func(t *testing.T) {
 			const budget = 8 << 20
+			var piece [64 << 10]byte
 			source := func(st *Stream) { // sends without end
 				fill := func() {
 					for st.Pending() <= st.HighMark() && st.s != nil {
-						st.Write(make([]byte, 64<<10))
+						st.Write(piece[:])
 					}
 				}
 				st.SetHandler(&funcs{drain: fill})
@@ -66,20 +67,20 @@ func TestStalledStreamsLeaveRoom(t *testing.T) {
 			idle.SetHandler(&funcs{close: func(err error) { t.Fatalf("the one that holds little ends with %v", err) }})
 			idle.Pause()
 
-			for turn := range 3000 {
-				if turn%5 == 0 && turn < 2500 {
+			for turn := range 1000 {
+				if turn%2 == 0 && turn < 900 {
 					stall()
 				}
 				if trickle {
 					for i, st := range stalled {
-						if (turn+i)%100 == 0 && st.s != nil {
+						if (turn+i)%33 == 0 && st.s != nil {
 							st.h.(*funcs).data = func(b []byte) int { st.Pause(); return 1 }
 							st.Resume()
 						}
 					}
 				}
 				before := got
-				p.advance(10 * time.Millisecond)
+				p.advance(30 * time.Millisecond)
 				if turn > 20 && got-before < 64<<10 {
 					t.Fatalf("turn %d: %d bytes, %d and %d of memory", turn, got-before, p.a.pool.used, p.b.pool.used)
 				}
