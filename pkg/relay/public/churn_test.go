@@ -24,7 +24,7 @@ func TestChurn(t *testing.T) {
 		http.NewResponseController(w).EnableFullDuplex()
 		io.Copy(w, r.Body)
 	})
-	h.HandleFunc("/early", func(w http.ResponseWriter, r *http.Request) { http.Error(w, "no", 413) })
+	h.HandleFunc("/early", func(w http.ResponseWriter, r *http.Request) { http.Error(w, "no", http.StatusRequestEntityTooLarge) })
 	h.HandleFunc("/hints", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(103)
 		w.WriteHeader(204)
