@@ -37,7 +37,7 @@ func (c *serviceConfig) end(f *daemon.File, at, dir string, svc *private.Service
 			f.Addf(at+".tls", "tls = \"acme\": a wildcard is proved by a record: [acme.dns] is missing, which says how to set one")
 		}
 	case c.Certificate != "" && c.CertificateKey != "":
-		made.GetCertificate = certificateOf(f, at+".certificate", inDir(dir, c.Certificate), inDir(dir, c.CertificateKey), svc.Publish.Host)
+		made.GetCertificate = certificateOf(f, at+".certificate", daemon.InDir(dir, c.Certificate), daemon.InDir(dir, c.CertificateKey), svc.Publish.Host)
 	case c.Certificate != "":
 		f.Addf(at+".certificate", "certificate without certificate_key")
 	case c.CertificateKey != "":
@@ -49,7 +49,7 @@ func (c *serviceConfig) end(f *daemon.File, at, dir string, svc *private.Service
 		return nil
 	}
 	if c.ClientCA != "" {
-		made.ClientCAs = readCA(f, at+".client_ca", inDir(dir, c.ClientCA))
+		made.ClientCAs = readCA(f, at+".client_ca", daemon.InDir(dir, c.ClientCA))
 	}
 	return made
 }

@@ -182,14 +182,14 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 	if c.Key == "" {
 		f.Addf("key", "key is missing: the file made by `relay-private join` or `relay-private keygen`")
 	} else {
-		key, err := auth.ReadKey(inDir(dir, c.Key))
+		key, err := auth.ReadKey(daemon.InDir(dir, c.Key))
 		if err != nil {
 			f.Addf("key", "%v", err)
 		}
 		s.key = key
 	}
 	if c.CA != "" {
-		s.roots = readCA(f, "ca", inDir(dir, c.CA))
+		s.roots = readCA(f, "ca", daemon.InDir(dir, c.CA))
 	}
 	switch c.Transport {
 	case private.TransportAuto, private.TransportWSS:
@@ -203,7 +203,7 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 	if c.Links < 1 || c.Links > private.MaxLinks {
 		f.Addf("links", "links %d: want 1 to %d", c.Links, private.MaxLinks)
 	}
-	s.state = inDir(dir, c.State)
+	s.state = daemon.InDir(dir, c.State)
 	if f.Has("acme") {
 		s.acme = c.ACME.Check(f, dir)
 	}
@@ -268,7 +268,7 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 			if svc.Target.Scheme != "https" && svc.Target.Scheme != "h2" {
 				f.Addf(at+".ca", "ca is for https:// and h2:// targets")
 			}
-			svc.RootCAs = readCA(f, at+".ca", inDir(dir, one.CA))
+			svc.RootCAs = readCA(f, at+".ca", daemon.InDir(dir, one.CA))
 		}
 		svc.TLS = one.end(f, at, dir, &svc, s.acme)
 		if one.Publish == "" || svc.Publish.Scheme != "" {
@@ -307,14 +307,6 @@ func readCA(f *daemon.File, at, name string) *x509.CertPool {
 		f.Addf(at, "ca: %s holds no PEM certificate", name)
 	}
 	return pool
-}
-
-// inDir is the path of a file named in a configuration in dir.
-func inDir(dir, name string) string {
-	if filepath.IsAbs(name) {
-		return name
-	}
-	return filepath.Join(dir, name)
 }
 
 // relayAddress completes HOST to HOST:443.

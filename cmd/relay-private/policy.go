@@ -111,7 +111,7 @@ func (c *policyConfig) policy(f *daemon.File, at, dir, scheme string, endsHere b
 		}
 	}
 	if c.ClientCA != "" && !endsHere {
-		b, err := readBounded(inDir(dir, c.ClientCA), relay.MaxClientCA)
+		b, err := readBounded(daemon.InDir(dir, c.ClientCA), relay.MaxClientCA)
 		if err != nil {
 			f.Addf(at+".client_ca", "client_ca: %v", err)
 		} else if p.ClientCA = string(b); p.ClientCA == "" {
@@ -126,7 +126,7 @@ func (c *policyConfig) policy(f *daemon.File, at, dir, scheme string, endsHere b
 		p.Users[name] = hash
 	}
 	if c.UsersFile != "" {
-		c.readUsers(f, at, inDir(dir, c.UsersFile), p.Users)
+		c.readUsers(f, at, daemon.InDir(dir, c.UsersFile), p.Users)
 	}
 	if c.HSTS != "" {
 		h, err := parseHSTS(c.HSTS)

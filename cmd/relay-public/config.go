@@ -200,7 +200,7 @@ func (s *settings) check(f *daemon.File, dir string) {
 	if s.State == "" {
 		f.Addf("state", "state is missing: a folder for what the relay makes itself, such as \"/var/lib/culvert\"")
 	}
-	s.state = inDir(dir, s.State)
+	s.state = daemon.InDir(dir, s.State)
 
 	s.checkListen(f)
 	if f.Has("acme") {
@@ -208,7 +208,7 @@ func (s *settings) check(f *daemon.File, dir string) {
 	}
 	switch {
 	case s.TLS.Certificate != "" && s.TLS.Key != "":
-		c, err := tls.LoadX509KeyPair(inDir(dir, s.TLS.Certificate), inDir(dir, s.TLS.Key))
+		c, err := tls.LoadX509KeyPair(daemon.InDir(dir, s.TLS.Certificate), daemon.InDir(dir, s.TLS.Key))
 		if err != nil {
 			f.Addf("tls.certificate", "certificate: %v", err)
 		}
@@ -244,7 +244,7 @@ func (s *settings) check(f *daemon.File, dir string) {
 		f.Addf("access_log.keep", "access_log.keep is %d, not between 0 and %d", s.AccessLog.Keep, maxKept)
 	}
 	if name := s.AccessLog.File; name != "" && name != stdoutLog {
-		s.AccessLog.File = inDir(s.state, name)
+		s.AccessLog.File = daemon.InDir(s.state, name)
 	}
 	names := make(map[string]bool)
 	for i, one := range s.Site {
@@ -328,11 +328,3 @@ const stdoutLog = "stdout"
 
 // maxKept bounds the older files of the access log: each is moved when one is full.
 const maxKept = 1000
-
-// inDir is the path of a file named in a configuration in dir.
-func inDir(dir, name string) string {
-	if filepath.IsAbs(name) {
-		return name
-	}
-	return filepath.Join(dir, name)
-}

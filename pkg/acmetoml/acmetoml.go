@@ -19,7 +19,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"time"
@@ -118,7 +117,7 @@ func (c *Config) Check(f *daemon.File, dir string) *Settings {
 		if name == "" {
 			return ""
 		}
-		b, err := os.ReadFile(inDir(dir, name))
+		b, err := os.ReadFile(daemon.InDir(dir, name))
 		if err != nil {
 			f.Addf(at, "%s: %v", at, err)
 		}
@@ -247,7 +246,7 @@ func (c *DNSConfig) check(f *daemon.File, dir string, read func(at, name string)
 		}
 		d.Provider = p
 	case c.Exec != "":
-		program := inDir(dir, c.Exec)
+		program := daemon.InDir(dir, c.Exec)
 		if info, err := os.Stat(program); err != nil {
 			f.Addf("acme.dns.exec", "exec: %v", err)
 		} else if info.IsDir() || info.Mode()&0o111 == 0 {
@@ -277,12 +276,4 @@ func (s *Settings) Open(files *acme.Files) (*Store, error) {
 		return nil, fmt.Errorf("certificates: store: %w", err)
 	}
 	return &Store{Storage: r, Cache: files, Close: func() { r.Close() }}, nil
-}
-
-// inDir is the path of a file named in a configuration in dir.
-func inDir(dir, name string) string {
-	if filepath.IsAbs(name) {
-		return name
-	}
-	return filepath.Join(dir, name)
 }

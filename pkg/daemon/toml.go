@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
@@ -454,4 +455,12 @@ type Strings []string
 func (s *Strings) UnmarshalText(b []byte) error {
 	*s = Strings{string(b)}
 	return nil
+}
+
+// InDir is the path of a file that a configuration in the folder dir names: relative ones begin there.
+func InDir(dir, name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(dir, name)
 }
