@@ -14,30 +14,15 @@ package forward
 import (
 	"errors"
 
+	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/tunnel"
 )
 
-// Handler receives the events of one End, on the loop that owns it. It is the
-// same interface as evloop.Handler and tunnel.Handler.
-type Handler = interface {
-	OnData(b []byte) (used int)
-	OnEOF()
-	OnDrain()
-	OnClose(err error)
-}
+// Handler receives the events of one End, on the loop that owns it.
+type Handler = evloop.Handler
 
 // End is what a connection and a stream have in common.
-type End interface {
-	SetHandler(h Handler)
-	Write(b []byte)
-	Pending() int
-	HighMark() int
-	Pause()
-	Resume()
-	CloseWrite()
-	Close()
-	Abort(err error)
-}
+type End = evloop.End
 
 // pair is two ends that feed each other. It is owned by their loop.
 type pair struct {

@@ -27,17 +27,7 @@ import (
 )
 
 // End is one end of a byte stream that belongs to a loop: an evloop.Conn or a stream of a session.
-type End interface {
-	SetHandler(h Handler)
-	Write(b []byte)
-	Pending() int
-	HighMark() int
-	Pause()
-	Resume()
-	CloseWrite()
-	Close()
-	Abort(err error)
-}
+type End = evloop.End
 
 // Handler receives the events of an End.
 type Handler = evloop.Handler
