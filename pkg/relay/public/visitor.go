@@ -454,13 +454,7 @@ func (v *visitor) readHead(b []byte) int {
 		v.move(d.service.session.loop, v.serve)
 		return 0
 	case doHold:
-		if d.hold(v.release) {
-			v.phase = held
-			v.conn.Pause()
-			v.stop() // the decision has a deadline of its own
-		} else {
-			v.look()
-		}
+		v.wait(d.hold(v.release))
 		return 0
 	case doLook:
 		v.look()
@@ -508,17 +502,23 @@ func (v *visitor) readBody(b []byte) (used int) {
 // hold keeps a request if it is not decided yet who serves it. It is read again
 // then. It reports whether it does.
 func (v *visitor) hold(g *group) bool {
-	switch {
-	case !g.undecided:
+	if !g.undecided {
 		return false
-	case g.hold(v.release):
-		v.phase = held
-		v.conn.Pause()
-		v.stop() // the decision has a deadline of its own
-	default:
-		v.look()
 	}
+	v.wait(g.hold(v.release))
 	return true
+}
+
+// wait keeps a request until release is called, as whoever has it queued will do,
+// or else until the next look.
+func (v *visitor) wait(queued bool) {
+	if !queued {
+		v.look()
+		return
+	}
+	v.phase = held
+	v.conn.Pause()
+	v.stop() // the decision has a deadline of its own
 }
 
 // look keeps a request, which is read again soon, and then later and later.
