@@ -338,7 +338,7 @@ func (o *outlet) run(context.Context) {
 // failed ends the connection, unless that is why a write has failed: what a peer does
 // not want to have is a part of a session that can not go on without it.
 func (o *outlet) failed(err error) {
-	if o.q.conn.Context().Err() == nil {
+	if isReset(err) {
 		o.q.loop.Load().Post(func() { o.q.link.violated(err) })
 	}
 	o.mu.Lock()
@@ -428,11 +428,12 @@ func (in *inlet) read(context.Context) {
 		}
 	}
 	switch {
-	case q.conn.Context().Err() != nil: // watch reports it
-	case !errors.Is(err, io.EOF): // reset: what is missing will not come
+	case errors.Is(err, io.EOF):
+		if in.control {
+			close(q.heard)
+		}
+	case isReset(err): // what is missing will not come
 		q.loop.Load().Post(func() { q.link.violated(err) })
-	case in.control:
-		close(q.heard)
 	}
 }
 
@@ -606,6 +607,13 @@ var (
 	errSecond  = errors.New("a second control channel")
 	errUnknown = errors.New("the relay does not know the link any more: it has given it up, or was restarted")
 )
+
+// isReset reports whether err is the end of one stream. Streams may tell the end of their
+// connection before its context does, and watch has that.
+func isReset(err error) bool {
+	_, ok := errors.AsType[*quic.StreamError](err)
+	return ok
+}
 
 // quicError is what has ended a connection, in the words of a link.
 func quicError(err error) error {
