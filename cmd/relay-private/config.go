@@ -244,7 +244,7 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 			}
 			publishes[svc.Publish] = one.Name
 			switch p := svc.Publish; p.Scheme {
-			case "https", "wss", "tls":
+			case "https", "wss", "rtsp", "rtsps", "tls":
 				if first, ok := hosts[p.Host]; !ok {
 					hosts[p.Host] = svc
 				} else if (first.Publish.Scheme == "tls") != (p.Scheme == "tls") {

@@ -105,7 +105,7 @@ visitors = -1
 [[site]]
 name    = "office"
 key     = "ed25519:short"
-publish = ["https://*.example.com", "rtsp://cams.example.com/*", "tcp://:2-1"]
+publish = ["https://*.example.com", "tftp://cams.example.com/*", "tcp://:2-1"]
 
 [[site]]
 name    = "office"
@@ -139,7 +139,7 @@ public.toml:17:9: store without store_key: a file with what ` + "`openssl rand -
 public.toml:19:2: [tls] has a certificate and no key
 public.toml:23:12: limits.visitors is negative
 public.toml:27:11: public key: 5 characters after ed25519: are not base64 of 32 bytes
-public.toml:28:37: pattern "rtsp://cams.example.com/*": rtsp is not supported by this version
+public.toml:28:37: pattern "tftp://cams.example.com/*": tftp is not supported by this version
 public.toml:28:66: pattern "tcp://:2-1": port range "2-1": low end is above the high end
 public.toml:30:3: site "office" without a key: ` + "`relay-private keygen FILE`" + ` makes one and prints its public half
 public.toml:30:3: site "office" may publish nothing: publish is missing, such as ["https://*.example.com"]

@@ -106,7 +106,7 @@ func (st *state) renewLocked() error {
 	names := []string{st.domain}
 	for _, site := range st.sitesLocked() {
 		for _, p := range site.Publish {
-			if (p.Scheme == "https" || p.Scheme == "wss") && !slices.Contains(names, p.Host) {
+			if relay.OnHTTP(p.Scheme, true) && !slices.Contains(names, p.Host) {
 				names = append(names, p.Host)
 			}
 		}

@@ -80,6 +80,7 @@ type Announcement struct {
 	TargetScheme string `json:"target_scheme"`
 
 	Policy *Policy `json:"policy,omitempty"` // what is demanded of visitors; nil: nothing. Has still to be validated
+	Camera *Camera `json:"camera,omitempty"` // how a camera is shown; nil unless the target is rtsp or rtsps. Has still to be validated
 }
 
 // An AnnounceReply is the answer to one Announcement.

@@ -12,6 +12,7 @@ import (
 //
 //	https://*.example.com      any host one label below example.com, any path; wss too
 //	https://example.com/app/*  /app and what is below it
+//	rtsp://cams.example.com/*  cameras there, by rtsp and rtsps; rtsps:// allows rtsps alone
 //	tls://*.example.com        the same hosts, for TLS that the relay passes through
 //	tcp://:15000-15999         those ports, on any address
 //	tcp://:*                   any port, and a port chosen by the relay
@@ -27,7 +28,7 @@ type Pattern struct {
 func ParsePattern(s string) (Pattern, error) {
 	p, err := parsePattern(s)
 	if err != nil {
-		return Pattern{}, fmt.Errorf("pattern %q: %w", clip(s), err)
+		return Pattern{}, fmt.Errorf("pattern %q: %w", clip(redact(s)), err)
 	}
 	return p, nil
 }
@@ -81,7 +82,7 @@ func parsePattern(s string) (Pattern, error) {
 
 // Allows reports whether a site with this pattern may publish p.
 func (a Pattern) Allows(p Publish) bool {
-	if p.IsZero() || plainScheme(a.Scheme) != plainScheme(p.Scheme) {
+	if p.IsZero() || plainScheme(a.Scheme) != plainScheme(p.Scheme) && (a.Scheme != "rtsp" || p.Scheme != "rtsps") {
 		return false
 	}
 	if p.IsPort() {

@@ -43,7 +43,7 @@ type Policy struct {
 	MaxConnections int  `json:"max_connections,omitempty"` // at a time: connections of ports, requests, WebSockets, flows; 0: no bound
 	ConnectionRate Rate `json:"connection_rate,omitzero"`  // new connections of one address, or one /64 with IPv6
 
-	// What follows is for HTTP.
+	// What follows is for HTTP; ClientCA is for rtsps, too, and Users for rtsp and rtsps.
 
 	RequestRate Rate     `json:"request_rate,omitzero"` // requests of one address, or one /64 with IPv6
 	Methods     []string `json:"methods,omitempty"`     // none: all. GET has HEAD in it
@@ -168,6 +168,8 @@ func (p *Policy) validate(scheme string) *PolicyError {
 			return bad(key, "is for visitors, and the service has no publish")
 		case scheme == "http" || scheme == "ws":
 			return bad(key, "needs TLS: publish https://")
+		case scheme == "rtsp" && key == "client_ca":
+			return bad(key, "needs TLS: publish rtsps://")
 		}
 		return bad(key, "is for http:// and https:// publishes, not %s://", scheme)
 	}
@@ -241,6 +243,7 @@ const hstsField = "Strict-Transport-Security"
 func (p *Policy) misplaced(scheme string) string {
 	secure := scheme == "https" || scheme == "wss"
 	clear := scheme == "http" || scheme == "ws"
+	camera := isCamera(scheme)
 	for _, k := range []struct {
 		set, ok bool
 		key     string
@@ -254,8 +257,8 @@ func (p *Policy) misplaced(scheme string) string {
 		{p.MaxBody != 0, secure || clear, "max_body"},
 		{p.NoRedirect, secure, "redirect"},
 		{p.HSTS != nil, secure, "hsts"},
-		{p.ClientCA != "", secure, "client_ca"},
-		{len(p.Users) > 0, secure || clear, "users"},
+		{p.ClientCA != "", secure || scheme == "rtsps", "client_ca"},
+		{len(p.Users) > 0, secure || clear || camera, "users"},
 		{!p.RequestHeaders.IsZero(), secure || clear, "request_headers"},
 		{!p.ResponseHeaders.IsZero(), secure || clear, "response_headers"},
 	} {

@@ -76,7 +76,7 @@ func TestPolicy(t *testing.T) {
 	if b, err := json.Marshal(Policy{}); err != nil || string(b) != "{}" {
 		t.Errorf("the zero value is %s, %v", b, err)
 	}
-	for _, scheme := range []string{"", "https", "http", "wss", "ws", "tcp", "udp", "tls"} {
+	for _, scheme := range []string{"", "https", "http", "wss", "ws", "rtsp", "rtsps", "tcp", "udp", "tls"} {
 		if err := (&Policy{}).Validate(scheme); err != nil {
 			t.Errorf("%s: the zero value: %v", scheme, err)
 		}
@@ -87,6 +87,18 @@ func TestPolicy(t *testing.T) {
 		if err := port.Validate(scheme); err != nil {
 			t.Errorf("%s: %v", scheme, err)
 		}
+	}
+	// A camera has users, but no requests.
+	camera := *port
+	camera.Users = p.Users
+	for _, scheme := range []string{"rtsp", "rtsps"} {
+		if err := camera.Validate(scheme); err != nil {
+			t.Errorf("%s: %v", scheme, err)
+		}
+	}
+	camera.ClientCA = p.ClientCA
+	if err := camera.Validate("rtsps"); err != nil {
+		t.Error(err)
 	}
 	// What a relay does not know it cannot enforce.
 	for _, text := range []string{`{"allowed":["10.0.0.0/8"]}`, `{"hsts":{"max_age":1,"preload":true}}`, `{"request_rate":"100"}`, `{"allow":["10.0.0.0"]}`, `[]`} {
@@ -142,6 +154,8 @@ func TestPolicyValidate(t *testing.T) {
 		"in the clear":    {"http", func(p *Policy) { p.NoRedirect = false }, "hsts"},
 		"operators alone": {"none", func(p *Policy) {}, "allow"},
 		"port":            {"tcp", func(p *Policy) { *p = Policy{Methods: []string{"GET"}} }, "methods"},
+		"camera":          {"rtsp", func(p *Policy) { *p = Policy{Methods: []string{"GET"}} }, "methods"},
+		"clear camera":    {"rtsp", func(p *Policy) { *p = Policy{ClientCA: p.ClientCA} }, "client_ca"},
 		"pass-through":    {"tls", func(p *Policy) { *p = Policy{ClientCA: p.ClientCA} }, "client_ca"},
 		"datagrams":       {"udp", func(p *Policy) { *p = Policy{RequestRate: p.RequestRate} }, "request_rate"},
 	} {

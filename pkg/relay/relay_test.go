@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -29,6 +30,8 @@ func TestParsePublish(t *testing.T) {
 		"UDP://[::1]:53":                 {Scheme: "udp", Host: "::1", Port: 53},
 		"TLS://Mail.example.com/":        {Scheme: "tls", Host: "mail.example.com"},
 		"tls://*.example.com":            {Scheme: "tls", Host: "*.example.com"},
+		"RTSP://Cams.example.com/gate/":  {Scheme: "rtsp", Host: "cams.example.com", Path: "/gate"},
+		"rtsps://*.example.com":          {Scheme: "rtsps", Host: "*.example.com", Path: "/"},
 	} {
 		got, err := ParsePublish(in)
 		if want.IsZero() {
@@ -52,8 +55,11 @@ func TestURLErrors(t *testing.T) {
 		parse    func(string) error
 		in, want string
 	}{
-		{publish, "rtsp://cams.example.com/gate", `publish "rtsp://cams.example.com/gate": rtsp is not supported by this version`},
-		{publish, "rtsps://cams.example.com/gate", "rtsps is not supported by this version"},
+		{publish, "rtsp://cams.example.com:554/gate", `publish "rtsp://cams.example.com:554/gate": leave the port out`},
+		{publish, "rtsps://a:secret@cams.example.com/gate", `publish "rtsps://…@cams.example.com/gate": has a user or password: those of visitors are users of the service`},
+		{publish, "rtsp://cams.example.com/gate?a=b", "has a query"},
+		{publish, "rtsp://cams.example.com?a=b", "has a query"},
+		{publish, "rtsp://cams.example.com/gate#a", "has a query"},
 		{publish, "udp://", `publish "udp://": no port: want udp://:15432`},
 		{publish, "udp://:53/x", "udp has no path"},
 		{publish, "tftp:///boot/", "tftp is not supported by this version"},
@@ -89,7 +95,22 @@ func TestURLErrors(t *testing.T) {
 		{publish, "tcp://:22/x", "tcp has no path"},
 		{publish, "tcp://*.example.com:22", "no wildcard here"},
 		{publish, "https://" + strings.Repeat("a", 600), "bytes, more than 512"},
-		{target, "rtsp://viewer:secret@10.0.0.20:554/h264", `target "rtsp://…@10.0.0.20:554/h264": rtsp is not supported`},
+		{target, "rtsp://viewer:secret@", `target "rtsp://…@": no host`},
+		{target, "rtsp://viewer:secret@10.0.0.20:x/h264", `target "rtsp://…@10.0.0.20:x/h264": port "x"`},
+		{target, "rtsp://viewer:secret@10.0.0.20:0", "port 0"},
+		{target, "rtsp://viewer:sec%2gret@10.0.0.20", "has a '%' that is no escape"},
+		{target, "rtsp://viewer:sec%0aret@10.0.0.20", "has a control character"},
+		{target, "rtsp://:secret@10.0.0.20", "the user's name is empty"},
+		{target, "rtsp://a%3ab:secret@10.0.0.20", "the user's name is empty or has a colon"},
+		{target, "rtsp://viewer:secret/5@10.0.0.20/h264", `target "rtsp://…@10.0.0.20/h264": has an '@' behind the host: in a password`},
+		{target, "rtsp://viewer:5/secret@10.0.0.20/h264", "has an '@' behind the host"},
+		{target, "rtsp://viewer:5?secret@10.0.0.20/h264", "has an '@' behind the host"},
+		{target, "rtsp://viewer:secret@10.0.0.20/a@b", "has an '@' behind the host"},
+		{target, "rtsp:/viewer:secret@10.0.0.20/h264", `target "…@10.0.0.20/h264": want scheme://host/path`},
+		{target, "rtsp://10.0.0.20:x/?user=a&password=secret", `target "rtsp://10.0.0.20:x/?user=a&password=…": port "x"`},
+		{target, "rtsp://viewer:" + strings.Repeat("secret", 30) + "@10.0.0.20:x/h264", `target "rtsp://…@10.0.0.20:x/h264": port "x"`},
+		{target, "rtsp://10.0.0.20/h264#a", "has a query or a fragment"},
+		{target, "https://10.0.0.20?a", "has a query"},
 		{target, "udp://10.0.0.6", "no port: want udp://host:port"},
 		{target, "udp://10.0.0.6:514/x", "udp has no path"},
 		{target, "http://u:p@10.0.0.6/", `target "http://…@10.0.0.6/": has a user or password`},
@@ -132,10 +153,54 @@ func TestParseTarget(t *testing.T) {
 		"file:///srv/www":        {Scheme: "file", Path: "/srv/www"},
 		"file:///srv/Über uns?#": {Scheme: "file", Path: "/srv/Über uns?#"},
 		"file:///C:/srv":         {Scheme: "file", Path: "C:/srv"},
+		"RTSP://Cam.lan":         {Scheme: "rtsp", Host: "cam.lan", Port: 554},
+		"rtsps://cam.lan/":       {Scheme: "rtsps", Host: "cam.lan", Port: 322, Path: "/"},
+		"rtsp://[fd00::5]?a=b":   {Scheme: "rtsp", Host: "fd00::5", Port: 554, Query: "a=b"},
+		"rtsp://admin@cam.lan/1": {Scheme: "rtsp", Host: "cam.lan", Port: 554, Path: "/1", User: "admin"},
+		"rtsp://10.0.0.20/Streaming/Channels/101/?transport=tcp": {
+			Scheme: "rtsp", Host: "10.0.0.20", Port: 554, Path: "/Streaming/Channels/101/", Query: "transport=tcp",
+		},
+		"rtsp://v%69ewer:s:e%2Fc@r%C3%A9t%25@10.0.0.20:8554/cam/realmonitor?channel=1&subtype=0": {
+			Scheme: "rtsp", Host: "10.0.0.20", Port: 8554, Path: "/cam/realmonitor", Query: "channel=1&subtype=0",
+			User: "viewer", Password: "s:e/c@rét%",
+		},
 	} {
 		got, err := ParseTarget(in)
-		if err != nil || got != want {
-			t.Errorf("ParseTarget(%q) = %+v, %v, want %+v", in, got, err, want)
+		if err != nil || !same(got, want) {
+			t.Errorf("ParseTarget(%q) = %#v, %v, want %#v", in, got, err, want)
+		}
+	}
+}
+
+// same compares targets as ==, which %+v would not show: it hides what is secret.
+func same(a, b Target) bool { return a == b }
+
+// What is secret in a target is shown nowhere.
+func TestTargetSecrets(t *testing.T) {
+	for in, want := range map[string]string{
+		"rtsp://viewer:hunter2@10.0.0.20/h264":                            "rtsp://…@10.0.0.20:554/h264",
+		"rtsps://viewer@cam.lan/h264?channel=1":                           "rtsps://…@cam.lan:322/h264?channel=1",
+		"rtsp://viewer:@cam.lan":                                          "rtsp://…@cam.lan:554",
+		"rtsp://cam.lan/user=admin_password=hunter2_channel=1.sdp?real":   "rtsp://cam.lan:554/user=admin_password=…",
+		"rtsp://cam.lan/live?usr=a&PWD=hunter2&ch=1":                      "rtsp://cam.lan:554/live?usr=a&PWD=…",
+		"rtsp://cam.lan/live?passwd=hunter2":                              "rtsp://cam.lan:554/live?passwd=…",
+		"rtsp://viewer:hunter2@cam.lan/passage/1?token=hunter2&channel=1": "rtsp://…@cam.lan:554/passage/1?token=…",
+	} {
+		p, err := ParseTarget(in)
+		if err != nil || p.String() != want || !p.HasSecret() {
+			t.Errorf("%s is shown as %s, %v", in, p, err)
+		}
+		text, _ := p.MarshalText()
+		service := Service{Name: "gate", Target: p}
+		for _, shown := range []string{string(text), fmt.Sprintf("%v %+v %s %q", p, p, p, p), fmt.Sprintf("%v %+v", service, service)} {
+			if strings.Contains(shown, "hunter2") || strings.Contains(shown, "viewer") {
+				t.Errorf("%s is shown as %s", in, shown)
+			}
+		}
+	}
+	for _, in := range []string{"rtsp://cam.lan/passage?channel=1", "http://cam.lan", "file:///srv/password=x", "rtsp://cam.lan/live?user=admin&password=&channel=1"} {
+		if p, err := ParseTarget(in); err != nil || in != "rtsp://cam.lan/live?user=admin&password=&channel=1" && p.HasSecret() {
+			t.Errorf("%s has a secret: %v", in, err)
 		}
 	}
 }
@@ -160,6 +225,14 @@ func TestServiceValidate(t *testing.T) {
 		{"mail", "tls://mail.example.com", "udp://10.0.0.7:993", `service "mail": a tls:// publish carries no datagrams`},
 		{"log", "tcp://:5514", "udp://10.0.0.6:514", `service "log": a tcp:// publish needs`},
 		{"log", "https://a.example.com", "udp://10.0.0.6:514", `not udp://`},
+		{"gate", "rtsp://cams.example.com/gate", "rtsp://a:b@10.0.0.20/h264", ""},
+		{"gate", "rtsps://cams.example.com/gate", "rtsps://10.0.0.20/h264", ""},
+		{"gate", "", "rtsp://10.0.0.20/h264", ""},
+		{"gate", "rtsp://cams.example.com/gate", "tcp://10.0.0.20:554", `service "gate": an rtsp:// publish needs an rtsp:// or rtsps:// target, not tcp://`},
+		{"gate", "https://cams.example.com/gate", "rtsp://10.0.0.20/h264", `service "gate": an rtsp:// target needs an rtsp:// or rtsps:// publish`},
+		{"gate", "tcp://:8554", "rtsp://10.0.0.20/h264", `service "gate": a tcp:// publish needs`},
+		{"gate", "udp://:8554", "rtsp://10.0.0.20/h264", `service "gate": a udp:// publish needs`},
+		{"gate", "tls://cams.example.com", "rtsps://10.0.0.20/h264", `service "gate": a tls:// publish is passed through`},
 		{"log", "", "udp://10.0.0.6:514", `service "log": a udp:// target needs a udp:// publish`},
 		{"", "", "tcp://a:1", "name is empty"},
 		{"a b", "", "tcp://a:1", "want letters, digits"},
@@ -176,6 +249,14 @@ func TestServiceValidate(t *testing.T) {
 		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("%+v: %v, want %q", tt, err, tt.want)
 		}
+	}
+	s := Service{Name: "web", Target: Target{Scheme: "tcp", Host: "a", Port: 1}, Camera: &Camera{UDP: true}}
+	if err := s.Validate(); err == nil || err.Error() != `service "web": fan_out, udp and roaming are for rtsp:// and rtsps:// targets, not tcp://` {
+		t.Error(err)
+	}
+	s.Target.Scheme = "rtsp"
+	if err := s.Validate(); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -215,6 +296,12 @@ func TestPatternAllows(t *testing.T) {
 		{"udp://:5000-5999", "tcp://:5514", false},
 		{"tcp://:*", "udp://:5514", false},
 		{"udp://:*", "udp://127.0.0.1:0", true},
+		{"rtsp://cams.example.com/*", "rtsp://cams.example.com/gate", true},
+		{"rtsp://cams.example.com/*", "rtsps://cams.example.com/gate", true},
+		{"rtsps://*.example.com", "rtsps://cams.example.com", true},
+		{"rtsps://*.example.com", "rtsp://cams.example.com", false},
+		{"https://*.example.com", "rtsps://cams.example.com", false},
+		{"rtsp://*.example.com", "https://cams.example.com", false},
 	} {
 		pattern, err := ParsePattern(tt.pattern)
 		if err != nil {
@@ -346,13 +433,21 @@ func TestJoinMessages(t *testing.T) {
 }
 
 func TestAnnounce(t *testing.T) {
-	list := []Announcement{{Name: "web", Publish: "https://a.example.com", TargetScheme: "http"}, {Name: "ssh", TargetScheme: "tcp"}}
+	list := []Announcement{{Name: "web", Publish: "https://a.example.com", TargetScheme: "http"}, {Name: "ssh", TargetScheme: "tcp"},
+		{Name: "gate", Publish: "rtsp://a.example.com/gate", TargetScheme: "rtsp", Camera: &Camera{FanOut: true, UDP: true, Roaming: true}},
+		{Name: "yard", Publish: "rtsps://a.example.com/yard", TargetScheme: "rtsps", Camera: &Camera{}}}
 	if got, err := DecodeAnnounce(Encode(list)); err != nil || !reflect.DeepEqual(got, list) {
 		t.Fatalf("round trip: %+v, %v", got, err)
 	}
 	list[1].Name = "web"
 	if _, err := DecodeAnnounce(Encode(list)); err == nil || !strings.Contains(err.Error(), `service "web" comes twice`) {
 		t.Errorf("duplicate: %v", err)
+	}
+	// What a relay does not know of a camera it cannot do.
+	for _, text := range []string{`{"fanout":true}`, `{"udp":1}`, `[]`, `{"udp":true,"multicast":true}`} {
+		if _, err := DecodeAnnounce([]byte(`[{"name":"a","camera":` + text + `}]`)); err == nil {
+			t.Errorf("%s is accepted", text)
+		}
 	}
 	many, _ := json.Marshal(make([]Announcement, MaxServices+1))
 	if _, err := DecodeAnnounce(many); err == nil {
@@ -443,7 +538,7 @@ func FuzzHeader(f *testing.F) {
 
 func FuzzHello(f *testing.F) {
 	f.Add(Encode(testHello()))
-	f.Add([]byte(`{"version":3}`))
+	f.Add([]byte(`{"version":4}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := DecodeHello(b)
 		if err != nil {
@@ -478,6 +573,7 @@ func FuzzWelcome(f *testing.F) {
 func FuzzAnnounce(f *testing.F) {
 	f.Add([]byte(`[{"name":"web","publish":"https://a.example.com","target_scheme":"http"}]`))
 	f.Add([]byte(`[{"name":"web","publish":"https://a.example.com","target_scheme":"http","policy":{"deny":["::/0"],"hsts":{"max_age":1},"connection_rate":"1/h"}}]`))
+	f.Add([]byte(`[{"name":"gate","publish":"rtsp://a.example.com/gate","target_scheme":"rtsp","camera":{"fan_out":true,"udp":true,"roaming":false}}]`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		list, err := DecodeAnnounce(b)
 		if err != nil {
@@ -492,7 +588,7 @@ func FuzzAnnounce(f *testing.F) {
 func FuzzURL(f *testing.F) {
 	for _, s := range []string{
 		"https://*.example.com/a/b", "tcp://:15432", "tcp://:15000-15999", "tcp://[::1]:*", "udp://:5514", "udp://:5000-5999", "tls://*.example.com", "unix:///run/a", "file:///C:/x",
-		"rtsp://u:p@h/x", "wss://[::1]", "http://10.0.0.1:80", "https://a.example.com/x/*",
+		"rtsp://u:p@h/x", "rtsp://*.example.com/a/*", "rtsps://[::1]?a=b", "rtsp://%75:%3a%2F@h:8554/a/?pwd=x", "wss://[::1]", "http://10.0.0.1:80", "https://a.example.com/x/*",
 	} {
 		f.Add(s)
 	}
@@ -502,7 +598,13 @@ func FuzzURL(f *testing.F) {
 				t.Errorf("publish %q: %+v, then %q: %+v, %v", s, p, p.String(), again, err)
 			}
 		}
-		if p, err := ParseTarget(s); err == nil {
+		if p, err := ParseTarget(s); err == nil && p.HasSecret() {
+			bare := p
+			bare.User, bare.Password = "", ""
+			if got, want := p.String(), bare.String(); strings.ReplaceAll(got, "…@", "") != want {
+				t.Errorf("target %q: shown as %q, and as %q without a user", s, got, want)
+			}
+		} else if err == nil {
 			if again, err := ParseTarget(p.String()); err != nil || again != p {
 				t.Errorf("target %q: %+v, then %q: %+v, %v", s, p, p.String(), again, err)
 			}

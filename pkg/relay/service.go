@@ -1,10 +1,13 @@
 package relay
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 )
@@ -17,6 +20,28 @@ type Service struct {
 	Target  Target
 
 	Policy *Policy // what is demanded of visitors; nil: nothing
+	Camera *Camera // how a camera is shown; nil: with nothing of that, and for targets that are none
+}
+
+// A Camera says what the public relay does with the streams of a camera. It is part of an announcement, and as
+// strict as a Policy: a field that is not known makes it an error.
+type Camera struct {
+	FanOut  bool `json:"fan_out,omitempty"` // all visitors share one stream of the camera
+	UDP     bool `json:"udp,omitempty"`     // visitors may have RTP over UDP
+	Roaming bool `json:"roaming,omitempty"` // the two connections of RTSP over HTTP may come from different addresses
+}
+
+// UnmarshalJSON takes what MarshalJSON writes, and nothing else.
+func (c *Camera) UnmarshalJSON(b []byte) error {
+	type plain Camera
+	var q plain
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&q); err != nil {
+		return fmt.Errorf("camera: %w", err)
+	}
+	*c = Camera(q)
+	return nil
 }
 
 // Validate reports what is wrong with s, naming the service.
@@ -26,6 +51,9 @@ func (s Service) Validate() error {
 	}
 	if s.Target.Scheme == "" {
 		return fmt.Errorf("service %q: no target", s.Name)
+	}
+	if s.Camera != nil && !s.Target.IsCamera() {
+		return fmt.Errorf("service %q: fan_out, udp and roaming are for rtsp:// and rtsps:// targets, not %s://", s.Name, s.Target.Scheme)
 	}
 	switch {
 	case s.Publish.IsZero():
@@ -45,6 +73,15 @@ func (s Service) Validate() error {
 		if s.Target.Scheme == "udp" {
 			return fmt.Errorf("service %q: a tls:// publish carries no datagrams: want a tcp:// or unix:// target, not udp://", s.Name)
 		}
+		if s.Target.IsCamera() {
+			return fmt.Errorf("service %q: a tls:// publish is passed through, and no camera is asked for anything there: publish rtsps:// or name a tcp:// target, not %s://", s.Name, s.Target.Scheme)
+		}
+	case s.Publish.IsCamera():
+		if !s.Target.IsCamera() {
+			return fmt.Errorf("service %q: an %s:// publish needs an rtsp:// or rtsps:// target, not %s://", s.Name, s.Publish.Scheme, s.Target.Scheme)
+		}
+	case s.Target.IsCamera():
+		return fmt.Errorf("service %q: an %s:// target needs an rtsp:// or rtsps:// publish, which has a page for browsers, too; not %s://", s.Name, s.Target.Scheme, s.Publish.Scheme)
 	case isPort(s.Target.Scheme):
 		return fmt.Errorf("service %q: an %s:// publish needs an http://, https://, h2c://, h2://, unix:// or file:// target, not %s://", s.Name, s.Publish.Scheme, s.Target.Scheme)
 	}
@@ -59,26 +96,30 @@ func (s Service) Validate() error {
 // A Publish says where visitors reach a service. The zero value is a service that
 // no visitor reaches. It is comparable, and marshals as its URL.
 type Publish struct {
-	Scheme string // "https", "http", "wss", "ws", "tls", "tcp" or "udp". https carries WebSocket too, and so does http
+	Scheme string // "https", "http", "wss", "ws", "rtsp", "rtsps", "tls", "tcp" or "udp". https carries WebSocket too, and so does http; rtsp has rtsps in it
 	Host   string // lower case, without brackets; may be "*.example.com", except for ports, where "" means every address
 	Port   uint16 // tcp and udp only; 0 lets the public relay choose
 	Path   string // prefix at a segment boundary: "/" or "/a/b"; "" for tls, tcp and udp
 }
 
 // A Target says where the private relay connects the visitors of a service to. It
-// marshals as its URL.
+// marshals as its URL, without its secrets.
 type Target struct {
-	Scheme string // "http", "https", "h2c", "h2", "tcp", "udp", "unix" or "file"; ws:// and wss:// are read as http and https
+	Scheme string // "http", "https", "h2c", "h2", "rtsp", "rtsps", "tcp", "udp", "unix" or "file"; ws:// and wss:// are read as http and https
 	Host   string // but for unix and file: a name or an address without brackets
 	Port   uint16 // but for unix and file
-	Path   string // of unix and file: absolute
+	Path   string // of unix and file: absolute; of rtsp and rtsps: as written, or ""
+
+	// Of rtsp and rtsps only.
+	User, Password string // decoded; "": none
+	Query          string // as written, without '?'
 }
 
 // ParsePublish reads a publish URL.
 func ParsePublish(s string) (Publish, error) {
 	p, err := parsePublish(s)
 	if err != nil {
-		return Publish{}, fmt.Errorf("publish %q: %w", clip(s), err)
+		return Publish{}, fmt.Errorf("publish %q: %w", clip(redact(s)), err)
 	}
 	return p, nil
 }
@@ -88,9 +129,15 @@ func parsePublish(s string) (Publish, error) {
 	if err != nil {
 		return Publish{}, err
 	}
+	switch {
+	case u.hasUser:
+		return Publish{}, errors.New("has a user or password: those of visitors are users of the service")
+	case u.query != "":
+		return Publish{}, errors.New("has a query or a fragment")
+	}
 	p := Publish{Scheme: u.scheme, Host: u.host}
 	switch u.scheme {
-	case "https", "http", "wss", "ws":
+	case "https", "http", "wss", "ws", "rtsp", "rtsps":
 		if u.port != "" {
 			return Publish{}, errors.New("leave the port out: the public relay's listeners have it")
 		}
@@ -132,7 +179,7 @@ func parsePublish(s string) (Publish, error) {
 func ParseTarget(s string) (Target, error) {
 	t, err := parseTarget(s)
 	if err != nil {
-		return Target{}, fmt.Errorf("target %q: %w", redact(clip(s)), err)
+		return Target{}, fmt.Errorf("target %q: %w", clip(redact(s)), err)
 	}
 	return t, nil
 }
@@ -150,8 +197,13 @@ func parseTarget(s string) (Target, error) {
 		t.Scheme = "https"
 	}
 	switch t.Scheme {
-	case "http", "https", "h2c", "h2", "tcp", "udp":
-		if u.path != "" && u.path != "/" {
+	case "http", "https", "h2c", "h2", "rtsp", "rtsps", "tcp", "udp":
+		if t.IsCamera() {
+			if t.User, t.Password, err = splitUser(u.user); err != nil {
+				return Target{}, err
+			}
+			t.Path, t.Query = u.path, u.query
+		} else if u.path != "" && u.path != "/" {
 			if isPort(t.Scheme) {
 				return Target{}, errors.New(t.Scheme + " has no path")
 			}
@@ -172,6 +224,10 @@ func parseTarget(s string) (Target, error) {
 			t.Port = 80
 		case t.Scheme == "https", t.Scheme == "h2":
 			t.Port = 443
+		case t.Scheme == "rtsp":
+			t.Port = 554 // rfc7826#section-4.2
+		case t.Scheme == "rtsps":
+			t.Port = 322
 		default:
 			return Target{}, errors.New("no port: want " + t.Scheme + "://host:port")
 		}
@@ -190,6 +246,45 @@ func parseTarget(s string) (Target, error) {
 		return t, nil
 	}
 	return Target{}, unsupported(u.scheme)
+}
+
+// splitUser takes the user and the password of a URL apart and decodes them. Its errors show neither.
+func splitUser(s string) (user, password string, err error) {
+	user, password, _ = strings.Cut(s, ":")
+	for _, p := range []*string{&user, &password} {
+		plain, err := url.PathUnescape(*p)
+		if err != nil {
+			return "", "", errors.New("the user or password has a '%' that is no escape: write %25")
+		}
+		if strings.ContainsFunc(plain, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			return "", "", errors.New("the user or password has a control character")
+		}
+		*p = plain
+	}
+	if strings.Contains(user, ":") || user == "" && password != "" {
+		return "", "", errors.New("the user's name is empty or has a colon, and HTTP and RTSP know no such users") // rfc7617#section-2
+	}
+	return user, password, nil
+}
+
+// IsCamera reports whether p shows a camera: it is reached by RTSP in all its forms, and by browsers.
+func (p Publish) IsCamera() bool { return isCamera(p.Scheme) }
+
+// IsCamera reports whether t is a camera.
+func (t Target) IsCamera() bool { return isCamera(t.Scheme) }
+
+func isCamera(scheme string) bool { return scheme == "rtsp" || scheme == "rtsps" }
+
+// OnHTTP reports whether what is published by scheme has an address on the public relay's https listener, or
+// on its http listener if not secure. Cameras have one on both unless they are rtsps.
+func OnHTTP(scheme string, secure bool) bool {
+	switch scheme {
+	case "https", "wss", "rtsps":
+		return secure
+	case "http", "ws":
+		return !secure
+	}
+	return scheme == "rtsp"
 }
 
 // IsHTTP2 reports whether the target of that scheme speaks HTTP/2 and nothing else.
@@ -232,7 +327,13 @@ func (p *Publish) UnmarshalText(b []byte) (err error) {
 	return err
 }
 
-// String returns the URL that ParseTarget reads, or "" for the zero value.
+// HasSecret reports whether t has something in it that String does not show: a user, a password, or a
+// path or query with a password in it, as some cameras have.
+func (t Target) HasSecret() bool {
+	return t.User != "" || t.Password != "" || t.IsCamera() && secretIn(t.Path+"?"+t.Query) >= 0
+}
+
+// String returns the URL that ParseTarget reads, with "…" in place of secrets, or "" for the zero value.
 func (t Target) String() string {
 	switch t.Scheme {
 	case "":
@@ -243,7 +344,21 @@ func (t Target) String() string {
 		}
 		return t.Scheme + ":///" + t.Path
 	}
-	return t.Scheme + "://" + net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port)))
+	address := net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port)))
+	if !t.IsCamera() {
+		return t.Scheme + "://" + address
+	}
+	if t.User != "" || t.Password != "" {
+		address = "…@" + address
+	}
+	path := t.Path
+	if t.Query != "" {
+		path += "?" + t.Query
+	}
+	if i := secretIn(path); i >= 0 {
+		path = path[:i] + "…"
+	}
+	return t.Scheme + "://" + address + path
 }
 
 // MarshalText returns the URL.
@@ -266,6 +381,11 @@ type rawURL struct {
 	scheme     string
 	host, port string // host in lower case, without brackets
 	path       string // as written, with its leading slash, or ""
+
+	// Of rtsp and rtsps only, as written.
+	user    string // with the password
+	hasUser bool
+	query   string
 }
 
 func splitURL(s string) (u rawURL, err error) {
@@ -280,8 +400,12 @@ func splitURL(s string) (u rawURL, err error) {
 		return u, errors.New("want scheme://host/path")
 	}
 	u.scheme = strings.ToLower(scheme)
-	authority := rest
-	if i := strings.IndexByte(rest, '/'); i >= 0 {
+	authority, ends := rest, "/"
+	camera := isCamera(u.scheme)
+	if camera {
+		ends = "/?"
+	}
+	if i := strings.IndexAny(rest, ends); i >= 0 {
 		authority, u.path = rest[:i], rest[i:]
 	}
 	onDisk := u.scheme == "file" || u.scheme == "unix" // a path there is a file name: any characters
@@ -291,8 +415,18 @@ func splitURL(s string) (u rawURL, err error) {
 			return u, errors.New("contains a space or a control character")
 		case c > 0x7f && (!onDisk || i < len(s)-len(u.path)):
 			return u, errors.New("is not ASCII: write the host in its xn-- form")
-		case (c == '?' || c == '#') && (!onDisk || i < len(s)-len(u.path)):
+		case (c == '?' && !camera || c == '#') && (!onDisk || i < len(s)-len(u.path)):
 			return u, errors.New("has a query or a fragment")
+		}
+	}
+	if camera {
+		u.path, u.query, _ = strings.Cut(u.path, "?")
+		if i := strings.LastIndexByte(authority, '@'); i >= 0 {
+			u.user, u.hasUser, authority = authority[:i], true, authority[i+1:]
+		}
+		if strings.Contains(u.path+u.query, "@") {
+			// What looks like host and port may be a user and the beginning of a password: nothing may show it.
+			return u, errors.New("has an '@' behind the host: in a password, '/' is written %2F and '?' %3F; in a path, '@' is %40")
 		}
 	}
 	if strings.Contains(authority, "@") {
@@ -335,7 +469,7 @@ func splitURL(s string) (u rawURL, err error) {
 // isKnown reports whether scheme is one that this version can publish or reach.
 func isKnown(scheme string) bool {
 	switch scheme {
-	case "http", "https", "ws", "wss", "h2c", "h2", "tls", "tcp", "udp", "unix", "file":
+	case "http", "https", "ws", "wss", "rtsp", "rtsps", "h2c", "h2", "tls", "tcp", "udp", "unix", "file":
 		return true
 	}
 	return false
@@ -430,14 +564,36 @@ func clip(s string) string {
 	return s
 }
 
-// redact hides the user part of a URL, which may hold a password.
+// redact hides the user part of a URL, which may hold a password, and what looks like a password behind it.
 func redact(s string) string {
 	scheme, rest, ok := strings.Cut(s, "://")
 	if !ok {
-		return s
+		scheme, rest = "", s
 	}
 	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
 		rest = "…@" + rest[i+1:]
 	}
+	if i := secretIn(rest); i >= 0 {
+		rest = rest[:i] + "…"
+	}
+	if !ok {
+		return rest
+	}
 	return scheme + "://" + rest
+}
+
+// secretIn returns where the value of a parameter that is called like a password begins in a path or query,
+// or -1. Cameras have been seen with /user=admin_password=secret_channel=1.sdp and /live?usr=a&pwd=b.
+func secretIn(s string) int {
+	lower := strings.ToLower(s)
+	for i := range lower {
+		for _, word := range [...]string{"pass", "pwd", "psw", "token", "secret"} {
+			if strings.HasPrefix(lower[i:], word) {
+				if j := strings.IndexAny(lower[i:], "=:/&?"); j >= 0 && (lower[i+j] == '=' || lower[i+j] == ':') && i+j+1 < len(s) {
+					return i + j + 1
+				}
+			}
+		}
+	}
+	return -1
 }

@@ -17,7 +17,7 @@ import (
 type Service struct {
 	relay.Service
 
-	// RootCAs verify the certificate of an https or h2 target. If nil, the system's do.
+	// RootCAs verify the certificate of an https, h2 or rtsps target. If nil, the system's do.
 	RootCAs *x509.CertPool
 
 	// ProxyProtocol is the version, 1 or 2, of the PROXY protocol header that tells the target who the visitor
@@ -64,7 +64,7 @@ func (s Service) Validate() error {
 type service struct {
 	Service
 	network, address string        // to dial; empty for a folder
-	tls              *tls.Config   // of an https or h2 target, or nil
+	tls              *tls.Config   // of an https, h2 or rtsps target, or nil
 	files            *httpd.Server // of a file target, or nil
 	terminate        *tls.Config   // of visitors, or nil
 	ended            func(error)   // streamEnded, made once and not for each stream
@@ -102,6 +102,8 @@ func newService(s Service) (*service, error) {
 		// What the public relay sends.
 		if proto := map[string]string{"https": "http/1.1", "h2": "h2"}[t.Scheme]; proto != "" {
 			made.tls = &tls.Config{RootCAs: s.RootCAs, ServerName: t.Host, NextProtos: []string{proto}}
+		} else if t.Scheme == "rtsps" {
+			made.tls = &tls.Config{RootCAs: s.RootCAs, ServerName: t.Host}
 		}
 	}
 	return made, nil

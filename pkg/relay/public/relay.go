@@ -634,30 +634,41 @@ func (r *Relay) addresses(s *service, ports map[relay.Publish]*port) []string {
 		}
 		return []string{p.String()}
 	}
-	name, usual := "http", "80"
-	if s.secure || s.raw {
-		name, usual = "https", "443"
+	// The scheme that visitors use is that of publish, but for cameras: those have an address for each way in.
+	ways := []struct{ scheme, listener, usual string }{{p.Scheme, "http", "80"}}
+	switch {
+	case p.Scheme == "rtsp":
+		ways = cameraWays[:]
+	case p.Scheme == "rtsps":
+		ways = cameraWays[1:]
+	case s.secure || s.raw:
+		ways[0].listener, ways[0].usual = "https", "443"
 	}
 	var list []string
-	for _, l := range r.listeners {
-		if l.Name != name {
-			continue
+	for _, way := range ways {
+		for _, l := range r.listeners {
+			if l.Name != way.listener {
+				continue
+			}
+			host := p.Host
+			if strings.Contains(host, ":") {
+				host = "[" + host + "]"
+			}
+			if _, port, err := net.SplitHostPort(l.Addr.String()); err == nil && port != way.usual {
+				host += ":" + port
+			}
+			path := p.Path
+			if path == "/" {
+				path = ""
+			}
+			list = append(list, way.scheme+"://"+host+path)
 		}
-		host := p.Host
-		if strings.Contains(host, ":") {
-			host = "[" + host + "]"
-		}
-		if _, port, err := net.SplitHostPort(l.Addr.String()); err == nil && port != usual {
-			host += ":" + port
-		}
-		path := p.Path
-		if path == "/" {
-			path = ""
-		}
-		list = append(list, p.Scheme+"://"+host+path)
 	}
 	return list
 }
+
+// cameraWays are the ways to a camera that have an address: the scheme, the listener and its usual port.
+var cameraWays = [...]struct{ scheme, listener, usual string }{{"rtsp", "rtsp", "554"}, {"rtsps", "rtsps", "322"}, {"https", "https", "443"}}
 
 // httpsPort is ":port" of the https listener unless it is the usual one, and
 // whether there is a listener.

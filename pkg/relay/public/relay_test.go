@@ -184,14 +184,14 @@ func TestPublish(t *testing.T) {
 		"app", "https://app.test", "http",
 		"again", "https://app.test", "http",
 		"else", "https://app.example.org", "http",
-		"camera", "rtsp://cams.test/1", "rtsp",
+		"boot", "tftp://boot.test/", "tftp",
 		"target", "https://x.test", "tcp",
 		"taken", "tcp://127.0.0.1:"+taken, "tcp",
 		"port", "tcp://127.0.0.1:0", "tcp",
 		"hidden", "", "tcp",
 	) {
 		want := []string{
-			"", `service "app" has this address`, "may not publish", "rtsp is not supported",
+			"", `service "app" has this address`, "may not publish", "tftp is not supported",
 			"needs an http://", "cannot listen", "", "",
 		}[i]
 		if want == "" && err != "" || !strings.Contains(err, want) {

@@ -216,17 +216,8 @@ func (t *table) any(host []byte, secure bool) *service {
 // allowed reports whether some site that is away may publish a service at host and
 // path.
 func (t *table) allowed(host, path string, secure bool) bool {
-	scheme := "http"
-	if secure {
-		scheme = "https"
-	}
 	for _, p := range t.patterns {
-		if p.Scheme == "wss" {
-			p.Scheme = "https"
-		} else if p.Scheme == "ws" {
-			p.Scheme = "http"
-		}
-		if p.Scheme == scheme && relay.MatchHost(p.Host, host) && relay.MatchPath(p.Path, path) {
+		if relay.OnHTTP(p.Scheme, secure) && relay.MatchHost(p.Host, host) && relay.MatchPath(p.Path, path) {
 			return true
 		}
 	}

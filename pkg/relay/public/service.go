@@ -17,8 +17,9 @@ type service struct {
 	name    string
 	publish relay.Publish
 	target  string // scheme of the target
-	host    string // of an HTTP or tls service, as in publish
-	secure  bool   // https
+	camera  relay.Camera
+	host    string // of an HTTP or tls service or a camera, as in publish
+	secure  bool   // https, and cameras
 	raw     bool   // tls: what comes is passed through
 	prefix  string // of the path; "" for all
 
@@ -46,10 +47,13 @@ type service struct {
 // accepted.
 func newService(s *session, a relay.Announcement, p relay.Publish) *service {
 	svc := &service{session: s, name: a.Name, publish: p, target: a.TargetScheme, tally: new(tally)}
+	if a.Camera != nil {
+		svc.camera = *a.Camera
+	}
 	switch p.Scheme {
-	case "https", "wss", "http", "ws":
+	case "https", "wss", "http", "ws", "rtsp", "rtsps":
 		svc.host = p.Host
-		svc.secure = p.Scheme == "https" || p.Scheme == "wss"
+		svc.secure = relay.OnHTTP(p.Scheme, true)
 		if p.Path != "/" {
 			svc.prefix = p.Path
 		}
@@ -64,7 +68,7 @@ func (s *service) route() route { return route{s.host, s.secure, s.raw, s.prefix
 
 // same reports whether b is the same service, announced again.
 func (s *service) same(b *service) bool {
-	return s.name == b.name && s.publish == b.publish && s.target == b.target
+	return s.name == b.name && s.publish == b.publish && s.target == b.target && s.camera == b.camera
 }
 
 // header is the header of a stream for a visitor.

@@ -535,7 +535,7 @@ func (s *session) newService(a relay.Announcement, allowed []relay.Pattern) (*se
 	if err != nil {
 		return nil, err
 	}
-	if err := (relay.Service{Name: a.Name, Publish: p, Target: relay.Target{Scheme: a.TargetScheme}, Policy: a.Policy}).Validate(); err != nil {
+	if err := (relay.Service{Name: a.Name, Publish: p, Target: relay.Target{Scheme: a.TargetScheme}, Policy: a.Policy, Camera: a.Camera}).Validate(); err != nil {
 		return nil, err
 	}
 	for _, pattern := range allowed {
