@@ -34,7 +34,7 @@ func ParsePattern(s string) (Pattern, error) {
 }
 
 func parsePattern(s string) (Pattern, error) {
-	u, err := splitURL(s)
+	u, err := splitURL(s, false)
 	if err != nil {
 		return Pattern{}, err
 	}

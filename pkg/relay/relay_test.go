@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -51,12 +52,13 @@ func TestURLErrors(t *testing.T) {
 	publish := func(s string) error { _, err := ParsePublish(s); return err }
 	target := func(s string) error { _, err := ParseTarget(s); return err }
 	pattern := func(s string) error { _, err := ParsePattern(s); return err }
+	snapshot := func(s string) error { _, err := ParseSnapshot(s); return err }
 	for _, tt := range []struct {
 		parse    func(string) error
 		in, want string
 	}{
 		{publish, "rtsp://cams.example.com:554/gate", `publish "rtsp://cams.example.com:554/gate": leave the port out`},
-		{publish, "rtsps://a:secret@cams.example.com/gate", `publish "rtsps://…@cams.example.com/gate": has a user or password: those of visitors are users of the service`},
+		{publish, "rtsps://a:secret@cams.example.com/gate", `publish "rtsps://…@cams.example.com/gate": has a user or password, which is not supported by this version`},
 		{publish, "rtsp://cams.example.com/gate?a=b", "has a query"},
 		{publish, "rtsp://cams.example.com?a=b", "has a query"},
 		{publish, "rtsp://cams.example.com/gate#a", "has a query"},
@@ -121,6 +123,12 @@ func TestURLErrors(t *testing.T) {
 		{target, "file://srv/www", "after three slashes: file:///path"},
 		{target, "unix://", "no path: want unix:///path"},
 		{target, "file:///a\nb", "control character"},
+		{snapshot, "rtsp://viewer:secret@10.0.0.20/", `snapshot "rtsp://…@10.0.0.20/": want http:// or https://`},
+		{snapshot, "http://viewer:secret@10.0.0.20:x/a.jpg", `snapshot "http://…@10.0.0.20:x/a.jpg": port "x"`},
+		{snapshot, "http://viewer:5/secret@10.0.0.20:x/a.jpg", "has an '@' behind the host"},
+		{snapshot, "10.0.0.20/snap.jpg", "want scheme://host/path"},
+		{snapshot, "http://", "no host"},
+		{snapshot, "http://cam.lan/a#b", "has a query or a fragment"},
 		{pattern, "udp://", "no port: want udp://:15432, udp://:15000-15999 or udp://:*"},
 		{pattern, "tls://mail.example.com/*", "tls has no path"},
 		{pattern, "tls://:443", "leave the port out"},
@@ -174,6 +182,22 @@ func TestParseTarget(t *testing.T) {
 
 // same compares targets as ==, which %+v would not show: it hides what is secret.
 func same(a, b Target) bool { return a == b }
+
+func TestParseSnapshot(t *testing.T) {
+	for in, want := range map[string]Target{
+		"http://cam.lan/snap.jpg?channel=1": {Scheme: "http", Host: "cam.lan", Port: 80, Path: "/snap.jpg", Query: "channel=1"},
+		"HTTPS://a:b%40c@[fd00::5]":         {Scheme: "https", Host: "fd00::5", Port: 443, User: "a", Password: "b@c"},
+		"http://cam.lan:8080/":              {Scheme: "http", Host: "cam.lan", Port: 8080, Path: "/"},
+	} {
+		got, err := ParseSnapshot(in)
+		if err != nil || !same(got, want) {
+			t.Errorf("ParseSnapshot(%q) = %#v, %v, want %#v", in, got, err, want)
+		}
+		if text := got.String(); strings.Contains(text, "b@c") || got.User == "" && text != want.Scheme+"://"+want.Host+":"+strconv.Itoa(int(want.Port))+strings.TrimPrefix(in[len("http://cam.lan"):], ":8080") {
+			t.Errorf("%s is shown as %s", in, text)
+		}
+	}
+}
 
 // What is secret in a target is shown nowhere.
 func TestTargetSecrets(t *testing.T) {
@@ -607,6 +631,11 @@ func FuzzURL(f *testing.F) {
 		} else if err == nil {
 			if again, err := ParseTarget(p.String()); err != nil || again != p {
 				t.Errorf("target %q: %+v, then %q: %+v, %v", s, p, p.String(), again, err)
+			}
+		}
+		if p, err := ParseSnapshot(s); err == nil && !p.HasSecret() {
+			if again, err := ParseSnapshot(p.String()); err != nil || again != p {
+				t.Errorf("snapshot %q: %+v, then %q: %+v, %v", s, p, p.String(), again, err)
 			}
 		}
 		if p, err := ParsePattern(s); err == nil {

@@ -108,9 +108,9 @@ type Target struct {
 	Scheme string // "http", "https", "h2c", "h2", "rtsp", "rtsps", "tcp", "udp", "unix" or "file"; ws:// and wss:// are read as http and https
 	Host   string // but for unix and file: a name or an address without brackets
 	Port   uint16 // but for unix and file
-	Path   string // of unix and file: absolute; of rtsp and rtsps: as written, or ""
+	Path   string // of unix and file: absolute; of rtsp, rtsps and snapshots: as written, or ""
 
-	// Of rtsp and rtsps only.
+	// Of rtsp, rtsps and snapshots only.
 	User, Password string // decoded; "": none
 	Query          string // as written, without '?'
 }
@@ -125,15 +125,9 @@ func ParsePublish(s string) (Publish, error) {
 }
 
 func parsePublish(s string) (Publish, error) {
-	u, err := splitURL(s)
+	u, err := splitURL(s, false)
 	if err != nil {
 		return Publish{}, err
-	}
-	switch {
-	case u.hasUser:
-		return Publish{}, errors.New("has a user or password: those of visitors are users of the service")
-	case u.query != "":
-		return Publish{}, errors.New("has a query or a fragment")
 	}
 	p := Publish{Scheme: u.scheme, Host: u.host}
 	switch u.scheme {
@@ -184,8 +178,53 @@ func ParseTarget(s string) (Target, error) {
 	return t, nil
 }
 
+// ParseSnapshot reads the http:// or https:// URL at which a camera has a picture of what it sees.
+func ParseSnapshot(s string) (Target, error) {
+	t, err := parseSnapshot(s)
+	if err != nil {
+		return Target{}, fmt.Errorf("snapshot %q: %w", clip(redact(s)), err)
+	}
+	return t, nil
+}
+
+func parseSnapshot(s string) (Target, error) {
+	u, err := splitURL(s, true)
+	if err != nil {
+		return Target{}, err
+	}
+	t := Target{Scheme: u.scheme}
+	switch u.scheme {
+	case "http":
+		t.Port = 80
+	case "https":
+		t.Port = 443
+	default:
+		return Target{}, errors.New("want http:// or https://")
+	}
+	return t, t.locate(u)
+}
+
+// locate sets what u says of a server and of a thing there. The port is the default one before.
+func (t *Target) locate(u rawURL) (err error) {
+	if err := checkHost(u.host, false); err != nil {
+		return err
+	}
+	t.Host, t.Path, t.Query = u.host, u.path, u.query
+	if u.port != "" {
+		if t.Port, err = parsePort(u.port); err != nil {
+			return err
+		}
+		if t.Port == 0 {
+			return errors.New("port 0: want 1 to 65535")
+		}
+	}
+	t.User, t.Password, err = splitUser(u.user)
+	return err
+}
+
 func parseTarget(s string) (Target, error) {
-	u, err := splitURL(s)
+	scheme, _, _ := strings.Cut(s, "://")
+	u, err := splitURL(s, isCamera(strings.ToLower(scheme)))
 	if err != nil {
 		return Target{}, err
 	}
@@ -197,13 +236,14 @@ func parseTarget(s string) (Target, error) {
 		t.Scheme = "https"
 	}
 	switch t.Scheme {
-	case "http", "https", "h2c", "h2", "rtsp", "rtsps", "tcp", "udp":
-		if t.IsCamera() {
-			if t.User, t.Password, err = splitUser(u.user); err != nil {
-				return Target{}, err
-			}
-			t.Path, t.Query = u.path, u.query
-		} else if u.path != "" && u.path != "/" {
+	case "rtsp":
+		t.Port = 554 // rfc7826#section-4.2
+		return t, t.locate(u)
+	case "rtsps":
+		t.Port = 322
+		return t, t.locate(u)
+	case "http", "https", "h2c", "h2", "tcp", "udp":
+		if u.path != "" && u.path != "/" {
 			if isPort(t.Scheme) {
 				return Target{}, errors.New(t.Scheme + " has no path")
 			}
@@ -224,10 +264,6 @@ func parseTarget(s string) (Target, error) {
 			t.Port = 80
 		case t.Scheme == "https", t.Scheme == "h2":
 			t.Port = 443
-		case t.Scheme == "rtsp":
-			t.Port = 554 // rfc7826#section-4.2
-		case t.Scheme == "rtsps":
-			t.Port = 322
 		default:
 			return Target{}, errors.New("no port: want " + t.Scheme + "://host:port")
 		}
@@ -330,24 +366,21 @@ func (p *Publish) UnmarshalText(b []byte) (err error) {
 // HasSecret reports whether t has something in it that String does not show: a user, a password, or a
 // path or query with a password in it, as some cameras have.
 func (t Target) HasSecret() bool {
-	return t.User != "" || t.Password != "" || t.IsCamera() && secretIn(t.Path+"?"+t.Query) >= 0
+	return t.User != "" || t.Password != "" || !t.isPath() && secretIn(t.Path+"?"+t.Query) >= 0
 }
 
 // String returns the URL that ParseTarget reads, with "…" in place of secrets, or "" for the zero value.
 func (t Target) String() string {
-	switch t.Scheme {
-	case "":
+	switch {
+	case t.Scheme == "":
 		return ""
-	case "unix", "file":
+	case t.isPath():
 		if strings.HasPrefix(t.Path, "/") {
 			return t.Scheme + "://" + t.Path
 		}
 		return t.Scheme + ":///" + t.Path
 	}
 	address := net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port)))
-	if !t.IsCamera() {
-		return t.Scheme + "://" + address
-	}
 	if t.User != "" || t.Password != "" {
 		address = "…@" + address
 	}
@@ -360,6 +393,9 @@ func (t Target) String() string {
 	}
 	return t.Scheme + "://" + address + path
 }
+
+// isPath reports whether t is something on a disk.
+func (t Target) isPath() bool { return t.Scheme == "unix" || t.Scheme == "file" }
 
 // MarshalText returns the URL.
 func (t Target) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
@@ -378,17 +414,14 @@ func (t *Target) UnmarshalText(b []byte) (err error) {
 // refuses port ranges, repairs what should be an error and decodes what must
 // arrive as it is.
 type rawURL struct {
-	scheme     string
-	host, port string // host in lower case, without brackets
-	path       string // as written, with its leading slash, or ""
-
-	// Of rtsp and rtsps only, as written.
-	user    string // with the password
-	hasUser bool
-	query   string
+	scheme      string
+	host, port  string // host in lower case, without brackets
+	path        string // as written, with its leading slash, or ""
+	user, query string // as written; the user with the password
 }
 
-func splitURL(s string) (u rawURL, err error) {
+// splitURL takes a URL apart, which may have a user and a query if full.
+func splitURL(s string, full bool) (u rawURL, err error) {
 	if s == "" {
 		return u, errors.New("is empty")
 	}
@@ -401,8 +434,7 @@ func splitURL(s string) (u rawURL, err error) {
 	}
 	u.scheme = strings.ToLower(scheme)
 	authority, ends := rest, "/"
-	camera := isCamera(u.scheme)
-	if camera {
+	if full {
 		ends = "/?"
 	}
 	if i := strings.IndexAny(rest, ends); i >= 0 {
@@ -415,14 +447,14 @@ func splitURL(s string) (u rawURL, err error) {
 			return u, errors.New("contains a space or a control character")
 		case c > 0x7f && (!onDisk || i < len(s)-len(u.path)):
 			return u, errors.New("is not ASCII: write the host in its xn-- form")
-		case (c == '?' && !camera || c == '#') && (!onDisk || i < len(s)-len(u.path)):
+		case (c == '?' && !full || c == '#') && (!onDisk || i < len(s)-len(u.path)):
 			return u, errors.New("has a query or a fragment")
 		}
 	}
-	if camera {
+	if full {
 		u.path, u.query, _ = strings.Cut(u.path, "?")
 		if i := strings.LastIndexByte(authority, '@'); i >= 0 {
-			u.user, u.hasUser, authority = authority[:i], true, authority[i+1:]
+			u.user, authority = authority[:i], authority[i+1:]
 		}
 		if strings.Contains(u.path+u.query, "@") {
 			// What looks like host and port may be a user and the beginning of a password: nothing may show it.

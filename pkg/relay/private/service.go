@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"culvert.dev/pkg/httpd"
 	"culvert.dev/pkg/relay"
@@ -17,7 +18,8 @@ import (
 type Service struct {
 	relay.Service
 
-	// RootCAs verify the certificate of an https, h2 or rtsps target. If nil, the system's do.
+	// RootCAs verify the certificate of an https, h2 or rtsps target, and of an https snapshot. If nil, the
+	// system's do.
 	RootCAs *x509.CertPool
 
 	// ProxyProtocol is the version, 1 or 2, of the PROXY protocol header that tells the target who the visitor
@@ -26,12 +28,29 @@ type Service struct {
 
 	// TLS ends the TLS of visitors here. If nil, the target of a tls:// publish does.
 	TLS *TLS
+
+	// Deadline is how long what a camera shows may wait on its way to visitors: video that is older is dropped,
+	// up to the next key frame. 0: it waits.
+	Deadline time.Duration
+
+	// Snapshot is where a camera has a picture of what it sees, as relay.ParseSnapshot reads it. Zero: nowhere.
+	Snapshot relay.Target
 }
+
+// Bounds of a Service's Deadline: less than the jitter of a radio link would drop all the time, and what waits is kept
+// in memory.
+const MinDeadline, MaxDeadline = 100 * time.Millisecond, 30 * time.Second
 
 // Validate reports what is wrong with s, naming the service.
 func (s Service) Validate() error {
 	if err := s.Service.Validate(); err != nil {
 		return err
+	}
+	if !s.Target.IsCamera() && (s.Deadline != 0 || s.Snapshot != relay.Target{}) {
+		return fmt.Errorf("service %q: deadline and snapshot are for rtsp:// and rtsps:// targets, not %s://", s.Name, s.Target.Scheme)
+	}
+	if s.Deadline != 0 && (s.Deadline < MinDeadline || s.Deadline > MaxDeadline) {
+		return fmt.Errorf("service %q: deadline %v: want %v to %v", s.Name, s.Deadline, MinDeadline, MaxDeadline)
 	}
 	if s.TLS != nil {
 		if err := s.TLS.validate(s.Service); err != nil {
