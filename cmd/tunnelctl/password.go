@@ -16,11 +16,16 @@ import (
 )
 
 func passwordCommand() *cobra.Command {
-	return &cobra.Command{
+	var digest bool
+	var realm string
+	cmd := &cobra.Command{
 		Use:   "password [USER]",
 		Short: "Hash a visitor's password",
 		Long: "Read a password, from the terminal or a line of stdin, and print its argon2id hash: the line NAME:HASH for\n" +
-			"a users_file if USER is given, else the hash for users in private.toml.",
+			"a users_file if USER is given, else the hash for users in private.toml.\n\n" +
+			"With --digest, print what players of cameras need that use Digest authentication, and do not send the password itself:\n" +
+			"rtsp:// is in the clear as a rule. Such a hash lets its owner in, and is guessed fast: choose a long password, and keep\n" +
+			"the file to yourself. It is right for this USER and realm only; all users of a service have the same realm.",
 		Args: usage(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			user := ""
@@ -30,11 +35,22 @@ func passwordCommand() *cobra.Command {
 					return daemon.UsageError(err.Error())
 				}
 			}
+			if digest && user == "" {
+				return daemon.UsageError("--digest: name the user, who is part of the hash")
+			}
+			if !digest && cmd.Flags().Changed("realm") {
+				return daemon.UsageError("--realm is for --digest: other hashes have none")
+			}
 			password, err := readPassword(cmd.InOrStdin(), cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
-			hash, err := auth.HashPassword(password)
+			hash, err := "", error(nil)
+			if digest {
+				hash, err = auth.HashDigest(user, realm, password)
+			} else {
+				hash, err = auth.HashPassword(password)
+			}
 			if err != nil {
 				return daemon.UsageError(err.Error())
 			}
@@ -48,6 +64,9 @@ func passwordCommand() *cobra.Command {
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&digest, "digest", false, "for cameras: a hash for Digest authentication")
+	cmd.Flags().StringVar(&realm, "realm", auth.DigestRealm, "with --digest: the realm")
+	return cmd
 }
 
 // readPassword reads a line, twice and without an echo if it is typed.

@@ -18,7 +18,7 @@ func TestPassword(t *testing.T) {
 	out, hint, code := run("correct horse\r\nrest\n", "alice")
 	name, hash, _ := strings.Cut(strings.TrimSuffix(out, "\n"), ":")
 	h, err := auth.ParsePasswordHash(hash)
-	if code != 0 || name != "alice" || err != nil || !h.Verify([]byte("correct horse")) {
+	if code != 0 || name != "alice" || err != nil || !h.Verify("alice", []byte("correct horse")) {
 		t.Errorf("%d, %q, %v", code, out, err)
 	}
 	if !strings.Contains(hint, "users_file") {
@@ -26,8 +26,16 @@ func TestPassword(t *testing.T) {
 	}
 	out, hint, code = run("secret")
 	h, err = auth.ParsePasswordHash(strings.TrimSuffix(out, "\n"))
-	if code != 0 || err != nil || !h.Verify([]byte("secret")) || !strings.Contains(hint, "users = ") {
+	if code != 0 || err != nil || !h.Verify("alice", []byte("secret")) || !strings.Contains(hint, "users = ") {
 		t.Errorf("%d, %q, %q, %v", code, out, hint, err)
+	}
+	out, _, code = run("secret", "--digest", "alice")
+	want, err := auth.HashDigest("alice", "culvert", []byte("secret"))
+	if code != 0 || err != nil || out != "alice:"+want+"\n" {
+		t.Errorf("%d, %q, want %q, %v", code, out, want, err)
+	}
+	if other, _, code := run("secret", "--digest", "--realm", "gate", "alice"); code != 0 || other == out || !strings.HasPrefix(other, "alice:$digest$gate$") {
+		t.Errorf("%d, %q", code, other)
 	}
 	for _, tt := range []struct {
 		stdin string
@@ -39,6 +47,9 @@ func TestPassword(t *testing.T) {
 		{strings.Repeat("a", 5000), nil, "buffer full"},
 		{strings.Repeat("a", 2000) + "\n", nil, "1 to 1024 bytes"},
 		{"x", []string{"a:b"}, "no colon"},
+		{"x", []string{"--digest"}, "name the user"},
+		{"x", []string{"--realm", "gate", "alice"}, "--realm is for --digest"},
+		{"x", []string{"--digest", "--realm", "a:b", "alice"}, "no colon, quote"},
 		{"x", []string{"alice", "secret"}, "at most 1 arg"},
 	} {
 		out, msg, code := run(tt.stdin, tt.args...)

@@ -2,11 +2,16 @@ package auth
 
 import (
 	"bytes"
+	"crypto/md5"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -50,21 +55,114 @@ func HashPassword(password []byte) (string, error) {
 		base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key)), nil
 }
 
+// DigestRealm is the realm that HashDigest is given if there is no reason for another one. It is one for all, and not the
+// name of a service or a host, so that a hash goes on being right when those change, and is right for several of them.
+const DigestRealm = "culvert"
+
+const maxRealm = 64 // bytes
+
+// HashDigest returns what HTTP's and RTSP's Digest authentication needs of a password, which is all there is of it that can
+// tell whether a visitor of a camera knows it: $digest$realm$md5$sha256, the hashes of user:realm:password in base64
+// (rfc7616#section-3.4.2). It is as good as the password to whoever wants to come in, and is guessed fast.
+func HashDigest(user, realm string, password []byte) (string, error) {
+	switch {
+	case len(password) == 0 || len(password) > MaxPassword:
+		return "", fmt.Errorf("a password has 1 to %d bytes", MaxPassword)
+	case user == "" || strings.Contains(user, ":"):
+		return "", errors.New("a Digest hash is that of a user, whose name has no colon")
+	case !isRealm(realm):
+		return "", fmt.Errorf("realm %q: want 1 to %d visible ASCII characters and spaces, and no colon, quote, backslash or $", realm, maxRealm)
+	}
+	h := digestOf(user, realm, password)
+	return fmt.Sprintf("$digest$%s$%s$%s", realm, base64.RawStdEncoding.EncodeToString(h.md5[:]), base64.RawStdEncoding.EncodeToString(h.sha256[:])), nil
+}
+
+// isRealm keeps what ends a realm in a hash, in A1 and in a header field out of it.
+func isRealm(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || strings.IndexByte(":\"\\$", c) >= 0 {
+			return false
+		}
+	}
+	return s != "" && len(s) <= maxRealm && s == strings.TrimSpace(s)
+}
+
+// digest is what is kept of a password for Digest authentication.
+type digest struct {
+	realm  string
+	md5    [md5.Size]byte
+	sha256 [sha256.Size]byte
+}
+
+func digestOf(user, realm string, password []byte) *digest {
+	a1 := append([]byte(user+":"+realm+":"), password...)
+	return &digest{realm, md5.Sum(a1), sha256.Sum256(a1)}
+}
+
+func parseDigest(s string) (PasswordHash, error) {
+	parts := strings.Split(s, "$") // "", digest, realm, md5, sha256
+	if len(parts) != 5 || !isRealm(parts[2]) {
+		return PasswordHash{}, errHash
+	}
+	d := &digest{realm: parts[2]}
+	for i, sum := range [...][]byte{d.md5[:], d.sha256[:]} {
+		b, err := base64.RawStdEncoding.Strict().DecodeString(parts[3+i])
+		if err != nil || len(b) != len(sum) {
+			return PasswordHash{}, errHash
+		}
+		copy(sum, b)
+	}
+	if strings.ContainsAny(s, "\r\n") { // which base64 passes over
+		return PasswordHash{}, errHash
+	}
+	return PasswordHash{forDigest: d}, nil
+}
+
+// HA1 returns the hash of user, realm and password that Digest authentication by algorithm, "MD5" or "SHA-256", begins with,
+// in hex, or "" if h is none of HashDigest or there is no such algorithm.
+func (h PasswordHash) HA1(algorithm string) string {
+	switch {
+	case h.forDigest == nil:
+	case algorithm == "MD5":
+		return hex.EncodeToString(h.forDigest.md5[:])
+	case algorithm == "SHA-256":
+		return hex.EncodeToString(h.forDigest.sha256[:])
+	}
+	return ""
+}
+
+// Realm returns the realm of those of hashes, of users of one service, that are of HashDigest, or "" if there are none.
+// A service has one realm, since visitors are asked for a password before they have said who they are.
+func Realm(hashes map[string]PasswordHash) (string, error) {
+	realm, first := "", ""
+	for _, user := range slices.Sorted(maps.Keys(hashes)) {
+		switch d := hashes[user].forDigest; {
+		case d == nil:
+		case realm == "":
+			realm, first = d.realm, user
+		case d.realm != realm:
+			return "", fmt.Errorf("the Digest hash of user %q is for realm %q, and that of %q for %q: a service has one realm", user, d.realm, first, realm)
+		}
+	}
+	return realm, nil
+}
+
 // A PasswordHash is what is kept of a password. The zero value is that of none.
 type PasswordHash struct {
-	bcrypt       []byte // or nil
-	memory       uint32 // KiB
+	forDigest    *digest // or nil
+	bcrypt       []byte  // or nil
+	memory       uint32  // KiB
 	passes       uint32
 	lanes        uint8
 	salt, digest []byte
 }
 
 var (
-	errHash     = errors.New("no hash of a password that is known: want argon2id ($argon2id$...) or bcrypt ($2a$, $2b$, $2y$), as `tunnelctl password` and `htpasswd -B` make them")
+	errHash     = errors.New("no hash of a password that is known: want argon2id ($argon2id$...), bcrypt ($2a$, $2b$, $2y$) or, for cameras, $digest$..., as `tunnelctl password` and `htpasswd -B` make them")
 	errHashCost = errors.New("the hash asks for more memory or time than a relay spends on a password (128 MiB, 4 passes over it; bcrypt's cost 13): make it anew with `tunnelctl password`")
 )
 
-// ParsePasswordHash reads an argon2id hash in the PHC string format, or one of bcrypt.
+// ParsePasswordHash reads an argon2id hash in the PHC string format, or one of bcrypt or of HashDigest.
 // It refuses parameters that would cost more than a relay can afford.
 func ParsePasswordHash(s string) (PasswordHash, error) {
 	switch {
@@ -72,6 +170,8 @@ func ParsePasswordHash(s string) (PasswordHash, error) {
 		return parseBcrypt(s)
 	case strings.HasPrefix(s, "$argon2id$"):
 		return parseArgon2id(s)
+	case strings.HasPrefix(s, "$digest$"):
+		return parseDigest(s)
 	}
 	return PasswordHash{}, errHash
 }
@@ -128,11 +228,14 @@ func parseArgon2id(s string) (PasswordHash, error) {
 	return h, nil
 }
 
-// Verify reports whether password is the one. It takes as long whether it is or not,
-// some 10 ms to a second, and as much memory as Memory says.
-func (h PasswordHash) Verify(password []byte) bool {
+// Verify reports whether password is that of user, which only a hash of HashDigest looks at. It takes as long whether it
+// is or not, some 10 ms to a second, but for those.
+func (h PasswordHash) Verify(user string, password []byte) bool {
 	if len(password) > MaxPassword {
 		return false
+	}
+	if d := h.forDigest; d != nil {
+		return subtle.ConstantTimeCompare(digestOf(user, d.realm, password).sha256[:], d.sha256[:]) == 1
 	}
 	if h.bcrypt != nil {
 		return bcrypt.CompareHashAndPassword(h.bcrypt, password) == nil

@@ -18,11 +18,11 @@ func TestPassword(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !h.Verify([]byte("correct horse")) {
+	if !h.Verify("alice", []byte("correct horse")) {
 		t.Error("the password is not the one")
 	}
 	for _, wrong := range []string{"", "correct hors", "correct horse ", strings.Repeat("a", MaxPassword+1)} {
-		if h.Verify([]byte(wrong)) {
+		if h.Verify("alice", []byte(wrong)) {
 			t.Errorf("%.20q is taken", wrong)
 		}
 	}
@@ -34,8 +34,81 @@ func TestPassword(t *testing.T) {
 			t.Errorf("a password of %d bytes is hashed", len(bad))
 		}
 	}
-	if (PasswordHash{}).Verify(nil) {
+	if (PasswordHash{}).Verify("", nil) {
 		t.Error("no hash is that of no password")
+	}
+}
+
+func TestDigest(t *testing.T) {
+	// The user, realm and password of rfc2617#section-3.5, and what their MD5 is there.
+	s, err := HashDigest("Mufasa", "testrealm@host.com", []byte("Circle Of Life"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := ParsePasswordHash(s)
+	if err != nil {
+		t.Fatalf("%s: %v", s, err)
+	}
+	if got := h.HA1("MD5"); got != "939e7578ed9e3c518a452acee763bce9" {
+		t.Errorf("HA1 by MD5 is %s", got)
+	}
+	// printf 'Mufasa:testrealm@host.com:Circle Of Life' | sha256sum
+	if got := h.HA1("SHA-256"); got != "3ba6cd94661c5ef34598040c868f13b8775df29109986be50ad35ae537dd3aa4" {
+		t.Errorf("HA1 by SHA-256 is %s", got)
+	}
+	if got := h.HA1("SHA-512-256"); got != "" {
+		t.Errorf("HA1 by something else is %s", got)
+	}
+	// It is good for Basic, too.
+	if !h.Verify("Mufasa", []byte("Circle Of Life")) {
+		t.Error("the password is not the one")
+	}
+	if h.Verify("Mufasa", []byte("Circle of Life")) || h.Verify("Simba", []byte("Circle Of Life")) {
+		t.Error("another password or another user's is taken")
+	}
+	if slow, _ := ParsePasswordHash(someHash); slow.HA1("MD5") != "" {
+		t.Error("bcrypt has an HA1")
+	}
+	for _, tt := range []struct{ user, realm, password string }{
+		{"", DigestRealm, "x"}, {"a:b", DigestRealm, "x"}, {"a", "", "x"}, {"a", "a$b", "x"}, {"a", "a:b", "x"}, {"a", `a"b`, "x"},
+		{"a", " a", "x"}, {"a", strings.Repeat("a", maxRealm+1), "x"}, {"a", DigestRealm, ""}, {"a", DigestRealm, strings.Repeat("a", MaxPassword+1)},
+	} {
+		if s, err := HashDigest(tt.user, tt.realm, []byte(tt.password)); err == nil {
+			t.Errorf("%q: %s", tt, s)
+		}
+	}
+}
+
+// The users of one service have one realm.
+func TestRealm(t *testing.T) {
+	hash := func(user, realm string) PasswordHash {
+		s, err := HashDigest(user, realm, []byte("x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := ParsePasswordHash(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	slow, err := ParsePasswordHash(someHash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		hashes      map[string]PasswordHash
+		realm, want string
+	}{
+		{nil, "", ""},
+		{map[string]PasswordHash{"a": slow}, "", ""},
+		{map[string]PasswordHash{"a": hash("a", "gate"), "b": slow, "c": hash("c", "gate")}, "gate", ""},
+		{map[string]PasswordHash{"a": hash("a", "gate"), "b": slow, "c": hash("c", "yard")}, "", `user "c" is for realm "yard", and that of "a" for "gate"`},
+	} {
+		realm, err := Realm(tt.hashes)
+		if realm != tt.realm || (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%q, %v, want %q, %q", realm, err, tt.realm, tt.want)
+		}
 	}
 }
 
@@ -50,7 +123,7 @@ func TestForeignHashes(t *testing.T) {
 		"$2b$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW": "U*U",
 	} {
 		h, err := ParsePasswordHash(s)
-		if err != nil || !h.Verify([]byte(password)) || h.Verify([]byte(password+"x")) {
+		if err != nil || !h.Verify("alice", []byte(password)) || h.Verify("alice", []byte(password+"x")) {
 			t.Errorf("%s: %v", s, err)
 		}
 	}
@@ -58,7 +131,7 @@ func TestForeignHashes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h, err := ParsePasswordHash(string(b)); err != nil || !h.Verify([]byte("x")) {
+	if h, err := ParsePasswordHash(string(b)); err != nil || !h.Verify("alice", []byte("x")) {
 		t.Errorf("%s: %v", b, err)
 	}
 }
@@ -93,6 +166,13 @@ func TestParsePasswordHash(t *testing.T) {
 		{"$2x$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW", errHash},
 		{"$2y$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOe", errHash},
 		{"$2y$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyO:W", errHash},
+		{"$digest$culvert$k559eO2ePFGKRSrO52O86Q$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc", nil},
+		{"$digest$culvert$k559eO2ePFGKRSrO52O86Q", errHash},
+		{"$digest$culvert$k559eO2ePFGKRSrO52O86Q$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc$", errHash},
+		{"$digest$culvert$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc$k559eO2ePFGKRSrO52O86Q", errHash},
+		{"$digest$culvert$k559eO2ePFGKRSrO52O86Q$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPP\nc", errHash},
+		{"$digest$$k559eO2ePFGKRSrO52O86Q$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc", errHash},
+		{"$digest$a\"b$k559eO2ePFGKRSrO52O86Q$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc", errHash},
 		{"$apr1$x$y", errHash},
 		{"{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=", errHash},
 		{"secret", errHash},
@@ -131,16 +211,23 @@ func TestHtpasswd(t *testing.T) {
 func FuzzParsePasswordHash(f *testing.F) {
 	f.Add("$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc")
 	f.Add(someHash)
+	f.Add("$digest$culvert$k559eO2ePFGKRSrO52O86Q$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc")
 	f.Fuzz(func(t *testing.T, s string) {
 		h, err := ParsePasswordHash(s)
 		if err != nil {
+			return
+		}
+		if d := h.forDigest; d != nil {
+			if !isRealm(d.realm) || len(h.HA1("MD5")) != 32 || len(h.HA1("SHA-256")) != 64 {
+				t.Fatalf("%q: %+v", s, d)
+			}
 			return
 		}
 		if h.bcrypt == nil && (h.memory*h.passes > maxWork || h.memory < 8 || len(h.digest) < 16 || len(h.salt) < 8) {
 			t.Fatalf("%q: %+v", s, h)
 		}
 		if h.memory*h.passes <= 64 && h.bcrypt == nil { // what it accepts it can compute
-			h.Verify([]byte("x"))
+			h.Verify("alice", []byte("x"))
 		}
 	})
 }

@@ -85,6 +85,9 @@ func newUsers(list map[string]string, realm string) (*users, error) {
 		u.hashes[name] = h
 		u.decoys = append(u.decoys, h)
 	}
+	if _, err := auth.Realm(u.hashes); err != nil {
+		return nil, fmt.Errorf("policy: users: %w", err)
+	}
 	return u, nil
 }
 
@@ -139,7 +142,7 @@ func (u *users) check(l *loop, addr netip.Addr, authorization []byte) (d decisio
 		}
 		a = &attempt{users: u, loop: l, addr: relay.Source(addr), what: what}
 		secret := []byte(password)
-		if !l.relay.verifier.verify(l, func() { a.right = h.Verify(secret) && known }, a.verified) {
+		if !l.relay.verifier.verify(l, func() { a.right = h.Verify(name, secret) && known }, a.verified) {
 			return decision{action: doAnswer, trouble: troubleVerifying}, false
 		}
 		u.pending[what] = a
