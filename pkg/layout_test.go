@@ -59,6 +59,7 @@ var arrows = map[string][]string{
 	"pkg/memnet":    {},
 	"pkg/netem":     {},
 	"pkg/relay":     {},
+	"pkg/rtsp":      {},
 	"pkg/tunnel":    {},
 	"pkg/websocket": {},
 }
