@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
 )
 
@@ -123,6 +124,8 @@ type ServiceStatus struct {
 	Requests  Requests
 	Durations Durations
 	Errors    Troubles
+
+	Camera *CameraStatus // nil: the service is none
 }
 
 // Troubles counts what went wrong, by Words. The first one is what did not.
@@ -232,11 +235,15 @@ func (s *session) status() SessionStatus {
 		if svc.flows != nil {
 			datagrams.Dropped += svc.flows.conn.Dropped()
 		}
-		st.Services = append(st.Services, ServiceStatus{
+		one := ServiceStatus{
 			Name: svc.name, Publish: svc.publish.String(), Target: svc.target,
 			Visitors: svc.visitors, Total: svc.total, Received: received, Sent: sent,
 			Datagrams: datagrams, Requests: svc.requests, Durations: svc.durations, Errors: svc.errors,
-		})
+		}
+		if (relay.Target{Scheme: svc.target}).IsCamera() {
+			one.Camera = svc.cam.status(s.loop.since())
+		}
+		st.Services = append(st.Services, one)
 	}
 	return st
 }

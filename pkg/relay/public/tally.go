@@ -15,6 +15,7 @@ type tally struct {
 	requests  Requests
 	durations Durations
 	errors    Troubles
+	cam       cameraTally // of a camera
 }
 
 // bytes returns what has come from visitors and gone to them: of HTTP without the

@@ -1,0 +1,126 @@
+package public
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// CameraStatus is what is known of a camera, in ServiceStatus.
+type CameraStatus struct {
+	Viewers    int    // who play it just now
+	Received   uint64 // bytes of RTP and RTCP from the site
+	Rate       uint64 // bits of them in a second, on the average of the last few
+	Tracks     []CameraTrack
+	KeyFrame   time.Time // when the last one came; zero: none has
+	Reconnects uint64    // of the stream that viewers share, because the camera or the site was away
+	Dropped    uint64    // frames that were left out for viewers who are slow
+}
+
+// CameraTrack is one track of a camera, by its last description.
+type CameraTrack struct {
+	Media         string // "video", "audio", "application"
+	Codec         string // "H264"; "" if it is not known
+	Width, Height int    // of the picture; 0 if not known
+}
+
+// Bounds of what a camera's description may have operators be shown.
+const (
+	maxTracksShown = 8
+	maxWordShown   = 16 // bytes
+)
+
+// rateSeconds are how many whole seconds a rate is averaged over: more than a camera has between two key frames, as a
+// rule, which are much larger than what is between them.
+const rateSeconds = 5
+
+// cameraTally is what is counted for a camera, whether its viewers share a stream or each has one. It is part of the
+// tally of its service, and owned by the same loop. Times are those of loop.since.
+type cameraTally struct {
+	viewers    int
+	received   uint64
+	tracks     []CameraTrack
+	key        int64 // when the last key frame came; 0: none has
+	reconnects uint64
+	dropped    uint64
+
+	// Bytes by the second in which they came, as long as that is one of the last rateSeconds or now.
+	bytes  [rateSeconds + 1]uint64
+	second int64 // of the newest
+	first  int64 // since when there is something, without a break of rateSeconds
+}
+
+// viewer counts those who play: +1 when one begins, -1 when one has ended.
+func (c *cameraTally) viewer(n int) { c.viewers += n }
+
+// media counts n bytes of interleaved frames that have come from the site.
+func (c *cameraTally) media(now int64, n int) {
+	c.received += uint64(n)
+	c.advance(now)
+	c.bytes[c.second%int64(len(c.bytes))] += uint64(n)
+}
+
+// advance makes the second of now the newest, and forgets those that are too old.
+func (c *cameraTally) advance(now int64) {
+	second := now / int64(time.Second)
+	if second-c.second > rateSeconds || c.first == 0 && c.received > 0 {
+		clear(c.bytes[:])
+		c.second, c.first = second, second
+	}
+	for c.second < second {
+		c.second++
+		c.bytes[c.second%int64(len(c.bytes))] = 0
+	}
+}
+
+// rate returns the bits per second of the last rateSeconds whole seconds, or of those since the stream has begun.
+func (c *cameraTally) rate(now int64) uint64 {
+	c.advance(now)
+	var sum uint64
+	for i, n := range c.bytes {
+		if int64(i) != c.second%int64(len(c.bytes)) {
+			sum += n
+		}
+	}
+	// The first second was not a whole one. It counts as one, so that a rate is rather too low than too high.
+	return 8 * sum / uint64(max(1, min(rateSeconds, c.second-c.first)))
+}
+
+// keyframe tells that a key frame has come.
+func (c *cameraTally) keyframe(now int64) { c.key = now }
+
+// describe tells what the camera has. Its words are the camera's own: what is not printable is dropped.
+func (c *cameraTally) describe(tracks ...CameraTrack) {
+	c.tracks = slices.Clone(tracks[:min(len(tracks), maxTracksShown)])
+	for i := range c.tracks {
+		t := &c.tracks[i]
+		t.Media, t.Codec = shownWord(t.Media), shownWord(t.Codec)
+	}
+}
+
+func shownWord(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r <= ' ' || r > '~' {
+			return -1
+		}
+		return r
+	}, s[:min(len(s), maxWordShown)])
+}
+
+// reconnect tells that the stream that viewers share has begun again.
+func (c *cameraTally) reconnect() { c.reconnects++ }
+
+// drop counts frames, whole ones, that were left out for a viewer who is slow.
+func (c *cameraTally) drop(frames int) { c.dropped += uint64(frames) }
+
+// status is the camera's part of Status.
+func (c *cameraTally) status(now int64) *CameraStatus {
+	st := &CameraStatus{
+		Viewers: c.viewers, Received: c.received, Rate: c.rate(now), Tracks: slices.Clone(c.tracks),
+		Reconnects: c.reconnects, Dropped: c.dropped,
+	}
+	if c.key != 0 {
+		st.KeyFrame = time.Now().Add(time.Duration(c.key - now))
+	}
+	return st
+}
