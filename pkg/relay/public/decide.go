@@ -26,6 +26,7 @@ type decision struct {
 	attempt *attempt      // of doHold: nil if it is about the session
 	trouble *trouble      // of doAnswer
 	fields  []http1.Field // of doAnswer, besides the usual ones
+	user    string        // of doServe, for a player who has authenticated
 }
 
 // hold has f called, on this loop, when a request should be decided again that has got doHold. If it
@@ -73,6 +74,9 @@ func (l *loop) decide(c *client, req *http1.Request) decision {
 		}
 		if s.session.crowded(c.addr.Addr()) {
 			return decision{action: doAnswer, service: s, trouble: troubleFull}
+		}
+		if s.isCamera() {
+			return l.decideCamera(s, c, req)
 		}
 		if p := s.policy.Load(); p != nil {
 			if d, pass := p.check(l, s, c, req); !pass {

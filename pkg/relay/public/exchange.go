@@ -71,9 +71,35 @@ var (
 	comma, space          = []byte(","), []byte(" ")
 )
 
-// begin sends a request of f to s, as decide has said. The body follows. It returns
-// nil if the exchange is over already: then f.answer has been called.
+// serve begins with a request of f to s, as decide has said. The body follows. It returns
+// nil if there is no exchange any more: then f knows.
+func (l *loop) serve(f front, s *service, req *http1.Request) *exchange {
+	if s.isCamera() {
+		return l.serveCamera(f, s, req)
+	}
+	return l.begin(f, s, req)
+}
+
+// begin sends a request of f to s. It returns nil if the exchange is over already: then
+// f.answer has been called.
 func (l *loop) begin(f front, s *service, req *http1.Request) *exchange {
+	ex := l.newExchange(f, s, req)
+	var err error
+	if relay.IsHTTP2(s.target) {
+		err = s.send2(ex, req)
+	} else {
+		err = s.send1(ex, req)
+	}
+	ex.extra = nil
+	if err != nil {
+		ex.fail(openTrouble(err))
+		return nil
+	}
+	return ex
+}
+
+// newExchange makes an exchange without a back.
+func (l *loop) newExchange(f front, s *service, req *http1.Request) *exchange {
 	var ex *exchange
 	if n := len(l.free); n > 0 {
 		ex, l.free = l.free[n-1], l.free[:n-1]
@@ -99,17 +125,6 @@ func (l *loop) begin(f front, s *service, req *http1.Request) *exchange {
 	s.peak = max(s.peak, s.active)
 	s.total++
 	l.counters.Requests++
-	var err error
-	if relay.IsHTTP2(s.target) {
-		err = s.send2(ex, req)
-	} else {
-		err = s.send1(ex, req)
-	}
-	ex.extra = nil
-	if err != nil {
-		ex.fail(openTrouble(err))
-		return nil
-	}
 	return ex
 }
 

@@ -90,7 +90,7 @@ func (c *client) scheme() string {
 //   - It makes an http1.Request of the head, exactly one that
 //     http1.ParseRequest would have accepted, and asks loop.decide on any loop.
 //     If that says doMove, it asks again on the loop of the service.
-//   - With doServe it calls loop.begin, in the same callback, and has the
+//   - With doServe it calls loop.serve, in the same callback, and has the
 //     exchange; or nil, when that has been answered at once. A front that cannot be
 //     read again keeps a copy (http1.Request.Clone) while it waits for doHold or doLook.
 //   - It gives the body of the request to exchange.body in pieces, and its end to

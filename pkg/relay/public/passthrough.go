@@ -112,6 +112,13 @@ func (v *visitor) passThrough() bool {
 	return true
 }
 
+// isElsewhere reports whether the TLS of the name in the ClientHello of a player ends
+// elsewhere, as far as is known.
+func (v *visitor) isElsewhere() bool {
+	routes := v.relay.routes.Load()
+	return v.sni != "" && v.sni != v.relay.Domain && (routes.passed([]byte(v.sni)) != nil || routes.passedAway(v.sni))
+}
+
 // pass splices the visitor with a stream of s, the ClientHello first.
 func (v *visitor) pass(s *service) {
 	r := record{service: s, visitor: v.addr, proto: "tls", began: v.loop.since()}

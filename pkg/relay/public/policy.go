@@ -125,6 +125,21 @@ func (p *policy) lets(addr netip.Addr) bool {
 	return !p.deny.contain(addr) && (p.allow == nil || p.allow.contain(addr))
 }
 
+// meet decides about a connection, when its first request to the service comes.
+func (p *policy) meet(c *client, now int64) (*trouble, []http1.Field) {
+	if c.knows(p) {
+		return nil, nil
+	}
+	if !p.lets(c.addr.Addr()) {
+		return troubleAddress, nil
+	}
+	if wait := p.connections.allow(c.addr.Addr(), now); wait > 0 {
+		return troubleRequests, []http1.Field{retryIn(wait)}
+	}
+	c.meets(p)
+	return nil, nil
+}
+
 // check decides whether a request for s, whose loop this is, may go to the site. If it reports false
 // the decision says what becomes of it. A request that has waited comes here again.
 func (p *policy) check(l *loop, s *service, c *client, req *http1.Request) (d decision, pass bool) {
@@ -133,14 +148,8 @@ func (p *policy) check(l *loop, s *service, c *client, req *http1.Request) (d de
 		return decision{action: doAnswer, service: s, trouble: t, fields: fields}, false
 	}
 	now, addr := l.since(), c.addr.Addr()
-	if !c.knows(p) { // the first request of this connection to this service
-		if !p.lets(addr) {
-			return refuse(troubleAddress)
-		}
-		if wait := p.connections.allow(addr, now); wait > 0 {
-			return refuse(troubleRequests, retryIn(wait))
-		}
-		c.meets(p)
+	if t, fields := p.meet(c, now); t != nil {
+		return refuse(t, fields...)
 	}
 	if p.authority != nil {
 		if t := p.authority.check(c, string(l.host), time.Now()); t != nil {

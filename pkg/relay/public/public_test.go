@@ -58,7 +58,7 @@ func newTestRelay(t testing.TB, portable bool, change func(*Relay)) *testRelay {
 	if change != nil {
 		change(r)
 	}
-	r.Reload([]Site{{Name: "office", Keys: []string{"k", "other"}, Publish: patterns("https://*.test", "http://*.test", "tcp://127.0.0.1:*", "udp://127.0.0.1:*")},
+	r.Reload([]Site{{Name: "office", Keys: []string{"k", "other"}, Publish: patterns("https://*.test", "http://*.test", "rtsp://*.test", "tcp://127.0.0.1:*", "udp://127.0.0.1:*")},
 		{Name: "home", Keys: []string{"k"}, Publish: patterns("https://*.test", "https://*.home.test")}})
 	if err := r.Listen(); err != nil {
 		t.Fatal(err)
@@ -228,8 +228,11 @@ func (r *testRelay) connectAs(h relay.Hello, targets map[string]string, publish 
 func announcements(publish ...string) (list []relay.Announcement) {
 	for i := 0; i < len(publish); i += 2 {
 		scheme := "http"
-		if port, _, _ := strings.Cut(publish[i+1], ":"); port == "tcp" || port == "udp" {
-			scheme = port
+		switch s, _, _ := strings.Cut(publish[i+1], ":"); s {
+		case "tcp", "udp", "rtsp":
+			scheme = s
+		case "rtsps":
+			scheme = "rtsp"
 		}
 		if strings.HasPrefix(publish[i], "h2c") {
 			scheme = "h2c"

@@ -82,13 +82,21 @@ type Relay struct {
 	// "": none. If its port is 0, it is that of HTTPS if possible.
 	QUIC string
 
+	// RTSP and RTSPS are the addresses to listen on for players of cameras, in the clear
+	// and with TLS. "": none.
+	RTSP, RTSPS string
+
+	// RTP is the address to listen on, on UDP, for players of cameras that may have their
+	// packets by UDP; RTCP is on the port above it. "": all of them have to take them by TCP.
+	RTP string
+
 	// QUICSecret has 32 bytes. A relay that starts again with the same ones makes
 	// links over QUIC that it does not know any more end at once, instead of by a
 	// timeout. If nil, it has others each time.
 	QUICSecret []byte
 
 	// Inherited returns the sockets that the process was started with for a
-	// listener: its name ("https", "http", "quic", or the publish URL of a
+	// listener: its name ("https", "http", "quic", "rtsp", "rtsps", or the publish URL of a
 	// service), "tcp" or "udp", and its address. They are used instead of new
 	// ones, and stay the caller's, so that a service can be published on them
 	// again. If it is nil, or returns none, the relay binds a socket of its own.
@@ -165,6 +173,7 @@ type Relay struct {
 	tls      *tls.Config                 // immutable once prepared; see newTLS
 	proofTLS *tls.Config                 // and so; of handshakes that are challenges
 	tlsOwn   *tls.Config                 // the same for the relay's own name
+	tlsRTSP  *tls.Config                 // and of players
 	draining atomic.Bool
 	prepared sync.Once
 	began    time.Time // immutable once prepared
@@ -211,7 +220,7 @@ type Site struct {
 
 // Listener is an address that the relay accepts visitors on.
 type Listener struct {
-	Name string // "https", "http" or "quic"
+	Name string // "https", "http", "quic", "rtsp" or "rtsps"
 	Addr net.Addr
 	ln   io.Closer
 }
@@ -268,11 +277,12 @@ func (r *Relay) Listen() error {
 	for _, l := range []struct {
 		name, addr string
 		secure     bool
-	}{{"https", r.HTTPS, true}, {"http", r.HTTP, false}} {
+		player     bool
+	}{{"https", r.HTTPS, true, false}, {"http", r.HTTP, false, false}, {"rtsps", r.RTSPS, true, true}, {"rtsp", r.RTSP, false, true}} {
 		if l.addr == "" {
 			continue
 		}
-		if err := r.listen(l.name, l.addr, l.secure); err != nil {
+		if err := r.listen(l.name, l.addr, func(c *evloop.Conn) { r.accept(c, l.secure, l.player) }); err != nil {
 			r.stopListening()
 			return fmt.Errorf("listener %s %q: %w", l.name, l.addr, err)
 		}
@@ -287,8 +297,7 @@ func (r *Relay) Listen() error {
 }
 
 // listen opens one of the listeners.
-func (r *Relay) listen(name, addr string, secure bool) error {
-	accept := func(c *evloop.Conn) { r.accept(c, secure) }
+func (r *Relay) listen(name, addr string, accept func(*evloop.Conn)) error {
 	files := r.inherited(name, "tcp", addr)
 	for _, f := range files {
 		ln, err := r.Core.ListenFile(f, accept)
@@ -324,7 +333,7 @@ func (r *Relay) Serve(ln net.Listener, secure bool) {
 	if secure {
 		name = "https"
 	}
-	r.addListener(name, r.Core.Serve(ln, func(c *evloop.Conn) { r.accept(c, secure) }))
+	r.addListener(name, r.Core.Serve(ln, func(c *evloop.Conn) { r.accept(c, secure, false) }))
 }
 
 func (r *Relay) addListener(name string, ln *evloop.Listener) {
@@ -574,8 +583,10 @@ func (r *Relay) removeSession(s *session) {
 
 // conflict tells whether another site than that of g has what svc wants. r.mu is held.
 func (r *Relay) conflict(g *group, svc *service) error {
-	if o := r.claims[svc.route()]; o != nil && o.session.group != g {
-		return errors.New("publish \"" + svc.publish.String() + "\": another site has this address")
+	for _, k := range svc.routes() {
+		if o := r.claims[k]; o != nil && o.session.group != g {
+			return errors.New("publish \"" + svc.publish.String() + "\": another site has this address")
+		}
 	}
 	for _, o := range r.routes.Load().rivals(svc) {
 		if o.session.group != g {
@@ -601,8 +612,10 @@ func (r *Relay) replaceRoutes(g *group, routes map[route]*service) {
 // storeRoutes makes the current routes visible to the loops. r.mu is held.
 func (r *Relay) storeRoutes() {
 	services := make([]*service, 0, len(r.claims))
-	for _, svc := range r.claims {
-		services = append(services, svc)
+	for k, svc := range r.claims {
+		if k == svc.routes()[0] {
+			services = append(services, svc)
+		}
 	}
 	away := away{names: make(map[string]bool)}
 	for name, s := range r.sites {

@@ -12,7 +12,7 @@ import (
 // route is what one service at a time may have.
 type route struct {
 	host   string // as published: "app.example.com" or "*.example.com"
-	secure bool   // https and wss; else http and ws, or raw
+	secure bool   // with TLS: https and wss; else http and ws, or raw. Cameras have both, or this one
 	raw    bool   // tls
 	prefix string // of the path: "" or "/a/b"
 }
@@ -52,13 +52,16 @@ func newTable(services []*service, away away) *table {
 		}
 	}
 	for _, s := range services {
-		hosts := t.hosts(s.secure)
 		name := strings.TrimPrefix(s.host, "*")
 		if s.raw {
 			t.raw[name] = s
-			continue
 		}
-		hosts[name] = append(hosts[name], s)
+		if s.secure {
+			t.secure[name] = append(t.secure[name], s)
+		}
+		if s.plain {
+			t.plain[name] = append(t.plain[name], s)
+		}
 	}
 	for _, hosts := range []map[string][]*service{t.secure, t.plain} {
 		for _, l := range hosts {
@@ -216,8 +219,17 @@ func (t *table) any(host []byte, secure bool) *service {
 // allowed reports whether some site that is away may publish a service at host and
 // path.
 func (t *table) allowed(host, path string, secure bool) bool {
+	return t.may(host, path, func(scheme string) bool { return relay.OnHTTP(scheme, secure) })
+}
+
+// allowedCamera is allowed for players.
+func (t *table) allowedCamera(host, path string, secure bool) bool {
+	return t.may(host, path, func(scheme string) bool { return scheme == "rtsp" || scheme == "rtsps" && secure })
+}
+
+func (t *table) may(host, path string, by func(scheme string) bool) bool {
 	for _, p := range t.patterns {
-		if relay.OnHTTP(p.Scheme, secure) && relay.MatchHost(p.Host, host) && relay.MatchPath(p.Path, path) {
+		if by(p.Scheme) && relay.MatchHost(p.Host, host) && relay.MatchPath(p.Path, path) {
 			return true
 		}
 	}

@@ -20,6 +20,7 @@ type service struct {
 	camera  relay.Camera
 	host    string // of an HTTP or tls service or a camera, as in publish
 	secure  bool   // https, and cameras
+	plain   bool   // http, and cameras that are published by rtsp
 	raw     bool   // tls: what comes is passed through
 	prefix  string // of the path; "" for all
 
@@ -53,7 +54,7 @@ func newService(s *session, a relay.Announcement, p relay.Publish) *service {
 	switch p.Scheme {
 	case "https", "wss", "http", "ws", "rtsp", "rtsps":
 		svc.host = p.Host
-		svc.secure = relay.OnHTTP(p.Scheme, true)
+		svc.secure, svc.plain = relay.OnHTTP(p.Scheme, true), relay.OnHTTP(p.Scheme, false)
 		if p.Path != "/" {
 			svc.prefix = p.Path
 		}
@@ -63,8 +64,17 @@ func newService(s *session, a relay.Announcement, p relay.Publish) *service {
 	return svc
 }
 
-// route is what no other service may have.
-func (s *service) route() route { return route{s.host, s.secure, s.raw, s.prefix} }
+// isCamera reports whether players are served by s.
+func (s *service) isCamera() bool { return s.publish.IsCamera() }
+
+// routes are what no other service may have.
+func (s *service) routes() []route {
+	list := []route{{s.host, s.secure, s.raw, s.prefix}}
+	if s.secure && s.plain {
+		list = append(list, route{s.host, false, false, s.prefix})
+	}
+	return list
+}
 
 // same reports whether b is the same service, announced again.
 func (s *service) same(b *service) bool {

@@ -453,7 +453,9 @@ func (g *group) publish(s *session, list []relay.Announcement) []relay.AnnounceR
 		replies[i].Name = list[i].Name
 		if errs[i] == nil {
 			if errs[i] = r.conflict(g, svc); errs[i] != nil {
-				delete(taken.routes, svc.route())
+				for _, k := range svc.routes() {
+					delete(taken.routes, k)
+				}
 			}
 		}
 		if errs[i] != nil {
@@ -581,9 +583,10 @@ func (c *claims) claim(svc *service, open func(*service) (*port, error)) error {
 		c.ports[p] = t
 		return nil
 	}
-	k := svc.route()
-	if other := c.routes[k]; other != nil {
-		return errors.New("publish \"" + p.String() + "\": service \"" + other.name + "\" has this address")
+	for _, k := range svc.routes() {
+		if other := c.routes[k]; other != nil {
+			return errors.New("publish \"" + p.String() + "\": service \"" + other.name + "\" has this address")
+		}
 	}
 	if svc.secure || svc.raw {
 		if other := c.hosts[svc.host]; other == nil {
@@ -592,7 +595,9 @@ func (c *claims) claim(svc *service, open func(*service) (*port, error)) error {
 			return errors.New("publish \"" + p.String() + "\": service \"" + other.name + "\" has this host by " + other.publish.Scheme + "://, and TLS can end in one place only")
 		}
 	}
-	c.routes[k] = svc
+	for _, k := range svc.routes() {
+		c.routes[k] = svc
+	}
 	return nil
 }
 

@@ -245,7 +245,7 @@ func (s *stream3) ask() {
 	l := s.loop.Load()
 	switch d := l.decide(s.client, &s.req); d.action {
 	case doServe:
-		if s.ex = l.begin(s, d.service, &s.req); s.ex != nil {
+		if s.ex = l.serve(s, d.service, &s.req); s.ex != nil {
 			s.check()
 			if !s.connect { // or else what has come may be for the splice
 				s.take()

@@ -19,9 +19,22 @@ func (r *Relay) newTLS() *tls.Config {
 	cfg.DynamicRecordSizingDisabled = true // small records after each silence cost more than they gain
 	cfg.NextProtos = protosOwn
 	r.tlsOwn = cfg.Clone()
+	r.tlsRTSP = cfg.Clone()
+	r.tlsRTSP.NextProtos = nil // RTSP 1.0 has none, and whatever a player offers is ignored
+	r.tlsRTSP.GetConfigForClient = r.configForRTSP
 	cfg.NextProtos = protosNames
 	cfg.GetConfigForClient = r.configFor
 	return cfg
+}
+
+// configForRTSP is configFor for the listener of rtsps.
+func (r *Relay) configForRTSP(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	cfg := r.routes.Load().asks.find(appendHost(nil, []byte(hello.ServerName)))
+	if cfg != nil {
+		cfg = cfg.Clone()
+		cfg.NextProtos = nil
+	}
+	return cfg, nil
 }
 
 // configFor returns the config of a handshake with that hello; nil: the one that all begin with. It

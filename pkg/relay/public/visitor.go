@@ -8,6 +8,7 @@ import (
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/http1"
 	"culvert.dev/pkg/http2"
+	"culvert.dev/pkg/rtsp"
 )
 
 // Deadlines of a visitor. They bound what somebody who has not been routed yet,
@@ -73,8 +74,13 @@ type loop struct {
 
 	heads heads3
 
-	free   []*exchange
-	first  *visitor // of those that are here
+	free  []*exchange
+	first *visitor // of those that are here
+
+	players          *player // that are here
+	rtspIn, rtspBack rtsp.Message
+	rtspOut          []rtsp.Field
+
 	access accessLog
 
 	counters   Counters
@@ -119,7 +125,7 @@ func (l *loop) drain(all bool) (newcomers int) {
 			newcomers++
 		}
 	}
-	return newcomers
+	return newcomers + l.drainPlayers(all)
 }
 
 // since is the time of the current turn in nanoseconds since the loop's start.
@@ -147,6 +153,7 @@ type visitor struct {
 	looks   uint8 // that have found no service, of a request that is held
 	asked   bool  // a request has come
 	eof     bool  // the visitor has sent its end of stream
+	player  bool  // it speaks RTSP, and is on its own once TLS is done
 
 	// Of the request that is under way.
 	rest    http1.Body    // what is left of it
@@ -156,17 +163,17 @@ type visitor struct {
 	last    bool          // no other one on this connection
 }
 
-// accept takes a new connection of an HTTP listener. It runs on the
+// accept takes a new connection of a listener of HTTP or RTSP. It runs on the
 // connection's loop.
-func (r *Relay) accept(c *evloop.Conn, secure bool) {
+func (r *Relay) accept(c *evloop.Conn, secure, player bool) {
 	l := r.loopOf(c.Loop())
-	r.meet(c, l, func(addr netip.AddrPort) { l.receive(c, addr, secure) })
+	r.meet(c, l, func(addr netip.AddrPort) { l.receive(c, addr, secure, player) })
 }
 
 // receive takes the connection of a visitor whose address is known.
-func (l *loop) receive(c *evloop.Conn, addr netip.AddrPort, secure bool) {
+func (l *loop) receive(c *evloop.Conn, addr netip.AddrPort, secure, player bool) {
 	r := l.relay
-	v := &visitor{relay: r, loop: l, conn: c, client: client{addr: addr, secure: secure}}
+	v := &visitor{relay: r, loop: l, conn: c, player: player, client: client{addr: addr, secure: secure}}
 	switch v.verdict = r.admission.enter(addr.Addr()); v.verdict {
 	case turnedAway:
 		l.counters.TurnedAway++
@@ -197,7 +204,11 @@ func (l *loop) receive(c *evloop.Conn, addr netip.AddrPort, secure bool) {
 // have to be: the one of the session that serves the server name. Or the connection
 // is passed through, and the handshake is somebody else's.
 func (v *visitor) shake() {
-	if v.passThrough() {
+	switch {
+	case v.player && v.isElsewhere():
+		v.refuseTLS(alertInternalError)
+		return
+	case !v.player && v.passThrough():
 		return
 	}
 	v.loop.host = appendHost(v.loop.host[:0], []byte(v.sni))
@@ -216,7 +227,11 @@ func (v *visitor) startTLS() {
 	}
 	v.phase = shaking
 	v.await(tlsTime)
-	v.conn.StartTLS(v.relay.tls, false, tlsTime, func(err error) {
+	cfg := v.relay.tls
+	if v.player {
+		cfg = v.relay.tlsRTSP
+	}
+	v.conn.StartTLS(cfg, false, tlsTime, func(err error) {
 		if err != nil {
 			v.loop.handshake(0, err)
 			return
@@ -238,6 +253,10 @@ func (v *visitor) startTLS() {
 
 // serve begins to read requests.
 func (v *visitor) serve() {
+	if v.player {
+		v.play()
+		return
+	}
 	v.phase = idle
 	v.await(idleTime)
 	v.conn.SetHandler(v)
@@ -447,7 +466,7 @@ func (v *visitor) readHead(b []byte) int {
 	case doServe:
 		v.looks = 0
 		v.phase = busy
-		if v.ex = l.begin(v, d.service, req); v.ex != nil {
+		if v.ex = l.serve(v, d.service, req); v.ex != nil {
 			v.await(busyCheck)
 		}
 	case doMove:

@@ -252,7 +252,7 @@ func (st *stream2) request(req *http1.Request) {
 		if st.connect {
 			st.Pause() // until it is spliced
 		}
-		st.ex = l.begin(st, d.service, req)
+		st.ex = l.serve(st, d.service, req)
 	case doMove, doOwn:
 		here := string(l.host) == st.w.v.sni
 		l.logAnswer(&st.w.v.client, req, troubleElsewhere)
