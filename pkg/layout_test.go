@@ -49,6 +49,7 @@ var arrows = map[string][]string{
 	"pkg/acme":      {},
 	"pkg/acmetoml":  {"pkg/acme", "pkg/daemon"},
 	"pkg/auth":      {},
+	"pkg/camera":    {},
 	"pkg/daemon":    {},
 	"pkg/e2e":       {},
 	"pkg/evloop":    {},
