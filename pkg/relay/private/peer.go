@@ -53,6 +53,7 @@ type peer struct {
 	hinted        bool     // about the sockets of QUIC
 	choice        choice
 	flows         flows
+	rtsp          rtspScratch
 
 	ending   bool         // the relay has said that the session is over
 	endTimer evloop.Timer // ending

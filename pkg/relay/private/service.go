@@ -93,6 +93,9 @@ type service struct {
 	failed   atomic.Uint64 // streams whose target could not be reached
 	unshaken atomic.Uint64 // streams whose TLS handshake has failed
 	down     atomic.Bool   // the last stream could not reach the target, which has been logged
+
+	denied   atomic.Bool  // a camera has not let the last stream in, which has been logged
+	deniedAt atomic.Int64 // when it has last refused the password, in Unix nanoseconds
 }
 
 // newService checks what of a target can be checked without dialling it: a folder must be there.
@@ -122,7 +125,7 @@ func newService(s Service) (*service, error) {
 		if proto := map[string]string{"https": "http/1.1", "h2": "h2"}[t.Scheme]; proto != "" {
 			made.tls = &tls.Config{RootCAs: s.RootCAs, ServerName: t.Host, NextProtos: []string{proto}}
 		} else if t.Scheme == "rtsps" {
-			made.tls = &tls.Config{RootCAs: s.RootCAs, ServerName: t.Host}
+			made.tls = cameraTLS(s.RootCAs, t.Host)
 		}
 	}
 	return made, nil

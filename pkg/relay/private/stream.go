@@ -47,6 +47,10 @@ func (p *peer) accept(s *tunnel.Stream, header []byte) {
 	}
 	svc.total.Add(1)
 	s.Charge(tunnel.Owner{Service: svc.Name, Visitor: relay.Source(h.Visitor.Addr())})
+	if svc.Target.IsCamera() {
+		p.acceptCamera(s, svc, h)
+		return
+	}
 	if svc.terminate != nil {
 		p.terminate(s, svc, h.Visitor)
 		return
@@ -87,6 +91,7 @@ type dial struct {
 	cancel  context.CancelFunc
 	shaking *evloop.Conn // the target's connection in its TLS handshake, or nil
 	gone    bool         // the visitor is
+	camera  *proxy       // that the target is, or nil
 }
 
 func (d *dial) OnData([]byte) int { return 0 }
@@ -139,6 +144,10 @@ func (d *dial) reached(c *evloop.Conn) {
 
 func (d *dial) splice(c *evloop.Conn) {
 	d.peer.targetBack(d.service)
+	if d.camera != nil {
+		d.camera.begin(c)
+		return
+	}
 	forward.Splice(c, d.visitor, d.service.ended)
 }
 

@@ -115,7 +115,12 @@ type visitor struct {
 
 func (s *site) visit(service string) *visitor {
 	s.t.Helper()
-	header, err := relay.Header{Kind: relay.KindConnect, Service: service, Scheme: "https", Visitor: netip.MustParseAddrPort("192.0.2.7:40000")}.Append(nil)
+	return s.open(relay.Header{Kind: relay.KindConnect, Service: service, Scheme: "https", Visitor: netip.MustParseAddrPort("192.0.2.7:40000")})
+}
+
+func (s *site) open(h relay.Header) *visitor {
+	s.t.Helper()
+	header, err := h.Append(nil)
 	if err != nil {
 		s.t.Fatal(err)
 	}

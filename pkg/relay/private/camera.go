@@ -1,0 +1,415 @@
+package private
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/rtsp"
+	"culvert.dev/pkg/tunnel"
+)
+
+const (
+	// answerTimeout is how long a camera may take to answer a request.
+	answerTimeout = 15 * time.Second
+
+	// silenceTimeout is how long a camera that plays may send nothing. Some go on for ever after a fault; players and
+	// the hub of a fan_out service connect again when the stream ends.
+	silenceTimeout = time.Minute
+
+	// lookAtCameraInterval is how often those two are looked at, while there is something to wait for.
+	lookAtCameraInterval = 5 * time.Second
+
+	// queueMarks is how many times the stream's high mark a visitor's video may wait for the link: 4 MiB, and less when the
+	// session's memory gets short. It is 8 s of 4 Mbit/s, in which a camera does not notice that the link was cut.
+	queueMarks = 32
+
+	// fullInterval is how often a camera that had to be paused is looked at.
+	fullInterval = 50 * time.Millisecond
+)
+
+// proxy is a visitor of a camera service and the connection to the camera, with the conversation of the two, which
+// this relay takes part in: see ask and answer. It is owned by the loop.
+//
+// Both directions are messages and, between them, interleaved frames, which are passed on as they are. A message is
+// looked at only while the other direction is between two frames, because the answer to it, or the request that follows
+// from it, must not get into one that comes in pieces.
+type proxy struct {
+	peer     *peer        // immutable, as are the next three
+	service  *service     //
+	operator bool         // the visitor is one
+	conn     *evloop.Conn // to the camera
+
+	visitor      *tunnel.Stream
+	urls         rtsp.Mapping // Visitor is "" before the first request
+	named        []string     // the camera's URLs that the visitor knows by numbers, see rtsp.Mapping.AppendSDP
+	login        rtsp.Client
+	logins       uint32 // challenges that login has taken
+	up, down     rtsp.Demux
+	upMid        bool // the visitor's last frame has not come to its end
+	downMid      bool // nor has the camera's
+	visitorWaits bool // its messages do, see waits
+	cameraWaits  bool
+	visitorFull  bool // it is paused, because the camera does not take what it sends
+	full         bool // the camera is
+	gone         bool // the visitor has ended, or its stream was closed
+	ended        bool // conn has
+	playing      bool
+	redirects    uint8
+
+	cseq    uint32 // of the last request to the camera
+	asked   []*cameraRequest
+	session []byte // of the camera's last answer to SETUP
+	heard   time.Time
+	look    evloop.Timer
+	refill  evloop.Timer // full
+}
+
+// visitorSide and cameraSide are the handlers of a camera's two ends.
+type (
+	visitorSide struct{ *proxy }
+	cameraSide  struct{ *proxy }
+)
+
+// acceptCamera takes a stream of a camera service.
+func (p *peer) acceptCamera(s *tunnel.Stream, svc *service, h relay.Header) {
+	if h.Scheme == "http" || h.Scheme == "https" {
+		s.Reset(tunnel.CodeNotFound) // a request for a picture, which this service has none of
+		return
+	}
+	svc.open.Add(1)
+	s.Pause() // until the camera is there
+	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
+	c := &proxy{peer: p, service: svc, operator: h.Scheme == "forward", visitor: s}
+	d := &dial{peer: p, service: svc, visitor: s, addr: h.Visitor, cancel: cancel, camera: c}
+	s.SetHandler(d)
+	p.loop.Dial(ctx, svc.network, svc.address, d.connected)
+}
+
+// begin begins with a connection to the camera.
+func (c *proxy) begin(conn *evloop.Conn) {
+	t := c.service.Target
+	c.conn = conn
+	c.login = rtsp.Client{User: t.User, Password: t.Password}
+	c.urls.Camera = cameraURL(t)
+	conn.SetHandler(cameraSide{c})
+	c.visitor.SetHandler(visitorSide{c})
+	c.visitor.Resume()
+}
+
+// cameraURL is what a camera is asked for.
+func cameraURL(t relay.Target) string {
+	host := t.Host
+	if port := map[string]uint16{"rtsp": 554, "rtsps": 322}[t.Scheme]; t.Port != port {
+		host = net.JoinHostPort(host, strconv.Itoa(int(t.Port)))
+	} else if ip := net.ParseIP(host); ip != nil && ip.To4() == nil {
+		host = "[" + host + "]"
+	}
+	u := rtsp.URL{Scheme: t.Scheme, Authority: host, Path: t.Path, Query: t.Query}
+	return u.String()
+}
+
+// OnData takes what the visitor sends: requests, and frames for the camera (RTCP, and sound for its loudspeaker).
+func (v visitorSide) OnData(b []byte) int {
+	c, m := v.proxy, &v.peer.rtsp.message
+	at, from := 0, 0 // b[from:at] are frames
+	for at < len(b) && !c.gone {
+		k, n, err := c.up.Next(b[at:], m)
+		if err != nil {
+			c.conn.Write(b[from:at])
+			c.refuse(err, m)
+			return len(b)
+		}
+		if k == rtsp.None {
+			break
+		}
+		if k == rtsp.Frame {
+			at += n
+			if c.upMid = !c.up.Last; !c.upMid && c.cameraWaits {
+				c.cameraWaits = false
+				c.resumeCamera()
+			}
+			continue
+		}
+		c.conn.Write(b[from:at])
+		from = at
+		if k == rtsp.Request && c.waits() {
+			c.visitorWaits = true
+			c.visitor.Pause()
+			return at
+		}
+		if k == rtsp.Request {
+			c.ask(m)
+		}
+		at += n
+		from = at
+	}
+	if c.gone {
+		return len(b)
+	}
+	c.conn.Write(b[from:at])
+	if c.conn.Pending() > c.conn.HighMark() && !c.visitorFull {
+		c.visitorFull = true
+		c.visitor.Pause()
+	}
+	return at
+}
+
+// waits reports whether a request of the visitor has to wait: for the end of a frame, for room, or for the camera to
+// say how those before it are to be authenticated, so that none overtakes them.
+func (c *proxy) waits() bool {
+	if c.downMid || len(c.asked) >= maxAsked {
+		return true
+	}
+	if len(c.asked) == 0 {
+		return false
+	}
+	size := 0
+	for _, r := range c.asked {
+		size += r.size
+	}
+	return size > maxAskedBytes || c.login.User != "" && c.asked[len(c.asked)-1].logins != c.logins
+}
+
+// goOn has messages that wait looked at, if they need not wait any more.
+func (c *proxy) goOn() {
+	if c.visitorWaits && !c.waits() && !c.gone {
+		c.visitorWaits = false
+		c.resumeVisitor()
+	}
+}
+
+func (c *proxy) resumeVisitor() {
+	if !c.visitorWaits && !c.visitorFull && !c.gone {
+		c.visitor.Resume()
+	}
+}
+
+func (c *proxy) resumeCamera() {
+	if !c.cameraWaits && !c.full && !c.ended {
+		c.conn.Resume()
+	}
+}
+
+// OnEOF passes on that the visitor has finished sending.
+func (v visitorSide) OnEOF() { v.conn.CloseWrite() }
+
+func (v visitorSide) OnDrain() { v.drained() }
+
+// OnClose is the end of the visitor, who may have gone without a word: cameras have few sessions.
+func (v visitorSide) OnClose(err error) {
+	c := v.proxy
+	c.gone = true
+	c.service.streamEnded(err)
+	c.stop()
+	if c.ended {
+		return
+	}
+	if c.playing && !c.upMid {
+		c.tearDown()
+	}
+	c.conn.Close()
+}
+
+// OnData takes what the camera sends: answers, frames, and now and then a request.
+func (s cameraSide) OnData(b []byte) int {
+	c, m := s.proxy, &s.peer.rtsp.message
+	if c.gone {
+		return len(b)
+	}
+	c.heard = c.peer.now()
+	at, from := 0, 0 // b[from:at] are frames
+	for at < len(b) && !c.gone {
+		k, n, err := c.down.Next(b[at:], m)
+		if err != nil {
+			c.media(b[from:at])
+			c.lost(fmt.Errorf("what it says is no RTSP: %w", err), tunnel.CodeRefused)
+			return len(b)
+		}
+		if k == rtsp.None {
+			break
+		}
+		if k == rtsp.Frame {
+			at += n
+			c.downMid = !c.down.Last
+			continue
+		}
+		c.media(b[from:at])
+		from = at
+		if k != rtsp.Blank && c.upMid {
+			c.cameraWaits = true
+			c.conn.Pause()
+			return at
+		}
+		switch k {
+		case rtsp.Response:
+			c.answer(m)
+		case rtsp.Request:
+			c.asksBack(m)
+		}
+		at += n
+		from = at
+	}
+	if c.gone {
+		return len(b)
+	}
+	c.media(b[from:at])
+	c.goOn()
+	if c.visitor.Pending() > c.visitor.HighMark()*queueMarks && !c.full {
+		c.full = true
+		c.conn.Pause()
+		c.peer.loop.Arm(&c.refill, fullInterval, c.drained)
+	}
+	return at
+}
+
+// media passes frames on.
+func (c *proxy) media(b []byte) { c.visitor.Write(b) }
+
+// drained looks whether the visitor's queue has room again.
+func (c *proxy) drained() {
+	if !c.full || c.gone {
+		return
+	}
+	if c.visitor.Pending() > c.visitor.HighMark()*queueMarks*3/4 {
+		c.peer.loop.Arm(&c.refill, fullInterval, c.drained)
+		return
+	}
+	c.full = false
+	c.heard = c.peer.now() // it was not the camera that was silent
+	c.resumeCamera()
+}
+
+func (s cameraSide) OnDrain() {
+	if s.visitorFull {
+		s.visitorFull = false
+		s.resumeVisitor()
+	}
+}
+
+// OnEOF is a camera that has had enough: it was restarted, or has too many visitors.
+func (s cameraSide) OnEOF() {
+	c := s.proxy
+	if c.gone {
+		return
+	}
+	if c.playing || len(c.asked) > 0 {
+		c.peer.targetDown(c.service, errCameraLeft)
+	}
+	c.fail(rtsp.StatusBadGateway)
+}
+
+func (s cameraSide) OnClose(err error) {
+	c := s.proxy
+	c.ended = true
+	if c.gone {
+		return
+	}
+	if err == nil {
+		err = errCameraLeft
+	}
+	c.lost(err, tunnel.CodeCancelled)
+}
+
+var (
+	errCameraLeft    = errors.New("the camera has ended the connection")
+	errCameraSilent  = errors.New("the camera does not answer")
+	errCameraStopped = errors.New("the camera plays, and has sent nothing for a minute")
+	errElsewhere     = errors.New("the camera sends visitors to another address: if they may go there, make it the target")
+)
+
+// fail ends the visitor's stream in good order, with an answer to what it has asked.
+func (c *proxy) fail(status int) {
+	for _, r := range c.asked {
+		c.say(status, r.visitorCSeq)
+	}
+	c.gone = true
+	c.stop()
+	c.visitor.Close()
+	c.conn.Close()
+}
+
+// lost ends it at once: there is no camera any more.
+func (c *proxy) lost(err error, code tunnel.Code) {
+	c.peer.targetDown(c.service, err)
+	c.gone = true
+	c.stop()
+	c.visitor.Abort(&tunnel.StreamError{Code: code})
+	c.conn.Abort(err)
+}
+
+// refuse ends it because of what the visitor has sent.
+func (c *proxy) refuse(err error, m *rtsp.Message) {
+	status := rtsp.StatusBadRequest
+	if e, ok := errors.AsType[*rtsp.Error](err); ok {
+		status = e.Status
+	}
+	if !c.downMid {
+		c.say(status, m.Get("CSeq"))
+	}
+	c.asked = nil
+	c.fail(status)
+}
+
+func (c *proxy) stop() {
+	c.look.Stop()
+	c.refill.Stop()
+	c.asked = nil
+}
+
+// await has the camera looked at while it owes something.
+func (c *proxy) await() {
+	if c.playing || len(c.asked) > 0 {
+		c.peer.loop.Arm(&c.look, lookAtCameraInterval, c.looked)
+	}
+}
+
+func (c *proxy) looked() {
+	now := c.peer.now()
+	switch {
+	case c.full || c.cameraWaits: // it may say nothing
+	case len(c.asked) > 0 && now.Sub(c.asked[0].at) >= answerTimeout:
+		c.peer.targetDown(c.service, errCameraSilent)
+		c.fail(rtsp.StatusGatewayTimeout)
+		return
+	case c.playing && now.Sub(c.heard) >= silenceTimeout:
+		c.lost(errCameraStopped, tunnel.CodeTimeout)
+		return
+	}
+	c.await()
+}
+
+// cameraTLS is what an rtsps camera is spoken to with. Cameras make their certificates themselves, without their address in
+// it and by a clock that nobody has set: one that is in the service's ca as it is needs no more.
+func cameraTLS(roots *x509.CertPool, host string) *tls.Config {
+	if roots == nil {
+		return &tls.Config{ServerName: host}
+	}
+	verify := func(state tls.ConnectionState) error {
+		leaf := state.PeerCertificates[0]
+		pinned := x509.VerifyOptions{Roots: roots, CurrentTime: leaf.NotBefore, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
+		if chains, err := leaf.Verify(pinned); err == nil {
+			for _, chain := range chains {
+				if len(chain) == 1 {
+					return nil
+				}
+			}
+		}
+		o := x509.VerifyOptions{Roots: roots, DNSName: host, Intermediates: x509.NewCertPool()}
+		for _, between := range state.PeerCertificates[1:] {
+			o.Intermediates.AddCert(between)
+		}
+		if _, err := leaf.Verify(o); err != nil {
+			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
+		}
+		return nil
+	}
+	return &tls.Config{ServerName: host, InsecureSkipVerify: true, VerifyConnection: verify}
+}
