@@ -81,19 +81,43 @@ type serviceConfig struct {
 	// Name says which service this is in logs and to tunnelctl. Needed, unique.
 	Name string `toml:"name"`
 
-	// Publish is where visitors come in: https://HOST[/PATH], http://, wss://, ws:// (a host may begin with
-	// "*."), tls://HOST, tcp://:PORT, or udp://:PORT. The public relay decides whether the site may publish it. If empty,
+	// Publish is where visitors come in: https://HOST[/PATH], http://, wss://, ws://, for a camera rtsp:// or rtsps:// (a host
+	// may begin with "*."), tls://HOST, tcp://:PORT, or udp://:PORT. The public relay decides whether the site may publish it. If empty,
 	// the service can be reached by operators only, with `tunnelctl forward`.
 	Publish string `toml:"publish"`
 
 	// Target is where they end up: http://HOST:PORT, https://HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT,
 	// unix:///PATH of a socket, or file:///PATH of a folder, which this relay then serves itself. A server that
-	// speaks HTTP/2 and nothing else, such as one of gRPC, is h2c://HOST:PORT, or h2://HOST:PORT with TLS. Needed.
+	// speaks HTTP/2 and nothing else, such as one of gRPC, is h2c://HOST:PORT, or h2://HOST:PORT with TLS. A camera is
+	// rtsp://USER:PASSWORD@HOST:PORT/PATH?QUERY, or rtsps://, as its manual has it: this relay logs in there, and no visitor
+	// sees where it is and who may. What is not a letter or a digit in USER and PASSWORD is better written as %XX. Needed.
 	Target string `toml:"target"`
 
-	// CA is a PEM file with the authorities that may vouch for the certificate of an https or h2 target. If
-	// empty, the system's authorities do.
+	// CA is a PEM file with the authorities that may vouch for the certificate of an https, h2 or rtsps target, and of
+	// an https snapshot. If empty, the system's authorities do.
 	CA string `toml:"ca"`
+
+	// FanOut has the public relay ask for a camera's stream once, and show that to all who watch, who then begin with
+	// a picture at once and cannot pause. Without it each player has a stream of its own, and the line to the site
+	// carries them all.
+	FanOut bool `toml:"fan_out"`
+
+	// Deadline is how old a camera's video may be when it leaves the site, such as "2s": if the line is slower than the
+	// camera, older video is dropped up to the next key frame, instead of being played late. The default is "0s": all
+	// is sent, however late.
+	Deadline daemon.Duration `toml:"deadline"`
+
+	// UDP lets players have RTP over UDP from the public relay, if that has [listen] rtp. Otherwise they are told to
+	// use TCP, which nearly all do by themselves.
+	UDP bool `toml:"udp"`
+
+	// Roaming lets the two connections of RTSP over HTTP come from different addresses, as they do from networks that
+	// share several. What holds them together is a cookie alone then, which the player has chosen.
+	Roaming bool `toml:"roaming"`
+
+	// Snapshot is the http:// or https:// URL at which the camera has a picture, with user and password if need be; those of
+	// the target are taken if it has none and is on the same host. Visitors find it at PUBLISH/snapshot.jpg.
+	Snapshot string `toml:"snapshot"`
 
 	// ProxyProtocol has the target told who the visitor is, by a PROXY protocol header of that version (1 or 2)
 	// ahead of each connection to a tcp:// or unix:// target, or of each datagram (2 only). The target must
@@ -216,10 +240,8 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		f.Addf("proxy", "proxy: %v", err)
 	} else if c.Transport == private.TransportQUIC && slices.ContainsFunc(s.relays, s.outbound.proxied) {
 		f.Addf("transport", "transport \"quic\": the way out is a proxy, which carries no QUIC; use \"auto\" or \"wss\"")
-	} else if strings.Contains(c.Proxy, "@") && runtime.GOOS != "windows" {
-		if info, err := os.Stat(f.Name); err == nil && info.Mode().Perm()&0o004 != 0 {
-			f.Addf("proxy", "proxy has a password and everybody may read this file: run chmod 600 %s", f.Name)
-		}
+	} else if strings.Contains(c.Proxy, "@") {
+		keepSecret(f, "proxy", "proxy has a password")
 	}
 	names := make(map[string]bool)
 	publishes := make(map[relay.Publish]string)
@@ -264,9 +286,12 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 				f.Addf(at+".target", "target %q: not a folder", one.Target)
 			}
 		}
+		if svc.Target.Scheme != "" {
+			one.camera(f, at, &svc)
+		}
 		if one.CA != "" {
-			if svc.Target.Scheme != "https" && svc.Target.Scheme != "h2" {
-				f.Addf(at+".ca", "ca is for https:// and h2:// targets")
+			if !slices.Contains([]string{"https", "h2", "rtsps"}, svc.Target.Scheme) && svc.Snapshot.Scheme != "https" {
+				f.Addf(at+".ca", "ca is for https://, h2:// and rtsps:// targets, and https:// snapshots")
 			}
 			svc.RootCAs = readCA(f, at+".ca", daemon.InDir(dir, one.CA))
 		}
@@ -282,6 +307,51 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		s.services = append(s.services, svc)
 	}
 	return s
+}
+
+// camera reads what one says of a camera into svc, whose target is known. Mistakes go to f; at is the service there.
+func (one *serviceConfig) camera(f *daemon.File, at string, svc *private.Service) {
+	if !svc.Target.IsCamera() {
+		for _, key := range []string{"fan_out", "deadline", "udp", "roaming", "snapshot"} {
+			if f.Has(at + "." + key) {
+				f.Addf(at+"."+key, "%s is for rtsp:// and rtsps:// targets, not %s://", key, svc.Target.Scheme)
+			}
+		}
+		return
+	}
+	svc.Camera = &relay.Camera{FanOut: one.FanOut, UDP: one.UDP, Roaming: one.Roaming}
+	svc.Deadline = time.Duration(one.Deadline)
+	if d := svc.Deadline; d != 0 && (d < private.MinDeadline || d > private.MaxDeadline) {
+		f.Addf(at+".deadline", "deadline %v: want %v to %v, or 0s to send everything however late", d, private.MinDeadline, private.MaxDeadline)
+		svc.Deadline = 0
+	}
+	if svc.Target.HasSecret() {
+		keepSecret(f, at+".target", "target has a password")
+	}
+	if one.Snapshot == "" {
+		return
+	}
+	var err error
+	if svc.Snapshot, err = relay.ParseSnapshot(one.Snapshot); err != nil {
+		f.Addf(at+".snapshot", "%v", err)
+		return
+	}
+	if svc.Snapshot.HasSecret() {
+		keepSecret(f, at+".snapshot", "snapshot has a password")
+	}
+	if svc.Snapshot.User == "" && svc.Snapshot.Host == svc.Target.Host {
+		svc.Snapshot.User, svc.Snapshot.Password = svc.Target.User, svc.Target.Password
+	}
+}
+
+// keepSecret complains if everybody may read f, which has something secret, as what says.
+func keepSecret(f *daemon.File, at, what string) {
+	if runtime.GOOS == "windows" {
+		return
+	}
+	if info, err := os.Stat(f.Name); err == nil && info.Mode().Perm()&0o004 != 0 {
+		f.Addf(at, "%s, and everybody may read this file: run chmod 600 %s", what, f.Name)
+	}
 }
 
 // machineID is 16 bytes in hex that stay the same for this installation: another machine has others, and so has another

@@ -243,8 +243,14 @@ func example(patterns []string) string {
 }
 
 func exampleTarget(patterns []string) string {
-	if strings.HasPrefix(example(patterns), "tcp:") {
+	scheme, _, _ := strings.Cut(example(patterns), ":")
+	switch scheme {
+	case "tcp", "tls":
 		return "tcp://127.0.0.1:5432"
+	case "udp":
+		return "udp://127.0.0.1:514"
+	case "rtsp", "rtsps":
+		return "rtsp://USER:PASSWORD@192.168.0.20/stream"
 	}
 	return "http://127.0.0.1:8080"
 }

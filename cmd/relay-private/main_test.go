@@ -123,7 +123,7 @@ private.toml:19:11: service "two" is defined twice
 private.toml:20:11: publish "https://two.example.com" is taken by service "two"
 private.toml:21:11: target "file:///no/such/folder": stat /no/such/folder: no such file or directory
 private.toml:25:11: service "db": a tcp:// publish needs a tcp:// or unix:// target, not http://
-private.toml:27:11: ca is for https:// and h2:// targets
+private.toml:27:11: ca is for https://, h2:// and rtsps:// targets, and https:// snapshots
 private.toml:27:11: ca: office.key holds no PEM certificate
 private.toml:31:11: service "web": proxy_protocol is for tcp://, tls:// and udp:// publishes: visitors share the connections to an HTTP target, and X-Forwarded-For has their addresses`,
 			code: 2,
@@ -158,6 +158,14 @@ private.toml:31:11: service "web": proxy_protocol is for tcp://, tls:// and udp:
 			name:   "flags instead of a file",
 			args:   "--relay relay.example.com --site office --key office.key --publish https://app.example.com=http://127.0.0.1:8080 --publish tcp://:15432=tcp://10.0.0.5:5432 --check",
 			stdout: "ok",
+		},
+		{
+			name: "a password in the flags",
+			args: "--relay relay.example.com --site office --key office.key --publish rtsp://a:hunter2@10.0.0.20 --publish rtsp://cams.example.com=rtsp://a:hunter2@10.0.0.20/h264 --check",
+			stderr: `
+command line: --publish rtsp://cams.example.com=rtsp://…@10.0.0.20:554/h264: everybody on this machine sees the password of a command line: use a file, with --config
+command line: --publish "…": want URL=TARGET, such as https://app.example.com=http://127.0.0.1:8080`,
+			code: 2,
 		},
 		{
 			name: "bad flags",

@@ -119,14 +119,27 @@ func (c *policyConfig) policy(f *daemon.File, at, dir, scheme string, endsHere b
 		}
 	}
 	for name, hash := range c.Users {
-		if _, err := auth.ParsePasswordHash(hash); err != nil {
+		h, err := auth.ParsePasswordHash(hash)
+		if err != nil {
 			f.Addf(at+".users."+name, "user %q: %v", name, err)
 			continue
+		}
+		if h.HA1("MD5") != "" {
+			keepSecret(f, at+".users."+name, "a Digest hash is as good as a password")
 		}
 		p.Users[name] = hash
 	}
 	if c.UsersFile != "" {
 		c.readUsers(f, at, daemon.InDir(dir, c.UsersFile), p.Users)
+	}
+	hashes := make(map[string]auth.PasswordHash, len(p.Users))
+	for name, hash := range p.Users {
+		if h, err := auth.ParsePasswordHash(hash); err == nil {
+			hashes[name] = h
+		}
+	}
+	if _, err := auth.Realm(hashes); err != nil {
+		f.Addf(at+".users", "users: %v: make it anew with `tunnelctl password --digest NAME`", err)
 	}
 	if c.HSTS != "" {
 		h, err := parseHSTS(c.HSTS)

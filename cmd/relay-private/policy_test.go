@@ -139,7 +139,7 @@ private.toml:10:1: methods is empty, so nothing could be asked for: leave it out
 private.toml:11:19: max_connections is 0, so nobody could come in: leave it out for no bound
 private.toml:12:12: max_body is 0: leave it out for no bound, or name the methods that have no body
 private.toml:13:13: client_ca: stat none.pem: no such file or directory
-private.toml:14:19: user "alice": no hash of a password that is known: want argon2id ($argon2id$...) or bcrypt ($2a$, $2b$, $2y$), as ` + "`tunnelctl password` and `htpasswd -B`" + ` make them
+private.toml:14:19: user "alice": no hash of a password that is known: want argon2id ($argon2id$...), bcrypt ($2a$, $2b$, $2y$) or, for cameras, $digest$..., as ` + "`tunnelctl password` and `htpasswd -B`" + ` make them
 private.toml:15:14: users_file: users, line 2: this user has a line above
 private.toml:16:8: hsts "half a year": want a time such as "180d", or "180d; includeSubDomains"
 `,

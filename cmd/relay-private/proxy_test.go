@@ -269,7 +269,7 @@ func TestProxySecret(t *testing.T) {
 	}{
 		{"http://proxy:3128", 0o644, ""},
 		{"http://u:secret@proxy:3128", 0o640, ""},
-		{"http://u:secret@proxy:3128", 0o644, ":4:9: proxy has a password and everybody may read this file: run chmod 600 "},
+		{"http://u:secret@proxy:3128", 0o644, ":4:9: proxy has a password, and everybody may read this file: run chmod 600 "},
 		{"ftp://u:secret@proxy:3128", 0o600, ":4:9: proxy: want http://"},
 	} {
 		text := fmt.Sprintf("relay = \"relay.example.com\"\nsite = \"office\"\nkey = \"office.key\"\nproxy = %q\n", test.proxy)

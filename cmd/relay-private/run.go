@@ -12,6 +12,7 @@ import (
 
 	"culvert.dev/pkg/daemon"
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/relay/private"
 )
 
@@ -47,10 +48,17 @@ func (o options) settings() (*settings, error) {
 	for _, p := range o.publish {
 		i := targetSeparator.FindStringIndex(p)
 		if i == nil {
+			if strings.Contains(p, "@") {
+				p = "…" // it may be a password
+			}
 			f.Addf("publish", "--publish %q: want URL=TARGET, such as https://app.example.com=http://127.0.0.1:8080", p)
 			continue
 		}
 		one := serviceConfig{Publish: p[:i[0]], Target: p[i[0]+1:]}
+		if t, err := relay.ParseTarget(one.Target); err == nil && t.HasSecret() {
+			f.Addf("publish", "--publish %s=%s: everybody on this machine sees the password of a command line: use a file, with --config", one.Publish, t)
+			continue
+		}
 		one.Name = serviceName(one.Publish, c.Service)
 		c.Service = append(c.Service, one)
 	}
