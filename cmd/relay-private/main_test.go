@@ -163,8 +163,8 @@ private.toml:31:11: service "web": proxy_protocol is for tcp://, tls:// and udp:
 			name: "a password in the flags",
 			args: "--relay relay.example.com --site office --key office.key --publish rtsp://a:hunter2@10.0.0.20 --publish rtsp://cams.example.com=rtsp://a:hunter2@10.0.0.20/h264 --check",
 			stderr: `
-command line: --publish rtsp://cams.example.com=rtsp://…@10.0.0.20:554/h264: everybody on this machine sees the password of a command line: use a file, with --config
-command line: --publish "…": want URL=TARGET, such as https://app.example.com=http://127.0.0.1:8080`,
+command line: --publish "…": want URL=TARGET, such as https://app.example.com=http://127.0.0.1:8080
+command line: --publish rtsp://cams.example.com=rtsp://…@10.0.0.20:554/h264: everybody on this machine sees the password of a command line: use a file, with --config`,
 			code: 2,
 		},
 		{

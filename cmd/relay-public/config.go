@@ -62,13 +62,20 @@ type listenConfig struct {
 	// the address of HTTPS.
 	QUIC string `toml:"quic"`
 
-	// HTTP is for services published as http:// and ws://. The default is ":80".
+	// HTTP is for services published as http:// and ws://, and for cameras by RTSP over HTTP. The default is ":80".
 	HTTP string `toml:"http"`
 
-	// RTSP, RTSPS and TFTP are off by default, and not supported by this version.
+	// RTSP and RTSPS are for players of cameras, in the clear and with TLS: ":554" and ":322" are what they try if a URL
+	// has no port. The default is "", none: players that have RTSP over HTTP come by HTTPS and HTTP, and so do browsers.
 	RTSP  string `toml:"rtsp"`
 	RTSPS string `toml:"rtsps"`
-	TFTP  string `toml:"tftp"`
+
+	// RTP is the address, on UDP, that pictures and sound come from for players of RTSP and RTSPS that will not have them by
+	// TCP, if the camera's service has udp; RTCP is on the port above it. The default is "", none.
+	RTP string `toml:"rtp"`
+
+	// TFTP is off by default, and not supported by this version.
+	TFTP string `toml:"tftp"`
 
 	// ProxyProtocol lists proxies in front of the relay, such as "10.0.0.7" or "10.0.0.0/8": load balancers that
 	// take visitors first. A connection from there, to any TCP listener, has to begin with a PROXY protocol
@@ -288,7 +295,8 @@ func (s *settings) check(f *daemon.File, dir string) {
 // checkListen checks the addresses.
 func (s *settings) checkListen(f *daemon.File) {
 	for _, l := range []struct{ at, address string }{
-		{"listen.https", s.Listen.HTTPS}, {"listen.quic", s.Listen.QUIC}, {"listen.http", s.Listen.HTTP}, {"listen.admin", s.Listen.Admin},
+		{"listen.https", s.Listen.HTTPS}, {"listen.quic", s.Listen.QUIC}, {"listen.http", s.Listen.HTTP},
+		{"listen.rtsp", s.Listen.RTSP}, {"listen.rtsps", s.Listen.RTSPS}, {"listen.rtp", s.Listen.RTP}, {"listen.admin", s.Listen.Admin},
 	} {
 		if l.address == "" {
 			continue
@@ -296,7 +304,12 @@ func (s *settings) checkListen(f *daemon.File) {
 		_, port, err := net.SplitHostPort(l.address)
 		if n, numErr := strconv.Atoi(port); err != nil || numErr != nil || n < 0 || n > 65535 {
 			f.Addf(l.at, "%s %q: want HOST:PORT or :PORT", l.at, l.address)
+		} else if l.at == "listen.rtp" && n == 65535 {
+			f.Addf(l.at, "%s %q: RTCP is on the port above it, which there is none", l.at, l.address)
 		}
+	}
+	if s.Listen.RTP != "" && s.Listen.RTSP == "" && s.Listen.RTSPS == "" {
+		f.Addf("listen.rtp", "listen.rtp is for players that come by rtsp or rtsps, and neither is listened for")
 	}
 	for i, text := range s.Listen.ProxyProtocol {
 		p, err := netip.ParsePrefix(text)
@@ -314,12 +327,8 @@ func (s *settings) checkListen(f *daemon.File) {
 	if !f.Has("listen.quic") {
 		s.Listen.QUIC = s.Listen.HTTPS
 	}
-	for _, l := range []struct{ name, address string }{
-		{"rtsp", s.Listen.RTSP}, {"rtsps", s.Listen.RTSPS}, {"tftp", s.Listen.TFTP},
-	} {
-		if l.address != "" {
-			f.Addf("listen."+l.name, "listen.%s %q: %s is not supported by this version", l.name, l.address, l.name)
-		}
+	if s.Listen.TFTP != "" {
+		f.Addf("listen.tftp", "listen.tftp %q: tftp is not supported by this version", s.Listen.TFTP)
 	}
 }
 

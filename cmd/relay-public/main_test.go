@@ -48,8 +48,9 @@ state  = "/var/lib/culvert"
 https = ":443"
 quic  = ":443"
 http  = ":80"
-rtsp  = ""
-rtsps = ""
+rtsp  = ":554"
+rtsps = ":322"
+rtp   = ":6970"
 tftp  = ""
 admin = "127.0.0.1:7070"
 
@@ -59,7 +60,7 @@ visitors = 1000
 [[site]]
 name    = "office"
 key     = "ed25519:1yQ/TcItPiLRqEX/qIVJhB08FGTj0D3BzkD0tHr3YMo"
-publish = ["https://*.example.com", "tcp://:15000-15999"]
+publish = ["https://*.example.com", "rtsp://cams.example.com/*", "tcp://:15000-15999"]
 
 [[site]]
 name    = "lab"
@@ -85,8 +86,8 @@ htps = ":443"
 https = "443"
 quic  = "8443"
 http  = ""
-rtsp  = ":554"
-rtsps = ":322"
+rtsp  = "rtsp://:554"
+rtsps = "322"
 tftp  = ":69"
 proxy_protocol = ["10.0.0.0/8", "::1", "lb.example.com"]
 
@@ -124,8 +125,8 @@ public.toml:1:10: domain "https://relay.example.com": want a name in lower case,
 public.toml:4:1: unknown key "htps" (did you mean "https"?)
 public.toml:5:9: listen.https "443": want HOST:PORT or :PORT
 public.toml:6:9: listen.quic "8443": want HOST:PORT or :PORT
-public.toml:8:9: listen.rtsp ":554": rtsp is not supported by this version
-public.toml:9:9: listen.rtsps ":322": rtsps is not supported by this version
+public.toml:8:9: listen.rtsp "rtsp://:554": want HOST:PORT or :PORT
+public.toml:9:9: listen.rtsps "322": want HOST:PORT or :PORT
 public.toml:10:9: listen.tftp ":69": tftp is not supported by this version
 public.toml:11:40: proxy_protocol "lb.example.com": want an address or a prefix, such as "10.0.0.0/8"
 public.toml:14:29: directory "http://ca.example.com/dir": want "letsencrypt", "staging", "zerossl" or the https:// URL of an ACME directory
@@ -147,6 +148,12 @@ public.toml:31:11: site "office" is defined twice
 public.toml:34:3: site without a name
 public.toml:38:67: public key: 5 characters after ed25519: are not base64 of 32 bytes`,
 			code: 2,
+		},
+		{
+			name:   "RTP for nobody",
+			files:  map[string]string{"public.toml": "domain = \"relay.example.com\"\nstate = \"state\"\n[listen]\nrtp = \":65535\"\n"},
+			stderr: "public.toml:4:7: listen.rtp \":65535\": RTCP is on the port above it, which there is none\npublic.toml:4:7: listen.rtp is for players that come by rtsp or rtsps, and neither is listened for",
+			code:   2,
 		},
 		{
 			name:   "missing certificate",
