@@ -5,7 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"math/bits"
+	mathbits "math/bits"
 	"slices"
 	"strings"
 
@@ -131,10 +131,11 @@ type report struct {
 	have bool
 }
 
-// NewMuxer returns a Muxer for tracks of these formats, each of which may be nil. The error is ErrNotPlayable.
-func NewMuxer(formats []format.Format) (*Muxer, error) {
+// NewMuxer returns a Muxer for the stream that d describes. The error is ErrNotPlayable.
+func NewMuxer(d *Description) (*Muxer, error) {
 	m := &Muxer{}
-	for i, f := range formats {
+	for i := range d.Tracks {
+		f := d.Tracks[i].Format
 		if p := newVideoFormat(f); p != nil && m.picture == nil {
 			m.picture, m.video = p, i
 		}
@@ -178,49 +179,42 @@ func (m *Muxer) Next(pos uint64) (data []byte, next uint64) {
 // Size is how many bytes are kept.
 func (m *Muxer) Size() int { return m.size }
 
-// RTP takes a packet of a track. It keeps nothing of p.
-func (m *Muxer) RTP(track int, p *rtp.Packet) {
-	if len(p.Payload) == 0 {
-		return
-	}
+// Take takes a packet. It keeps nothing of p.
+func (m *Muxer) Take(p *Packet) {
+	video := p.Track == m.video
 	switch {
-	case track == m.video:
-		q := *p
-		q.Payload = bytes.Clone(p.Payload) // the decoder keeps it
-		m.takeVideo(&q)
-	case track == m.audio && m.sound != nil:
-		q := *p
-		q.Payload = bytes.Clone(p.Payload)
-		m.takeAudio(&q)
+	case !video && (m.sound == nil || p.Track != m.audio):
+	case p.RTCP:
+		m.takeReport(video, p.Data)
+	case len(p.Payload) == 0:
+	case video:
+		m.takeVideo(p.copy())
+	default:
+		m.takeAudio(p.copy())
 	}
 }
 
-// RTCP takes a compound packet of a track.
-func (m *Muxer) RTCP(track int, b []byte) {
-	which := 0
-	switch {
-	case track == m.video:
-	case track == m.audio && m.sound != nil:
-		which = 1
-	default:
-		return
-	}
+// copy makes of p what gortsplib's decoders take, and keep.
+func (p *Packet) copy() *rtp.Packet {
+	return &rtp.Packet{Header: rtp.Header{Marker: p.Marker, SequenceNumber: p.Sequence, Timestamp: p.Timestamp}, Payload: bytes.Clone(p.Payload)}
+}
+
+// takeReport takes RTCP, which says what time the timestamps of a track are.
+func (m *Muxer) takeReport(video bool, b []byte) {
 	packets, err := rtcp.Unmarshal(b)
 	if err != nil {
 		return
 	}
+	clock, to := &m.soundTime, &m.reports[1]
+	if video {
+		clock, to = &m.clock, &m.reports[0]
+	}
 	for _, p := range packets {
-		sr, ok := p.(*rtcp.SenderReport)
-		clock := &m.clock
-		if which == 1 {
-			clock = &m.soundTime
-		}
-		if !ok || !clock.set || sr.NTPTime == 0 {
-			continue
-		}
-		m.reports[which] = report{
-			ntp: int64(sr.NTPTime>>32)*1e9 + int64((sr.NTPTime&0xffffffff)*1e9>>32),
-			rtp: clock.peek(sr.RTPTime), have: true,
+		if sr, ok := p.(*rtcp.SenderReport); ok && clock.set && sr.NTPTime != 0 {
+			*to = report{
+				ntp: int64(sr.NTPTime>>32)*1e9 + int64((sr.NTPTime&0xffffffff)*1e9>>32),
+				rtp: clock.peek(sr.RTPTime), have: true,
+			}
 		}
 	}
 }
@@ -259,14 +253,8 @@ func (m *Muxer) takeVideo(p *rtp.Packet) {
 	if m.open = p.Timestamp != t; m.open {
 		m.unit = p.Timestamp
 	}
-	whole := au[:0]
-	for _, nalu := range au {
-		if len(nalu) > 0 {
-			whole = append(whole, nalu)
-		}
-	}
-	if len(whole) > 0 {
-		m.takeUnit(whole, m.clock.next(t))
+	if au = withoutEmpty(au); len(au) > 0 {
+		m.takeUnit(au, m.clock.next(t))
 	}
 }
 
@@ -514,6 +502,7 @@ type videoFormat interface {
 
 	codec() codecs.Codec // nil: it is not known yet
 	name() string        // as in the codecs parameter (rfc6381)
+	sets() [][]byte      // parameter sets
 }
 
 func newVideoFormat(f format.Format) videoFormat {
@@ -593,6 +582,8 @@ func (v *videoH264) codec() codecs.Codec {
 	return &codecs.H264{SPS: v.sps, PPS: v.pps}
 }
 
+func (v *videoH264) sets() [][]byte { return [][]byte{v.sps, v.pps} }
+
 func (v *videoH264) name() string { return "avc1." + hex.EncodeToString(v.sps[1:4]) }
 
 type videoH265 struct {
@@ -666,6 +657,8 @@ func (v *videoH265) codec() codecs.Codec {
 	return &codecs.H265{VPS: v.vps, SPS: v.sps, PPS: v.pps}
 }
 
+func (v *videoH265) sets() [][]byte { return [][]byte{v.vps, v.sps, v.pps} }
+
 // profile is the profile and level of the SPS (H.265, 7.3.3), 12 bytes.
 func (v *videoH265) profile() []byte {
 	if len(v.sps) < 15 {
@@ -690,7 +683,7 @@ func (v *videoH265) name() string {
 		tier = "H"
 	}
 	var s strings.Builder
-	fmt.Fprintf(&s, "hvc1.%s%d.%X.%s%d", []string{"", "A", "B", "C"}[p[0]>>6], p[0]&0x1f, bits.Reverse32(compatible), tier, p[11])
+	fmt.Fprintf(&s, "hvc1.%s%d.%X.%s%d", []string{"", "A", "B", "C"}[p[0]>>6], p[0]&0x1f, mathbits.Reverse32(compatible), tier, p[11])
 	for _, b := range bytes.TrimRight(p[5:11], "\x00") {
 		fmt.Fprintf(&s, ".%X", b)
 	}

@@ -161,7 +161,7 @@ func (s *sender) packets(u unit) []*rtp.Packet { return s.enc[u.track](u) }
 func (s *sender) send(m *Muxer, units ...unit) {
 	for _, u := range units {
 		for _, p := range s.packets(u) {
-			m.RTP(u.track, p)
+			m.Take(packetOf(u.track, p))
 		}
 	}
 }
@@ -241,9 +241,22 @@ func samplesOf(parts fmp4.Parts, id int) (all []timed) {
 	return all
 }
 
+// describe is a description of tracks of these formats.
+func describe(formats []format.Format) *Description {
+	d := new(Description)
+	for _, f := range formats {
+		d.Tracks = append(d.Tracks, Track{Format: f})
+	}
+	return d
+}
+
+func packetOf(track int, p *rtp.Packet) *Packet {
+	return &Packet{Track: track, Sequence: p.SequenceNumber, Timestamp: p.Timestamp, Marker: p.Marker, Payload: p.Payload}
+}
+
 func newTestMuxer(t testing.TB, c clip) *Muxer {
 	t.Helper()
-	m, err := NewMuxer(c.formats)
+	m, err := NewMuxer(describe(c.formats))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -375,7 +388,7 @@ func TestMuxerLoss(t *testing.T) {
 							continue
 						}
 					}
-					m.RTP(u.track, p)
+					m.Take(packetOf(u.track, p))
 				}
 				f.follow()
 			}
@@ -469,8 +482,8 @@ func TestMuxerReports(t *testing.T) {
 		s.send(m, u)
 		f.follow()
 		if i == 20 {
-			m.RTCP(0, s.report(0, u.dts))
-			m.RTCP(1, s.report(1, u.dts+9000))
+			m.Take(&Packet{Track: 0, RTCP: true, Data: s.report(0, u.dts)})
+			m.Take(&Packet{Track: 1, RTCP: true, Data: s.report(1, u.dts+9000)})
 		}
 	}
 	_, parts := parseMP4(t, f.b)
@@ -551,7 +564,7 @@ func TestMuxerMarkers(t *testing.T) {
 			}
 			for _, p := range s.packets(u) {
 				p.Marker = p.Marker && marked
-				m.RTP(0, p)
+				m.Take(packetOf(0, p))
 			}
 			fo.follow()
 		}
@@ -593,11 +606,11 @@ func TestMuxerMemory(t *testing.T) {
 
 func TestMuxerNothingToPlay(t *testing.T) {
 	for _, f := range [][]format.Format{nil, {nil}, {&format.MJPEG{}}, {&format.Opus{ChannelCount: 2}}} {
-		if _, err := NewMuxer(f); !errors.Is(err, ErrNotPlayable) {
+		if _, err := NewMuxer(describe(f)); !errors.Is(err, ErrNotPlayable) {
 			t.Errorf("%v: %v", f, err)
 		}
 	}
-	m, err := NewMuxer([]format.Format{&format.G711{MULaw: true, SampleRate: 8000, ChannelCount: 1}, &format.H264{PacketizationMode: 1}})
+	m, err := NewMuxer(describe([]format.Format{&format.G711{MULaw: true, SampleRate: 8000, ChannelCount: 1}, &format.H264{PacketizationMode: 1}}))
 	if err != nil || m.sound != nil || m.video != 1 {
 		t.Errorf("%+v, %v", m, err)
 	}
@@ -625,7 +638,7 @@ func FuzzMuxer(f *testing.F) {
 		if hevc {
 			formats = []format.Format{&format.H265{}, &format.Opus{ChannelCount: 1}}
 		}
-		m, err := NewMuxer(formats)
+		m, err := NewMuxer(describe(formats))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -636,9 +649,9 @@ func FuzzMuxer(f *testing.F) {
 			raw := b[3 : 3+n]
 			var p rtp.Packet
 			if b[0]&2 != 0 {
-				m.RTCP(int(b[0]&1), raw)
+				m.Take(&Packet{Track: int(b[0] & 1), RTCP: true, Data: raw})
 			} else if p.Unmarshal(raw) == nil {
-				m.RTP(int(b[0]&1), &p)
+				m.Take(packetOf(int(b[0]&1), &p))
 			}
 			b = b[3+n:]
 			if m.Generation() != generation {
@@ -673,7 +686,7 @@ func BenchmarkMuxer(b *testing.B) {
 	for b.Loop() {
 		m := newTestMuxer(b, c)
 		for i, p := range packets {
-			m.RTP(tracks[i], p)
+			m.Take(packetOf(tracks[i], p))
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/75, "ns/picture")
