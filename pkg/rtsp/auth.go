@@ -247,16 +247,7 @@ type Authorization struct {
 func (a *Authorization) digest() string {
 	var b strings.Builder
 	b.WriteString("Digest ")
-	quoted := func(name, v string) {
-		b.WriteString(name + `="`)
-		for i := range len(v) {
-			if v[i] == '"' || v[i] == '\\' {
-				b.WriteByte('\\')
-			}
-			b.WriteByte(v[i])
-		}
-		b.WriteByte('"')
-	}
+	quoted := func(name, v string) { b.WriteString(name + "=" + quote(v)) }
 	quoted("username", a.User)
 	quoted(", realm", a.Realm)
 	quoted(", nonce", a.Nonce)
@@ -312,6 +303,9 @@ func ParseAuthorization(v []byte) (Authorization, error) {
 	a = Authorization{
 		User: p["username"], Realm: p["realm"], Nonce: p["nonce"], URI: p["uri"], Algorithm: p.algorithm(),
 		Response: strings.ToLower(p["response"]), QOP: strings.ToLower(p["qop"]), NC: p["nc"], CNonce: p["cnonce"], Opaque: p["opaque"],
+	}
+	if a.QOP == "" {
+		a.NC, a.CNonce = "", "" // they mean nothing
 	}
 	h, known := hash(a.Algorithm)
 	switch {

@@ -1,8 +1,6 @@
 package rtsp
 
-import (
-	"errors"
-)
+import "errors"
 
 // Base64 decodes what comes up in a tunnel over HTTP, as it comes: quanta of four, padding at the end of
 // any of them (clients encode each message by itself), white space anywhere. Its zero value is at the
@@ -13,8 +11,8 @@ type Base64 struct {
 	acc uint32
 }
 
-// Decode appends to dst what src has. dst may be src[:0]. After an error, which says that src is not
-// base64, nothing more can be decoded.
+// Decode appends to dst what src has; the two must not overlap, because a quantum may have begun before src.
+// After an error, which says that src is not base64, nothing more can be decoded.
 func (d *Base64) Decode(dst, src []byte) ([]byte, error) {
 	for _, c := range src {
 		v := sextet[c]

@@ -2,6 +2,9 @@ package rtsp
 
 import (
 	"bytes"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -24,4 +27,110 @@ func ParseSession(v []byte) (id string, timeout time.Duration) {
 		}
 	}
 	return string(bytes.TrimSpace(b)), timeout
+}
+
+// RTPInfo is what a server says of a stream in its answer to PLAY (rfc2326#section-12.33).
+type RTPInfo struct {
+	URL        string // may be relative
+	Seq        uint16
+	RTPTime    uint32
+	HasSeq     bool
+	HasRTPTime bool
+}
+
+// ParseRTPInfo reads an RTP-Info field, as far as it makes sense.
+func ParseRTPInfo(v []byte) []RTPInfo {
+	var all []RTPInfo
+	for rest := string(v); rest != "" && len(all) < MaxMedia; {
+		var url, params string
+		_, url, params, rest = cutRTPInfo(rest)
+		if url == "" {
+			continue
+		}
+		i := RTPInfo{URL: unquote(url)}
+		for p := range strings.SplitSeq(params, ";") {
+			name, value, _ := strings.Cut(p, "=")
+			n, err := strconv.ParseUint(strings.TrimRight(value, " \t,"), 10, 32)
+			if err != nil {
+				continue
+			}
+			switch strings.ToLower(strings.TrimSpace(name)) {
+			case "seq":
+				i.Seq, i.HasSeq = uint16(n), n <= 65535
+			case "rtptime":
+				i.RTPTime, i.HasRTPTime = uint32(n), true
+			}
+		}
+		all = append(all, i)
+	}
+	return all
+}
+
+// AppendRTPInfo appends a camera's RTP-Info with the visitor's URLs in it. An absolute URL that is not below
+// the prefix becomes the prefix, named[i] the name that AppendSDP gave it; all else stays as it is.
+func (m Mapping) AppendRTPInfo(dst, v []byte, named []string) []byte {
+	for rest := string(v); rest != ""; {
+		var before, url, params string
+		before, url, params, rest = cutRTPInfo(rest)
+		plain := unquote(url)
+		if to, ok := m.ToVisitor(plain); ok {
+			plain = to
+		} else if i := slices.Index(named, plain); i >= 0 {
+			plain = m.name(i)
+		} else if strings.Contains(plain, "://") {
+			plain = m.Visitor
+		}
+		dst = append(dst, before...)
+		if strings.HasPrefix(url, `"`) {
+			dst = append(dst, '"')
+			dst = append(dst, plain...)
+			dst = append(dst, '"')
+		} else {
+			dst = append(dst, plain...)
+		}
+		dst = append(dst, params...)
+	}
+	return dst
+}
+
+// cutRTPInfo cuts the first stream off an RTP-Info: what is before its URL, the URL, its parameters with
+// the comma that ends them, and the rest. URLs have commas, semicolons and '=' in them and are often not quoted.
+func cutRTPInfo(s string) (before, url, params, rest string) {
+	i := indexFold(s, "url=")
+	if i < 0 {
+		return s, "", "", ""
+	}
+	i += len("url=")
+	end := len(s)
+	if strings.HasPrefix(s[i:], `"`) {
+		if n := strings.IndexByte(s[i+1:], '"'); n >= 0 {
+			end = i + 1 + n + 1
+		}
+	} else {
+		// The URL ends where a parameter begins, or the next stream.
+		for at := i; at < len(s); at++ {
+			if s[at] == ';' && startsAny(s[at+1:], "seq=", "rtptime=", "ssrc=") || s[at] == ',' && startsAny(s[at+1:], "url=") {
+				end = at
+				break
+			}
+		}
+	}
+	next := len(s)
+	for at := end; at < len(s); at++ {
+		if s[at] == ',' && startsAny(s[at+1:], "url=") {
+			next = at + 1
+			break
+		}
+	}
+	return s[:i], s[i:end], s[end:next], s[next:]
+}
+
+func startsAny(s string, prefixes ...string) bool {
+	s = strings.TrimLeft(s, " \t")
+	for _, p := range prefixes {
+		if len(s) >= len(p) && Is([]byte(s[:len(p)]), p) {
+			return true
+		}
+	}
+	return false
 }

@@ -121,7 +121,10 @@ func parseTransport(v string) (Transport, error) {
 		case "ssrc":
 			t.SSRC = value
 		case "mode":
-			t.Mode = strings.ToUpper(value)
+			t.Mode = value
+			if token([]byte(value)) {
+				t.Mode = strings.ToUpper(value)
+			}
 		case "append":
 			t.Append = true
 		}
@@ -151,8 +154,12 @@ func (t Transport) String() string {
 		}
 	}
 	text := func(name, v string) {
-		if v != "" {
+		switch {
+		case v == "":
+		case token([]byte(strings.ReplaceAll(v, ":", ""))): // an IPv6 address is as it is
 			b.WriteString(";" + name + "=" + v)
+		default:
+			b.WriteString(";" + name + "=" + quote(v))
 		}
 	}
 	text("destination", t.Destination)
@@ -167,7 +174,7 @@ func (t Transport) String() string {
 	pair("server_port", t.ServerPort, t.HasServerPort)
 	text("ssrc", t.SSRC)
 	if t.Mode != "" {
-		b.WriteString(`;mode="` + t.Mode + `"`)
+		b.WriteString(";mode=" + quote(t.Mode))
 	}
 	return b.String()
 }
@@ -205,4 +212,8 @@ func unquote(s string) string {
 		b.WriteByte(s[i])
 	}
 	return b.String()
+}
+
+func quote(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }

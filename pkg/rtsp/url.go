@@ -77,30 +77,91 @@ func dotted(path string) bool {
 	return false
 }
 
-// Mapping says which URLs of a camera a visitor reaches by which. Both are prefixes: absolute URLs
-// without a user, the camera's perhaps with a query.
-type Mapping struct{ Visitor, Camera string }
+// Mapping says which URLs of a camera a visitor reaches by which. Both are prefixes: absolute URLs, the
+// camera's perhaps with a query, below which some cameras put their tracks:
+//
+//	rtsp://10.0.0.20/cam/realmonitor?channel=1&subtype=0/trackID=1
+//
+// A user in a URL does not matter, nor does the case of a host or whether the scheme's own port is written.
+type Mapping struct {
+	Visitor, Camera string
 
-// ToCamera returns the camera's URL for a visitor's.
+	// Base is the Content-Base of the camera's description, if it had one that ToVisitor cannot map. The
+	// tracks of that description are below it.
+	Base string
+}
+
+// ToCamera returns the camera's URL for a visitor's, or false for one that is not below the prefix. One
+// that a reader of paths could take out of it again, with "..", is not.
 func (m Mapping) ToCamera(url string) (string, bool) {
+	_, _, rest, ok := split(url)
+	path, _, _ := strings.Cut(rest, "?")
+	if !ok || dotted(path) {
+		return "", false
+	}
 	return swap(url, m.Visitor, m.Camera)
 }
 
-// ToVisitor returns the visitor's URL for a camera's.
+// ToVisitor returns the visitor's URL for a camera's, or false for one that is not below the prefix: of
+// another host, even if that is another name of the camera, another scheme, port or path.
 func (m Mapping) ToVisitor(url string) (string, bool) {
-	return swap(url, m.Camera, m.Visitor)
+	v, ok := swap(url, m.Camera, m.Visitor)
+	if !ok || strings.HasPrefix(v[min(len(v), len(m.Visitor)):], "/~") {
+		return "", false // the names of what is outside begin so
+	}
+	return v, true
+}
+
+// split cuts a URL behind the authority, which it returns in the form to compare.
+func split(url string) (scheme, authority, rest string, ok bool) {
+	scheme, rest, ok = strings.Cut(url, "://")
+	end := strings.IndexAny(rest, "/?")
+	if end < 0 {
+		end = len(rest)
+	}
+	scheme = strings.ToLower(scheme)
+	authority = strings.ToLower(rest[strings.LastIndexByte(rest[:end], '@')+1 : end])
+	switch scheme {
+	case "rtsp":
+		authority = strings.TrimSuffix(authority, ":554")
+	case "rtsps":
+		authority = strings.TrimSuffix(authority, ":322")
+	}
+	return scheme, authority, rest[end:], ok
 }
 
 func swap(url, from, to string) (string, bool) {
-	rest, ok := strings.CutPrefix(url, from)
-	if !ok || rest != "" && rest[0] != '/' && rest[0] != '?' && !strings.HasSuffix(from, "/") {
+	scheme, authority, rest, ok := split(url)
+	wantScheme, wantAuthority, prefix, _ := split(from)
+	if !ok || scheme != wantScheme || authority != wantAuthority {
 		return "", false
 	}
-	return to + rest, true
-}
-
-// AppendSDP appends a camera's session description as a visitor may see it. named are the camera's
-// URLs outside the prefix: the visitor knows the i-th as Visitor + "/~i".
-func (m Mapping) AppendSDP(dst, sdp []byte) (_ []byte, named []string) {
-	return append(dst, sdp...), nil
+	query := strings.Contains(prefix, "?")
+	slash := strings.HasSuffix(prefix, "/")
+	if slash && rest == prefix[:len(prefix)-1] {
+		rest = prefix
+	}
+	rest, ok = strings.CutPrefix(rest, prefix)
+	if !ok {
+		return "", false
+	}
+	if rest != "" && !slash && rest[0] != '/' && rest[0] != '?' && !(query && rest[0] == '&') {
+		return "", false
+	}
+	if rest == "" {
+		return to, true
+	}
+	toQuery := strings.Contains(to, "?")
+	switch {
+	case rest[0] == '?' && toQuery:
+		return to + "&" + rest[1:], true
+	case rest[0] == '&' && query && !slash:
+		if toQuery {
+			return to + rest, true
+		}
+		return to + "?" + rest[1:], true
+	case rest[0] == '?':
+		return to + rest, true
+	}
+	return strings.TrimSuffix(to, "/") + "/" + strings.TrimPrefix(rest, "/"), true
 }
