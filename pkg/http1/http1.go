@@ -38,6 +38,10 @@ type Limits struct {
 	MaxHead   int // bytes of a whole head; 0: 16 KiB for requests, 32 KiB for responses
 	MaxLine   int // bytes of the request line or status line; 0: 8 KiB
 	MaxFields int // field lines; 0: 100
+
+	// NoHost takes a request of HTTP/1.1 that has no Host, too, against rfc9112#section-3.2:
+	// Request.Host is nil then, unless the target has one.
+	NoHost bool
 }
 
 // Error says why a message was rejected. The connection cannot be used for another message.

@@ -12,7 +12,7 @@ type Request struct {
 	Scheme []byte // of an absolute-form target, else nil
 
 	// Host is the validated host or host:port of the target, or of the Host field if the target has
-	// none (rfc9112#section-3.2.2); nil only in HTTP/1.0. The case is the peer's.
+	// none (rfc9112#section-3.2.2); nil only in HTTP/1.0, or with Limits.NoHost. The case is the peer's.
 	Host []byte
 
 	Path  []byte // starts with '/', or is "*"; nil for CONNECT. Still percent-encoded, encoding checked
@@ -146,7 +146,7 @@ func (r *Request) parse(b []byte, l Limits) (int, *Error) {
 	switch {
 	case e != nil:
 		return 0, e
-	case hosts == 0 && r.Minor == 1:
+	case hosts == 0 && r.Minor == 1 && !l.NoHost:
 		return 0, errNoHost
 	case m.chunked && r.Minor == 0:
 		return 0, errCoding10 // rfc9112#section-6.1

@@ -35,7 +35,7 @@ func Accept(c *evloop.Conn, key string, hello func(*Incoming, error)) {
 	l.fail = func(err error) { hello(nil, err) }
 	l.hear = func(message []byte) { l.heard(message, hello) }
 	c.SetHandler((*events)(l))
-	c.Write(websocket.AppendResponse(nil, key))
+	c.Write(websocket.AppendResponse(nil, key, ""))
 	c.Loop().Arm(&l.timer, handshakeTimeout, func() {
 		l.end(websocket.StatusPolicy, "no hello in time", fmt.Errorf("no hello within %v", handshakeTimeout))
 	})

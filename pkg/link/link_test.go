@@ -541,7 +541,7 @@ func TestDialTimeout(t *testing.T) {
 			b := make([]byte, 4096)
 			n, _ := tc.Read(b)
 			_, key, _ := strings.Cut(string(b[:n]), "Sec-WebSocket-Key: ")
-			tc.Write(websocket.AppendResponse(nil, key[:24]))
+			tc.Write(websocket.AppendResponse(nil, key[:24], ""))
 		}, false},
 	} {
 		for _, cancelled := range []bool{false, true} {

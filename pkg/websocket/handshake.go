@@ -35,10 +35,15 @@ func AppendRequest(b []byte, host, path, key string) []byte {
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n\r\n", path, host, key)
 }
 
-// AppendResponse appends a server's answer to a request with that key.
-func AppendResponse(b []byte, key string) []byte {
-	return fmt.Appendf(b, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
-		"Sec-WebSocket-Accept: %s\r\n\r\n", AcceptKey(key))
+// AppendResponse appends a server's answer to a request with that key. protocol is
+// the one that was chosen of those in the request's Sec-WebSocket-Protocol; "": none.
+func AppendResponse(b []byte, key, protocol string) []byte {
+	b = fmt.Appendf(b, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"+
+		"Sec-WebSocket-Accept: %s\r\n", AcceptKey(key))
+	if protocol != "" {
+		b = fmt.Appendf(b, "Sec-WebSocket-Protocol: %s\r\n", protocol)
+	}
+	return append(b, "\r\n"...)
 }
 
 // CheckRequest checks a GET request of HTTP/1.1 as rfc6455#section-4.2.1 asks and

@@ -241,7 +241,7 @@ func TestHandshake(t *testing.T) {
 	if got := AcceptKey(key); got != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
 		t.Fatal(got)
 	}
-	answer := AppendResponse(nil, key)
+	answer := AppendResponse(nil, key, "")
 	for i := range answer {
 		if n, err := ReadResponse(answer[:i], key); n != 0 || err != nil {
 			t.Fatalf("after %d bytes: %d, %v", i, n, err)
@@ -389,7 +389,7 @@ func TestServerInterop(t *testing.T) {
 			return
 		}
 		defer c.Close()
-		c.Write(AppendResponse(nil, key))
+		c.Write(AppendResponse(nil, key, ""))
 		status, err := echo(c, &Decoder{Masked: true}, nil)
 		done <- result{status, err}
 	})}

@@ -48,7 +48,7 @@ func tunnels(c *client, req *http1.Request) bool {
 	if !strings.HasPrefix(c.proto, "HTTP/1.") {
 		return false
 	}
-	return http1.Get(req.Fields, "x-sessioncookie") != nil || isRTSPSocket(req)
+	return opensTunnel(req) || isRTSPSocket(req)
 }
 
 // isRTSPSocket reports whether a request is for a WebSocket that carries RTSP, as ONVIF's
@@ -62,7 +62,7 @@ func isRTSPSocket(req *http1.Request) bool {
 			continue
 		}
 		for p := range bytes.SplitSeq(req.Fields[i].Value, comma) {
-			if string(bytes.TrimSpace(p)) == "rtsp.onvif.org" {
+			if string(bytes.TrimSpace(p)) == socketProtocol {
 				return true
 			}
 		}
@@ -73,6 +73,14 @@ func isRTSPSocket(req *http1.Request) bool {
 // serveCamera begins with a request over HTTP to a camera, as decideCamera has said. It returns
 // nil if there is no exchange any more: then f knows.
 func (l *loop) serveCamera(f front, s *service, req *http1.Request) *exchange {
+	if v, ok := f.(*visitor); ok && tunnels(f.who(), req) {
+		if isRTSPSocket(req) {
+			v.socket(s, req)
+		} else {
+			v.tunnel(s, req)
+		}
+		return nil
+	}
 	if string(req.Path[len(s.prefix):]) == "/snapshot.jpg" {
 		return l.begin(f, s, req)
 	}

@@ -259,6 +259,7 @@ func (r *Relay) prepare() {
 		r.began = start
 		for i := range r.Core.NumLoops() {
 			l := &loop{Loop: r.Core.Loop(i), relay: r, start: start, endpoint: http2.Endpoint{Budget: r.windows}}
+			l.tunnels.serve = l.serveRTSP
 			r.loops = append(r.loops, l)
 			r.byLoop[l.Loop] = l
 		}

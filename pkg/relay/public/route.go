@@ -29,6 +29,8 @@ type table struct {
 	away
 
 	asks asksFor // hosts whose visitors are asked for a certificate
+
+	cameras string // the only host that has some; "" if there is none, or more than one
 }
 
 // away is what is known of sites that are away.
@@ -51,8 +53,13 @@ func newTable(services []*service, away away) *table {
 			t.passes = append(t.passes, p)
 		}
 	}
+	hosts := 0 // that have cameras
 	for _, s := range services {
 		name := strings.TrimPrefix(s.host, "*")
+		if s.isCamera() && s.host != t.cameras {
+			t.cameras = s.host
+			hosts++
+		}
 		if s.raw {
 			t.raw[name] = s
 		}
@@ -62,6 +69,9 @@ func newTable(services []*service, away away) *table {
 		if s.plain {
 			t.plain[name] = append(t.plain[name], s)
 		}
+	}
+	if hosts != 1 || strings.HasPrefix(t.cameras, "*") {
+		t.cameras = ""
 	}
 	for _, hosts := range []map[string][]*service{t.secure, t.plain} {
 		for _, l := range hosts {

@@ -433,7 +433,7 @@ func (p *player) request(m *rtsp.Message) bool {
 	switch {
 	case !ok:
 		return p.turnDown(cseq, troubleCSeq)
-	case p.client.verdict != admitted:
+	case p.client.verdict == sayFull:
 		p.last = true
 		return p.turnDown(cseq, troubleFull)
 	case method == methodSetParameter && len(m.Body) > 0, string(m.Method) == "ANNOUNCE", string(m.Method) == "RECORD":

@@ -78,6 +78,7 @@ type loop struct {
 	first *visitor // of those that are here
 
 	players          *player // that are here
+	tunnels          rtspTunnels
 	rtspIn, rtspBack rtsp.Message
 	rtspOut          []rtsp.Field
 
@@ -125,7 +126,7 @@ func (l *loop) drain(all bool) (newcomers int) {
 			newcomers++
 		}
 	}
-	return newcomers + l.drainPlayers(all)
+	return newcomers + l.drainPlayers(all) + l.tunnels.drain(all)
 }
 
 // since is the time of the current turn in nanoseconds since the loop's start.
@@ -439,6 +440,9 @@ func (v *visitor) readHead(b []byte) int {
 	l := v.loop
 	req := &l.req
 	n, err := http1.ParseRequest(b, req)
+	if req.Host == nil {
+		n, err = v.hostless(b, n, err)
+	}
 	if err != nil {
 		l.counters.Rejected++
 		v.refuse(rejection(err))
@@ -487,7 +491,8 @@ func (v *visitor) readHead(b []byte) int {
 		}
 	case doAnswer:
 		l.logDecision(&v.client, req, d)
-		v.last = v.last || d.trouble == troubleNoCert // another handshake asks again
+		v.last = v.last || d.trouble == troubleNoCert || // another handshake asks again
+			opensTunnel(req) // and what follows may be no HTTP
 		v.answer(d.trouble, d.fields...)
 	}
 	return n
