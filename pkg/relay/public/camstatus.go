@@ -4,6 +4,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"culvert.dev/pkg/camera"
+	"culvert.dev/pkg/rtsp"
 )
 
 // CameraStatus is what is known of a camera, in ServiceStatus.
@@ -90,11 +93,18 @@ func (c *cameraTally) rate(now int64) uint64 {
 func (c *cameraTally) keyframe(now int64) { c.key = now }
 
 // describe tells what the camera has. Its words are the camera's own: what is not printable is dropped.
-func (c *cameraTally) describe(tracks ...CameraTrack) {
-	c.tracks = slices.Clone(tracks[:min(len(tracks), maxTracksShown)])
-	for i := range c.tracks {
-		t := &c.tracks[i]
-		t.Media, t.Codec = shownWord(t.Media), shownWord(t.Codec)
+func (c *cameraTally) describe(d *camera.Description) {
+	c.tracks = make([]CameraTrack, 0, min(len(d.Tracks), maxTracksShown))
+	for i := range d.Tracks[:cap(c.tracks)] {
+		t := &d.Tracks[i]
+		c.tracks = append(c.tracks, CameraTrack{shownWord(t.Media), shownWord(t.Codec), t.Width, t.Height})
+	}
+}
+
+// size tells how large the pictures of a track are.
+func (c *cameraTally) size(track, width, height int) {
+	if track < len(c.tracks) && width > 0 && height > 0 {
+		c.tracks[track].Width, c.tracks[track].Height = width, height
 	}
 }
 
@@ -123,4 +133,122 @@ func (c *cameraTally) status(now int64) *CameraStatus {
 		st.KeyFrame = time.Now().Add(time.Duration(c.key - now))
 	}
 	return st
+}
+
+// cameraView counts what passes by on a stream that one player has for itself. The zero value but for tally is ready.
+type cameraView struct {
+	tally   *cameraTally
+	tracks  []camera.Track // with video, by their index; from DESCRIBE to PLAY
+	asked   []viewSetup    // SETUPs that wait for their answer
+	readers []viewReader   // of the tracks with video that are set up
+	playing bool
+}
+
+type viewSetup struct {
+	cseq uint32
+	url  string
+}
+
+type viewReader struct {
+	channel uint8
+	track   int
+	camera.Reader
+}
+
+// ask sees a request on its way to the camera.
+func (v *cameraView) ask(m *rtsp.Message, cseq uint32) {
+	if string(m.Method) == "SETUP" && len(v.asked) < maxFlight {
+		v.asked = append(v.asked, viewSetup{cseq, string(m.URL)})
+	}
+}
+
+// answer sees the answer to a request.
+func (v *cameraView) answer(method rtspMethod, cseq uint32, m *rtsp.Message) {
+	url := ""
+	if i := slices.IndexFunc(v.asked, func(s viewSetup) bool { return s.cseq == cseq }); i >= 0 {
+		url = v.asked[i].url
+		v.asked = slices.Delete(v.asked, i, i+1)
+	}
+	if m.Status < 200 || m.Status >= 300 {
+		return
+	}
+	switch method {
+	case methodDescribe:
+		if d, err := camera.Parse(m.Body); err == nil {
+			v.tally.describe(d)
+			v.tracks = d.Tracks
+		}
+	case methodSetup:
+		list, err := rtsp.ParseTransport(m.Get("Transport"))
+		if i := trackOf(v.tracks, url); err == nil && i >= 0 && v.tracks[i].IsVideo() && list[0].HasInterleaved {
+			v.read(i, uint8(list[0].Interleaved[0]))
+		}
+	case methodPlay:
+		v.tracks = nil
+		v.plays(true)
+	case methodPause, methodTeardown:
+		v.plays(false)
+	}
+}
+
+// read reads what comes on a channel from now on.
+func (v *cameraView) read(track int, channel uint8) {
+	i := slices.IndexFunc(v.readers, func(r viewReader) bool { return r.channel == channel })
+	if i < 0 {
+		if len(v.readers) == maxTracksShown {
+			return
+		}
+		i = len(v.readers)
+		v.readers = append(v.readers, viewReader{channel: channel})
+	}
+	v.readers[i].track = track
+	v.readers[i].Reset(&v.tracks[track])
+}
+
+// trackOf returns the index of the track that a SETUP is for, or -1: its URL ends with the track's control attribute.
+func trackOf(tracks []camera.Track, url string) int {
+	best := -1
+	for i := range tracks {
+		c := strings.TrimPrefix(tracks[i].Control, "*")
+		if strings.HasSuffix(url, c) && (c != "" || len(tracks) == 1) && (best < 0 || len(c) > len(tracks[best].Control)) {
+			best = i
+		}
+	}
+	return best
+}
+
+func (v *cameraView) plays(on bool) {
+	if v.playing != on {
+		v.playing = on
+		n := 1
+		if !on {
+			n = -1
+		}
+		v.tally.viewer(n)
+	}
+}
+
+// frame sees an interleaved frame that has come, or a piece of one.
+func (v *cameraView) frame(now int64, d *rtsp.Demux, b []byte) {
+	v.tally.media(now, len(b))
+	if !d.First {
+		return
+	}
+	for i := range v.readers {
+		r := &v.readers[i]
+		if r.channel != d.Channel {
+			continue
+		}
+		was, p := r.Access, camera.Packet{Data: b[min(4, len(b)):]}
+		if r.Read(&p) == nil && r.Access == camera.Key && (p.Begins || was != camera.Key) {
+			v.tally.keyframe(now)
+			v.tally.size(r.track, r.Width, r.Height)
+		}
+	}
+}
+
+// over ends the view.
+func (v *cameraView) over() {
+	v.plays(false)
+	v.tracks, v.asked, v.readers = nil, nil, nil
 }

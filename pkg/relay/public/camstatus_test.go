@@ -1,9 +1,16 @@
 package public
 
 import (
+	"os"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
+
+	"culvert.dev/pkg/camera"
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/rtsp"
+	"culvert.dev/pkg/tunnel"
 )
 
 // What operators are told of a camera whose stream begins, goes on, stops and begins again.
@@ -50,7 +57,9 @@ func TestCameraStatus(t *testing.T) {
 	c.viewer(+1)
 	c.viewer(+1)
 	c.viewer(-1)
-	c.describe(CameraTrack{Media: "video", Codec: "H\x1b[31m264\u2028", Width: 640, Height: 360}, CameraTrack{Media: "audio", Codec: "MPEG4-GENERIC-AND-MORE"})
+	c.describe(&camera.Description{Tracks: []camera.Track{{Media: "video", Codec: "H\x1b[31m264\u2028", Width: 640, Height: 360}, {Media: "audio", Codec: "MPEG4-GENERIC-AND-MORE"}}})
+	c.size(0, 1280, 720)
+	c.size(7, 1, 1)
 	c.keyframe(int64(time.Second))
 	c.reconnect()
 	c.drop(3)
@@ -60,12 +69,84 @@ func TestCameraStatus(t *testing.T) {
 	}
 	st.KeyFrame = time.Time{}
 	if want := (CameraStatus{Viewers: 1, Reconnects: 1, Dropped: 3, Tracks: []CameraTrack{
-		{Media: "video", Codec: "H[31m264", Width: 640, Height: 360}, {Media: "audio", Codec: "MPEG4-GENERIC-AN"},
+		{Media: "video", Codec: "H[31m264", Width: 1280, Height: 720}, {Media: "audio", Codec: "MPEG4-GENERIC-AN"},
 	}}); !reflect.DeepEqual(*st, want) {
 		t.Errorf("%+v, want %+v", *st, want)
 	}
-	c.describe(make([]CameraTrack, 32)...)
+	c.describe(&camera.Description{Tracks: make([]camera.Track, 32)})
 	if n := len(c.status(0).Tracks); n != maxTracksShown {
 		t.Errorf("%d tracks are shown", n)
 	}
+}
+
+// What passes by on the way to a player tells of the camera: the capture is that of a real one.
+func TestCameraPassesBy(t *testing.T) {
+	sdp, err := os.ReadFile("../../camera/testdata/h264.sdp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	frames, err := os.ReadFile("../../camera/testdata/h264.rtp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	described := strings.NewReplacer("b=AS:150\n", "a=control:trackID=0\n", "b=AS:24\n", "a=control:trackID=1\n").Replace(strings.ReplaceAll(string(sdp), "\r\n", "\n"))
+	backends(t, func(t *testing.T, portable bool) {
+		r := newCameraRelay(t, portable, nil)
+		s := r.connect("office", nil, "gate", "rtsp://cams.test/gate")
+		c := s.camera(&testCamera{instead: func(st *tunnel.Stream, _ relay.Header, m *rtsp.Message) bool {
+			if string(m.Method) == "DESCRIBE" {
+				st.Write([]byte(reply(string(m.Get("CSeq")), 200, described, "Content-Type: application/sdp")))
+			}
+			return string(m.Method) == "DESCRIBE"
+		}})
+		status := func() CameraStatus {
+			t.Helper()
+			svc := r.Status(t.Context()).Sessions[0].Services[0]
+			if svc.Camera == nil {
+				t.Fatal("the service is no camera")
+			}
+			return *svc.Camera
+		}
+		if st := status(); !reflect.DeepEqual(st, CameraStatus{}) {
+			t.Errorf("a camera that nobody has watched: %+v", st)
+		}
+		p := r.player(false)
+		url := "rtsp://cams.test/gate"
+		p.ask(200, "DESCRIBE", url)
+		p.ask(200, "SETUP", url+"/trackID=0", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1")
+		p.ask(200, "SETUP", url+"/trackID=1", "Session: 4711", "Transport: RTP/AVP/TCP;unicast;interleaved=2-3")
+		tracks := []CameraTrack{{"video", "H264", 160, 120}, {Media: "audio", Codec: "AAC"}}
+		if st := status(); st.Viewers != 0 || !st.KeyFrame.IsZero() || !reflect.DeepEqual(st.Tracks, tracks) {
+			t.Errorf("before PLAY: %+v", st)
+		}
+		p.ask(200, "PLAY", url, "Session: 4711")
+		go onLoop(s.session.loop.Loop, func() { c.streams[0].Write(frames) })
+		for n := 0; n < len(frames); {
+			_, _, b, err := p.next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			n += len(b)
+		}
+		if st := status(); st.Viewers != 1 || time.Since(st.KeyFrame) > time.Minute || st.Received != uint64(len(frames)) || !reflect.DeepEqual(st.Tracks, tracks) {
+			t.Errorf("while it plays: %+v", st)
+		}
+		p.ask(200, "PAUSE", url, "Session: 4711")
+		if st := status(); st.Viewers != 0 {
+			t.Errorf("after PAUSE there are %d viewers", st.Viewers)
+		}
+		p.ask(200, "PLAY", url, "Session: 4711")
+		p.ask(200, "TEARDOWN", url, "Session: 4711")
+		if st := status(); st.Viewers != 0 {
+			t.Errorf("after TEARDOWN there are %d viewers", st.Viewers)
+		}
+		// One that goes without a word.
+		q := r.player(false)
+		q.watch(url)
+		if st := status(); st.Viewers != 1 {
+			t.Errorf("the next one: %d viewers", st.Viewers)
+		}
+		q.Close()
+		eventually(t, "the viewer who went away is not counted", func() bool { return status().Viewers == 0 })
+	})
 }

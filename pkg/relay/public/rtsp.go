@@ -978,7 +978,7 @@ func (s *service) play(p *player) (rtspServer, *trouble) {
 	if err != nil {
 		return nil, openTrouble(err)
 	}
-	r := &rtspStream{Stream: st, player: p}
+	r := &rtspStream{Stream: st, player: p, view: cameraView{tally: &s.cam}}
 	p.stream = st
 	st.SetHandler(r)
 	return r, nil
@@ -989,11 +989,13 @@ type rtspStream struct {
 	*tunnel.Stream
 	player *player // nil: it has left
 	demux  rtsp.Demux
+	view   cameraView
 	timer  evloop.Timer // of the end
 }
 
-func (r *rtspStream) request(m *rtsp.Message, _ uint32) {
+func (r *rtspStream) request(m *rtsp.Message, cseq uint32) {
 	l := r.player.loop
+	r.view.ask(m, cseq)
 	fields := m.Fields[:0]
 	for _, f := range m.Fields {
 		if !isOne(f.Name, private[:]) {
@@ -1013,6 +1015,7 @@ func (r *rtspStream) drained()      { r.Resume() }
 func (r *rtspStream) leave() {
 	l := r.player.loop
 	r.player = nil
+	r.view.over()
 	r.Close()
 	l.Arm(&r.timer, farewell, func() { r.Reset(tunnel.CodeCancelled) })
 }
@@ -1038,14 +1041,18 @@ func (r *rtspStream) OnData(b []byte) (used int) {
 			from = used + n
 			if k == rtsp.Response {
 				if cseq, ok := m.CSeq(); ok {
+					if i := slices.IndexFunc(p.flight, func(f flight) bool { return f.cseq == cseq }); i >= 0 {
+						r.view.answer(p.flight[i].method, cseq, m)
+					}
 					p.reply(cseq, m.Status, m.Fields, m.Body)
 				}
 			}
-		} else if p.midway && r.demux.Last {
-			p.midway = false
-			p.unblock()
 		} else {
-			p.midway = !r.demux.Last
+			r.view.frame(p.loop.since(), &r.demux, b[used:used+n])
+			waited := p.midway
+			if p.midway = !r.demux.Last; waited && !p.midway {
+				p.unblock()
+			}
 		}
 		used += n
 	}
@@ -1074,6 +1081,7 @@ func (r *rtspStream) OnClose(err error) {
 	r.timer.Stop()
 	if p := r.player; p != nil {
 		r.player = nil
+		r.view.over()
 		t := (*trouble)(nil)
 		if err != nil {
 			t = streamTrouble(err)
