@@ -244,7 +244,7 @@ func TestWindowBudget(t *testing.T) {
 	for _, method := range []string{"POST", "GET"} {
 		b := NewBudget(size)
 		var paths []*path
-		for range 30 {
+		for range 15 {
 			p := newPath(t, 25*time.Millisecond, b)
 			p.request(method, -1)
 			p.run(2 * time.Second)

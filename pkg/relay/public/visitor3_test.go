@@ -401,7 +401,7 @@ func random(n int64) io.Reader {
 
 // Large bodies arrive as they were, also at the same time, and on a connection whose address changes.
 func TestHTTP3Bulk(t *testing.T) {
-	size := int64(100 << 20)
+	size := int64(32 << 20)
 	if testing.Short() {
 		size = 10 << 20
 	}
