@@ -20,12 +20,12 @@ import (
 	"culvert.dev/pkg/netem"
 )
 
-// blobSize is the size of the large file: 1 GiB, 256 MiB with -short.
+// blobSize is the size of the large file: more than a session may keep, 128 MiB with -short.
 func blobSize() int64 {
 	if testing.Short() {
-		return 256 << 20
+		return 128 << 20
 	}
-	return 1 << 30
+	return 384 << 20
 }
 
 type blob struct {

@@ -138,6 +138,7 @@ func chromium(t testing.TB, url string, args ...string) *exec.Cmd {
 
 // TestBrowser has Chromium use an application behind the tunnel.
 func TestBrowser(t *testing.T) {
+	t.Parallel()
 	addr, reports := startPage(t)
 	s := startSystem(t, service{"app", "https://app.example.com", "http://" + addr})
 	_, port, _ := strings.Cut(s.https, ":")

@@ -66,6 +66,7 @@ func startPython(t testing.TB, n *netem.Namespace) (port string) {
 }
 
 func TestPythonWebSockets(t *testing.T) {
+	t.Parallel()
 	port := startPython(t, nil)
 	s := startSystem(t,
 		service{"chat", "wss://chat.example.com", "http://127.0.0.1:" + port},
@@ -113,6 +114,7 @@ func startPostgres(t testing.TB, n *netem.Namespace) (port int, dir string) {
 }
 
 func TestPostgreSQL(t *testing.T) {
+	t.Parallel()
 	psql := tool(t, "psql", "postgresql-client")
 	port, dir := startPostgres(t, nil)
 	s := startSystem(t,
@@ -181,6 +183,7 @@ PidFile none
 }
 
 func TestSSH(t *testing.T) {
+	t.Parallel()
 	ssh := tool(t, "ssh", "openssh-client")
 	port, options := startSSHD(t, nil)
 	s := startSystem(t, service{"ssh", "", fmt.Sprintf("tcp://127.0.0.1:%d", port)})

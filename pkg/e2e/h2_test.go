@@ -28,7 +28,7 @@ import (
 func resolving(t testing.TB, program string, args ...string) *exec.Cmd {
 	t.Helper()
 	hosts := filepath.Join(tempDir(t), "hosts")
-	writeFile(t, hosts, "127.0.0.1 localhost app.example.com files.example.com ws.example.com\n")
+	writeFile(t, hosts, "127.0.0.1 localhost app.example.com files.example.com ws.example.com cams.example.com\n")
 	return exec.Command(tool(t, "unshare", "util-linux"), append([]string{"--mount", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, hosts, program}, args...)...)
 }
 
@@ -83,7 +83,7 @@ func TestH2Load(t *testing.T) {
 	for name, args := range map[string][]string{
 		"requests":  {"app.example.com/", "-n", "20000", "-c", "20", "-m", "100"},
 		"uploads":   {"app.example.com/up", "-n", "200", "-c", "5", "-m", "20", "-d", body},
-		"downloads": {"files.example.com/large", "-n", "16", "-c", "2", "-m", "4", "-w", "20", "-W", "22"},
+		"downloads": {"files.example.com/large", "-n", "8", "-c", "2", "-m", "4", "-w", "20", "-W", "22"},
 	} {
 		t.Run(name, func(t *testing.T) { h2load(t, s.https, args[0], args[1:]...) })
 	}

@@ -55,6 +55,7 @@ func download(t testing.TB, cmd *exec.Cmd) string {
 }
 
 func TestWeb(t *testing.T) {
+	t.Parallel()
 	s, b := webSystem(t, service{"disk", "https://disk.example.com", "file://" + largeFile(t).dir})
 
 	t.Run("curl keeps its connection", func(t *testing.T) {
@@ -238,6 +239,7 @@ func testStatic(t *testing.T, s *system, host string, b blob) {
 
 // TestAbsence walks a service through what can be away: its server, its site, its relay.
 func TestAbsence(t *testing.T) {
+	t.Parallel()
 	sink := startSink(t)
 	down := fmt.Sprintf("127.0.0.1:%d", freePort(t)) // nobody listens
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
@@ -295,6 +297,7 @@ func TestAbsence(t *testing.T) {
 
 // TestReload changes both configurations under a download that goes on.
 func TestReload(t *testing.T) {
+	t.Parallel()
 	sink := startSink(t)
 	target, a := startTarget(t)
 	_ = target

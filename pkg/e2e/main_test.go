@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 		os.Exit(2)
 	}
 	flag.Parse()
-	flag.Set("test.parallel", "8") // those that may run beside others wait more than they work
+	flag.Set("test.parallel", "12") // those that may run beside others wait more than they work
 	os.Exit(runTests(m))
 }
 

@@ -100,6 +100,7 @@ func (s *system) throughProxy(url string) {
 // TestOutboundProxy sends a site's links through proxies as companies have them. The proxy dies in mid-download, and
 // the visitor notices nothing but a pause.
 func TestOutboundProxy(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		proxy func(t testing.TB, port string) *outboundProxy
 		url   string
@@ -164,6 +165,7 @@ func (s *system) keepsSecret(secret string) {
 
 // TestOutboundProxyRefuses is told by proxies what is wrong, and says it with what to do.
 func TestOutboundProxyRefuses(t *testing.T) {
+	t.Parallel()
 	s := newSystem(t, service{"blob", "https://blob.example.com", "http://127.0.0.1:9"})
 	_, port, _ := strings.Cut(s.https, ":")
 	locked, deny, limited, socks := tinyproxy(t, port, "site s3cret"), tinyproxy(t, "443", ""), squid(t, "443"), microsocks(t, "site s3cret")
@@ -191,6 +193,7 @@ func TestOutboundProxyRefuses(t *testing.T) {
 
 // TestJoinThroughProxy joins and runs in a network that reaches the relay, and knows its name, through a proxy alone.
 func TestJoinThroughProxy(t *testing.T) {
+	t.Parallel()
 	dir := tempDir(t)
 	writeFile(t, dir+"/public.toml", fmt.Sprintf(`
 domain = "relay.example.com"

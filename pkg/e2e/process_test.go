@@ -261,12 +261,18 @@ func cpuSeconds(pids []int) float64 {
 	return float64(ticks) / 100
 }
 
-// freePort returns a port that nobody listens on, by TCP or UDP. It stays below the
-// kernel's range for outgoing connections, so that none of those takes it meanwhile.
+// givenPorts are those that freePort has returned.
+var givenPorts sync.Map
+
+// freePort returns a port that nobody listens on, by TCP or UDP, and that no other test has been given. It stays below
+// the kernel's range for outgoing connections, so that none of those takes it meanwhile.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
 		port := 20000 + rand.IntN(12000)
+		if _, given := givenPorts.LoadOrStore(port, true); given {
+			continue
+		}
 		ln, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 		if err != nil {
 			continue

@@ -173,6 +173,7 @@ func (p *product) download(middle func()) error {
 
 // TestLinkCut cuts the link in mid-download: the visitor sees a pause of less than a second.
 func TestLinkCut(t *testing.T) {
+	t.Parallel()
 	inOneProcess(t, func(p *product) {
 		began := time.Now()
 		if err := p.download(nil); err != nil {
@@ -195,6 +196,7 @@ func TestLinkCut(t *testing.T) {
 // TestLinkSilent loses everything for 20 s and tells nobody: the pings find out, and a new
 // link takes over.
 func TestLinkSilent(t *testing.T) {
+	t.Parallel()
 	inOneProcess(t, func(p *product) {
 		began := time.Now()
 		err := p.download(func() {
@@ -213,6 +215,7 @@ func TestLinkSilent(t *testing.T) {
 // TestLinkOutage keeps a site from its relay: shorter than the resume timeout nothing is
 // lost; longer, streams end, and new ones work when the site is back.
 func TestLinkOutage(t *testing.T) {
+	t.Parallel()
 	outage := func(p *product, d time.Duration) {
 		p.refuse.Store(true)
 		p.link.Cut()

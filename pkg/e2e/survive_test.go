@@ -65,7 +65,7 @@ func (s *system) download(options ...string) (sum string, err error) {
 // each second.
 func TestTransfers(t *testing.T) {
 	t.Parallel()
-	period := time.Minute
+	period := 20 * time.Second
 	if testing.Short() {
 		period = 10 * time.Second
 	}

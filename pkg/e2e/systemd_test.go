@@ -211,6 +211,7 @@ func TestServiceManager(t *testing.T) {
 // TestRestartRefusesNobody restarts a public relay whose sockets are the service manager's, while visitors come all the
 // time, over TLS and to the port of a service: every one of them is answered.
 func TestRestartRefusesNobody(t *testing.T) {
+	t.Parallel()
 	_, a := startTarget(t)
 	m := startServiceManager(t)
 	s := configure(t, nil, service{"web", "https://app.example.com", "http://" + a.HTTP})
@@ -293,6 +294,7 @@ func TestRestartRefusesNobody(t *testing.T) {
 
 // TestTwoOnOneFolder starts a second public relay on the state folder of the first.
 func TestTwoOnOneFolder(t *testing.T) {
+	t.Parallel()
 	s := newSystem(t)
 	again := startRelay(t, "relay-public", "--config", s.file("public.toml"))
 	if code := again.wait(t, waitLimit); code != 1 {

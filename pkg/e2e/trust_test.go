@@ -47,6 +47,7 @@ func (s *system) refused(t *testing.T, p *process, mark int, private, public str
 }
 
 func TestTrust(t *testing.T) {
+	t.Parallel()
 	s := newSystem(t, service{"app", "https://app.example.com", "http://" + startSink(t)})
 
 	t.Run("wrong key", func(t *testing.T) {
@@ -156,6 +157,7 @@ func newerPublicRelay(t testing.TB) string {
 }
 
 func TestJoin(t *testing.T) {
+	t.Parallel()
 	s := newSystem(t)
 	sink := startSink(t)
 	invite := func(name string, more ...string) string {

@@ -176,6 +176,7 @@ func TestUDP(t *testing.T) {
 
 // A flow outlives the links, and a target that is away for a while.
 func TestUDPFaults(t *testing.T) {
+	t.Parallel()
 	server := startUDP(t, "127.0.0.1:0")
 	s := startSystem(t, service{"echo", "udp://:{port}", "udp://" + server.addr})
 	v := dialUDP(t, s.port("echo"))
@@ -213,6 +214,7 @@ func TestUDPFaults(t *testing.T) {
 
 // A reload takes flows to the new target, and a service that is gone has none.
 func TestUDPReload(t *testing.T) {
+	t.Parallel()
 	one, two := startUDP(t, "127.0.0.1:0"), startUDP(t, "127.0.0.1:0")
 	s := startSystem(t, service{"echo", "udp://:{port}", "udp://" + one.addr})
 	v := dialUDP(t, s.port("echo"))
@@ -241,6 +243,7 @@ func TestUDPReload(t *testing.T) {
 
 // A name server behind the relays, asked by dig.
 func TestDNS(t *testing.T) {
+	t.Parallel()
 	dnsmasq, dig := tool(t, "dnsmasq", "dnsmasq-base", "/usr/sbin/dnsmasq"), tool(t, "dig", "bind9-dnsutils")
 	var text []string
 	for i := range 15 {
@@ -283,6 +286,7 @@ func TestDNS(t *testing.T) {
 
 // Messages of logger come one by one, and each whole.
 func TestSyslog(t *testing.T) {
+	t.Parallel()
 	logger := tool(t, "logger", "bsdutils")
 	server := startUDP(t, "127.0.0.1:0")
 	s := startSystem(t, service{"log", "udp://:{port}", "udp://" + server.addr})
@@ -299,6 +303,7 @@ func TestSyslog(t *testing.T) {
 // The addresses of visitors, from nginx in front of the public relay to nginx and others
 // behind the private one.
 func TestProxyProtocol(t *testing.T) {
+	t.Parallel()
 	free := func() string { return fmt.Sprintf("127.0.0.1:%d", freePort(t)) }
 	v1, v2, plain, front, frontTCP := free(), free(), free(), free(), free()
 	udp := startUDP(t, "127.0.0.1:0")
