@@ -26,6 +26,7 @@ type system struct {
 	dir             string
 	public, private *process
 	https, http     string // addresses of the public relay's listeners
+	rtsp, rtsps     string // of those for players of cameras; "": none
 	admin           string
 	link            *faultProxy // nil: the private relay dials the public relay directly
 	key             string      // the site's public key
@@ -115,6 +116,10 @@ func siteTOML(name, key string, publish ...string) string {
 // writePublic writes public.toml. After the first start it names the ports that the relay
 // has got, so that they stay.
 func (s *system) writePublic() {
+	players := ""
+	if s.rtsp != "" {
+		players = fmt.Sprintf("rtsp = %q\nrtsps = %q\n", s.rtsp, s.rtsps)
+	}
 	writeFile(s.t, s.file("public.toml"), fmt.Sprintf(`
 domain = "localhost"
 state  = "state"
@@ -122,13 +127,13 @@ state  = "state"
 https = %q
 http  = %q
 admin = %q
-%s
+%s%s
 [limits]
 %s
 [tls]
 certificate = %q
 key = %q
-%s`, s.https, s.http, s.admin, s.listen, s.limits, s.certificate, s.certificateKey, s.sites))
+%s`, s.https, s.http, s.admin, players, s.listen, s.limits, s.certificate, s.certificateKey, s.sites))
 }
 
 // startPublic starts the public relay and learns its addresses.
@@ -136,19 +141,23 @@ func (s *system) startPublic() {
 	s.t.Helper()
 	s.writePublic()
 	s.public = startRelayIn(s.t, s.outside, "relay-public", "--config", s.file("public.toml"))
-	var ready struct{ HTTPS, HTTP, Admin string }
+	var ready struct{ HTTPS, HTTP, Admin, RTSP, RTSPS string }
 	line := s.public.await(s.t, 0, `"msg":"ready"`)
 	if err := json.Unmarshal([]byte(line), &ready); err != nil {
 		s.t.Fatalf("%s: %v", line, err)
 	}
 	// What listens on every address says so for both families.
 	s.https, s.http, s.admin = strings.Replace(ready.HTTPS, "[::]", "0.0.0.0", 1), ready.HTTP, ready.Admin
+	s.rtsp, s.rtsps = ready.RTSP, ready.RTSPS
 }
 
 // writePrivate writes private.toml.
 func (s *system) writePrivate() {
 	s.t.Helper()
 	writeFile(s.t, s.file("private.toml"), s.privateTOML("office", s.relay(), s.file("office.key")))
+	if err := os.Chmod(s.file("private.toml"), 0o600); err != nil { // there may be passwords in it
+		s.t.Fatal(err)
+	}
 }
 
 // relay is what the private relay dials.
