@@ -84,7 +84,5 @@ func (l *loop) serveCamera(f front, s *service, req *http1.Request) *exchange {
 	if string(req.Path[len(s.prefix):]) == "/snapshot.jpg" {
 		return l.begin(f, s, req)
 	}
-	l.logOwn(f.who(), req, s, troublePage)
-	f.answer(troublePage)
-	return nil
+	return l.show(f, s, req)
 }
