@@ -40,6 +40,7 @@ type service struct {
 	removed  bool   // the session publishes it no longer
 	active   int    // exchanges under way
 	peak     int    // the most of them, falling off by the second
+	hub      *hub   // of a camera that somebody watches with others
 	flows    *flows // of a udp service; those of the port, which another service may have by now
 	silence  evloop.Timer
 }

@@ -147,6 +147,9 @@ func (s *service) sweep() {
 func (s *service) remove() {
 	s.removed = true
 	s.empty()
+	if s.hub != nil {
+		s.hub.withdraw()
+	}
 }
 
 // finish ends what nobody uses, and flows as soon as nobody does: the session has
@@ -158,8 +161,11 @@ func (s *service) finish() {
 	}
 }
 
-// empty dismisses the idle streams.
+// empty dismisses the idle streams, that of a camera which nobody watches included.
 func (s *service) empty() {
+	if s.hub != nil && len(s.hub.watchers) == 0 {
+		s.hub.end()
+	}
 	for s.stock.first != nil {
 		s.dismiss(s.stock.first)
 	}
