@@ -16,6 +16,7 @@ const (
 	doLook                 // nobody serves it, but may soon: decide again in a moment
 	doOwn                  // it is for the relay itself
 	doProve                // an authority may ask: decide again when Relay.Challenge has answered
+	doPlay                 // a WebSocket of RTSP, whose requests say for what service they are
 	doAnswer               // with trouble and fields
 )
 
@@ -84,6 +85,9 @@ func (l *loop) decide(c *client, req *http1.Request) decision {
 			}
 		}
 		return decision{service: s}
+	}
+	if isRTSPSocket(req) && tunnels(c, req) && routes.hasCameras(l.host, c.secure) {
+		return decision{action: doPlay}
 	}
 	host, path := string(l.host), string(req.Path)
 	if !c.secure && (host == r.Domain || routes.redirects(l.host, req.Path)) {

@@ -115,6 +115,12 @@ func (t *table) redirects(host, path []byte) bool {
 	return p == nil || !p.noRedirect
 }
 
+// hasCameras reports whether host has some.
+func (t *table) hasCameras(host []byte, secure bool) bool {
+	hosts := t.hosts(secure)
+	return slices.ContainsFunc(hosts[string(host)], (*service).isCamera) || slices.ContainsFunc(hosts[parent(string(host))], (*service).isCamera)
+}
+
 // divided reports whether what a request for host reaches depends on its path.
 func (t *table) divided(host []byte, secure bool) bool {
 	hosts := t.hosts(secure)

@@ -42,9 +42,9 @@ type player struct {
 	client *client // whose count of admission is the player's to give back
 	loop   *loop
 	end    evloop.End
-	conn   *evloop.Conn // end, if it can go to another loop; nil: it cannot
-	how    string       // "rtsp", "rtsps", "rtsp-http" or "rtsp-ws"
-	bound  *service     // the only one that end reaches; nil: any
+	conn   mover    // end, if it can go to another loop; nil: it cannot
+	how    string   // "rtsp", "rtsps", "rtsp-http" or "rtsp-ws"
+	bound  *service // the only one that end reaches; nil: any
 
 	before, after *player // in the loop's list
 
@@ -78,6 +78,13 @@ type player struct {
 	user           string
 	err            word
 	stream         *tunnel.Stream
+}
+
+// mover is an End that can go to another loop: a connection, or a WebSocket.
+type mover interface {
+	Pause()
+	Resume()
+	Move(to *evloop.Loop, f func()) // as that of evloop.Conn
 }
 
 // flight is a request that waits for its answer.
@@ -162,11 +169,11 @@ func (v *visitor) play() {
 }
 
 // serveRTSP serves RTSP on end, whose input is unread. The count of admission of c is given back when end has
-// closed. how is for the access log; bound is the only service that can be reached, nil: any, and then end is the
+// closed. how is for the access log; bound is the only service that can be reached, nil: any, and then end is a mover, as is the
 // visitor's connection.
 func (l *loop) serveRTSP(end evloop.End, c *client, how string, bound *service) {
 	p := &player{client: c, loop: l, end: end, how: how, bound: bound, began: l.since()}
-	if conn, ok := end.(*evloop.Conn); ok && bound == nil {
+	if conn, ok := end.(mover); ok && bound == nil {
 		p.conn = conn
 	}
 	p.moved = p.began

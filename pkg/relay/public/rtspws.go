@@ -39,7 +39,8 @@ type rtspSocket struct {
 	finished bool   // our Close has been sent
 }
 
-// socket takes a request for a WebSocket of a camera.
+// socket takes a request for a WebSocket of a camera; if s is nil, of any camera. Some players
+// ask for one path, whatever the camera's is.
 func (v *visitor) socket(s *service, req *http1.Request) {
 	l := v.loop
 	refuse := func(t *trouble, fields ...http1.Field) {

@@ -489,6 +489,8 @@ func (v *visitor) readHead(b []byte) int {
 		if !v.ownDomain() {
 			return 0
 		}
+	case doPlay:
+		v.socket(nil, req)
 	case doAnswer:
 		l.logDecision(&v.client, req, d)
 		v.last = v.last || d.trouble == troubleNoCert || // another handshake asks again
