@@ -109,6 +109,7 @@ func status(st *state, r *public.Relay, started time.Time, here net.Addr) *admin
 				Site: session.Site, Name: svc.Name, Publish: svc.Publish, Target: svc.Target,
 				Visitors: svc.Visitors, Total: svc.Total, Received: svc.Received, Sent: svc.Sent, Errors: troubles(svc.Errors),
 				DatagramsReceived: svc.Datagrams.Received, DatagramsSent: svc.Datagrams.Sent, DatagramsDropped: svc.Datagrams.Dropped,
+				Camera: camera(svc.Camera),
 			})
 		}
 	}
@@ -148,6 +149,21 @@ func troubles(t public.Troubles) (m map[string]uint64) {
 		}
 	}
 	return m
+}
+
+// camera is what operators see of one.
+func camera(c *public.CameraStatus) *admin.Camera {
+	if c == nil {
+		return nil
+	}
+	one := &admin.Camera{Viewers: c.Viewers, Received: c.Received, Rate: c.Rate, Reconnects: c.Reconnects, Dropped: c.Dropped}
+	for _, t := range c.Tracks {
+		one.Tracks = append(one.Tracks, admin.CameraTrack(t))
+	}
+	if !c.KeyFrame.IsZero() {
+		one.KeyFrame = &c.KeyFrame
+	}
+	return one
 }
 
 // session is what operators see of one.

@@ -427,3 +427,36 @@ func TestRates(t *testing.T) {
 		}
 	}
 }
+
+// A camera has a row of its own.
+func TestCameras(t *testing.T) {
+	now := time.Unix(1000, 0)
+	key := now.Add(-3 * time.Second)
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
+	printCameras(w, []admin.Service{{Site: "office", Name: "wiki"}}, now)
+	if w.Flush(); b.Len() > 0 {
+		t.Errorf("without cameras: %q", b.String())
+	}
+	printCameras(w, []admin.Service{
+		{Site: "office", Name: "wiki"},
+		{Site: "office", Name: "gate", Camera: &admin.Camera{
+			Viewers: 12, Rate: 2_340_000, KeyFrame: &key, Reconnects: 3, Dropped: 40,
+			Tracks: []admin.CameraTrack{{Media: "video", Codec: "H264", Width: 1920, Height: 1080}, {Media: "audio", Codec: "AAC"}, {Media: "application"}},
+		}},
+		{Site: "office", Name: "yard", Camera: &admin.Camera{}},
+	}, now)
+	w.Flush()
+	if want := `
+CAMERA       VIEWERS  RATE        SHOWS                             KEY FRAME  RECONNECTS  FRAMES LEFT OUT
+office/gate  12       2.3 Mbit/s  H264 1920x1080, AAC, application  3s ago     3           40
+office/yard  0        0 bit/s     not watched yet                   -          0           0
+`; b.String() != want {
+		t.Errorf("got:%s\nwant:%s", b.String(), want)
+	}
+	for n, want := range map[uint64]string{999: "999 bit/s", 64_000: "64 kbit/s", 999_499: "999 kbit/s", 1_000_000: "1.0 Mbit/s"} {
+		if got := bitRate(n); got != want {
+			t.Errorf("%d is %s, want %s", n, got, want)
+		}
+	}
+}

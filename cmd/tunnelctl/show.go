@@ -284,6 +284,47 @@ func printServices(w io.Writer, s shown) {
 		}
 		wrap(w, fmt.Sprintf("  %s/%s: what went wrong so far: %s", v.Site, v.Name, strings.Join(parts, ", ")), "    ")
 	}
+	printCameras(w, s.Services, time.Now())
+}
+
+// printCameras tells of those services that are cameras.
+func printCameras(w io.Writer, services []admin.Service, now time.Time) {
+	title := "\nCAMERA\tVIEWERS\tRATE\tSHOWS\tKEY FRAME\tRECONNECTS\tFRAMES LEFT OUT"
+	for _, v := range services {
+		c := v.Camera
+		if c == nil {
+			continue
+		}
+		if title != "" {
+			fmt.Fprintln(w, title)
+			title = ""
+		}
+		var shows []string
+		for _, t := range c.Tracks {
+			text := printable(cmp.Or(t.Codec, t.Media, "?"))
+			if t.Width > 0 && t.Height > 0 {
+				text += fmt.Sprintf(" %dx%d", t.Width, t.Height)
+			}
+			shows = append(shows, text)
+		}
+		key := "-"
+		if c.KeyFrame != nil {
+			key = age(now.Sub(*c.KeyFrame)) + " ago"
+		}
+		fmt.Fprintf(w, "%s/%s\t%d\t%s\t%s\t%s\t%d\t%d\n", v.Site, v.Name, c.Viewers, bitRate(c.Rate), cmp.Or(strings.Join(shows, ", "), "not watched yet"),
+			key, c.Reconnects, c.Dropped)
+	}
+}
+
+// bitRate writes bits per second as cameras have them: in thousands.
+func bitRate(n uint64) string {
+	switch {
+	case n >= 1e6:
+		return fmt.Sprintf("%.1f Mbit/s", float64(n)/1e6)
+	case n >= 1e3:
+		return fmt.Sprintf("%.0f kbit/s", float64(n)/1e3)
+	}
+	return fmt.Sprintf("%d bit/s", n)
 }
 
 // titles are those of the columns for bytes.

@@ -180,6 +180,27 @@ type Service struct {
 	DatagramsReceived uint64 `json:"datagrams_received,omitempty"`
 	DatagramsSent     uint64 `json:"datagrams_sent,omitempty"`
 	DatagramsDropped  uint64 `json:"datagrams_dropped,omitempty"`
+
+	Camera *Camera `json:"camera,omitempty"` // nil: the service is none
+}
+
+// Camera is what is known of the camera of a service.
+type Camera struct {
+	Viewers    int           `json:"viewers"`             // who play it now
+	Received   uint64        `json:"received"`            // bytes of pictures and sound from the site
+	Rate       uint64        `json:"bits_per_second"`     // of them, on the average of the last seconds
+	Tracks     []CameraTrack `json:"tracks,omitempty"`    // of its last description; nil: nobody has watched it yet
+	KeyFrame   *time.Time    `json:"key_frame,omitempty"` // when the last one came
+	Reconnects uint64        `json:"reconnects"`          // of the stream that viewers share
+	Dropped    uint64        `json:"frames_dropped"`      // for viewers who are slow
+}
+
+// CameraTrack is one track of a Camera.
+type CameraTrack struct {
+	Media  string `json:"media"` // video, audio, application
+	Codec  string `json:"codec,omitempty"`
+	Width  int    `json:"width,omitempty"` // of the picture; 0: not known
+	Height int    `json:"height,omitempty"`
 }
 
 // Invite asks for a join token: a site of that name may join once, and may then publish what the

@@ -149,6 +149,15 @@ var (
 	svcDatagrams = define(counter, "service_received_datagrams_total", "Datagrams from visitors.", "site", "service")
 	svcAnswers   = define(counter, "service_sent_datagrams_total", "Datagrams to visitors.", "site", "service")
 	svcDropped   = define(counter, "service_dropped_datagrams_total", "Datagrams of visitors that were lost at the port: there was a limit, or a full buffer.", "site", "service")
+
+	camViewers    = define(gauge, "camera_viewers", "Who play a camera.", "site", "service")
+	camReceived   = define(counter, "camera_received_bytes_total", "Bytes of pictures and sound that came from the site.", "site", "service")
+	camKeyFrame   = define(gauge, "camera_key_frame_timestamp_seconds", "When the last key frame came; 0 if none has.", "site", "service")
+	camReconnects = define(counter, "camera_reconnects_total", "How often the stream that viewers share has begun again, because the camera or the site was away.", "site", "service")
+	camDropped    = define(counter, "camera_dropped_frames_total", "Frames that were left out for viewers who are slow.", "site", "service")
+	camTrack      = define(gauge, "camera_track_info", "1 for each track of a camera, by its last description.", "site", "service", "track", "codec")
+	camWidth      = define(gauge, "camera_width_pixels", "Of the picture of a track.", "site", "service", "track")
+	camHeight     = define(gauge, "camera_height_pixels", "Of the picture of a track.", "site", "service", "track")
 )
 
 // scrape is the collector of one scrape.
@@ -311,6 +320,9 @@ func collectService(c chan<- prometheus.Metric, tell func(metric, float64, ...st
 		tell(svcAnswers, float64(s.Datagrams.Sent), site, s.Name)
 		tell(svcDropped, float64(s.Datagrams.Dropped), site, s.Name)
 	}
+	if s.Camera != nil {
+		collectCamera(tell, site, s.Name, s.Camera)
+	}
 	var count uint64
 	buckets := make(map[float64]uint64, len(public.Bounds))
 	for i, b := range public.Bounds {
@@ -321,6 +333,32 @@ func collectService(c chan<- prometheus.Metric, tell func(metric, float64, ...st
 		c <- prometheus.MustNewConstHistogram(svcDuration.desc, count, s.Durations.Sum.Seconds(), buckets, site, s.Name)
 	}
 }
+
+func collectCamera(tell func(metric, float64, ...string), site, service string, c *public.CameraStatus) {
+	tell(camViewers, float64(c.Viewers), site, service)
+	tell(camReceived, float64(c.Received), site, service)
+	at := 0.0
+	if !c.KeyFrame.IsZero() {
+		at = float64(c.KeyFrame.UnixMilli()) / 1000
+	}
+	tell(camKeyFrame, at, site, service)
+	tell(camReconnects, float64(c.Reconnects), site, service)
+	tell(camDropped, float64(c.Dropped), site, service)
+	for i, t := range c.Tracks {
+		track, codec := strconv.Itoa(i), "other" // the name is the camera's own
+		if slices.Contains(codecs, t.Codec) {
+			codec = t.Codec
+		}
+		tell(camTrack, 1, site, service, track, codec)
+		if t.Width > 0 && t.Height > 0 {
+			tell(camWidth, float64(t.Width), site, service, track)
+			tell(camHeight, float64(t.Height), site, service, track)
+		}
+	}
+}
+
+// codecs are those that a label may have; others are other.
+var codecs = []string{"H264", "H265", "JPEG", "MPEG4", "MPV", "VP8", "VP9", "AV1", "AAC", "MPA", "OPUS", "PCMU", "PCMA", "G722", "L16", "VND.ONVIF.METADATA"}
 
 func number(b bool) float64 {
 	if b {

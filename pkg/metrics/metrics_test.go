@@ -29,6 +29,11 @@ func full() public.Status {
 	}
 	service.Requests[0][2], service.Requests[1][4], service.Requests[2][0] = 50, 6, 1
 	service.Durations.Counts[0], service.Durations.Counts[2], service.Durations.Longer, service.Durations.Sum = 40, 15, 1, 90*time.Second
+	gate := public.ServiceStatus{Name: "gate", Camera: &public.CameraStatus{
+		Viewers: 2, Received: 21, Rate: 22, KeyFrame: time.UnixMilli(1500), Reconnects: 23, Dropped: 24,
+		Tracks: []public.CameraTrack{{Media: "video", Codec: "H264", Width: 640, Height: 360}, {Media: "audio", Codec: "SOMETHING"}},
+	}}
+	yard := public.ServiceStatus{Name: "yard", Camera: new(public.CameraStatus)}
 	st := public.Status{
 		Visitors: 7, MaxVisitors: 100, MaxPerAddress: 10,
 		Counters:   public.Counters{TurnedAway: 4, Prefaces: 5, Malformed: 6, HandshakesLimited: 17, Refused: 18},
@@ -37,7 +42,7 @@ func full() public.Status {
 		Traffic:    []public.Traffic{{Site: "office", Received: 11, Sent: 12, Dropped: 13}},
 		Sessions: []public.SessionStatus{
 			{
-				Site: "office", Active: true, Streams: 2, Buffered: 100, Budget: 1000, Services: []public.ServiceStatus{service},
+				Site: "office", Active: true, Streams: 2, Buffered: 100, Budget: 1000, Services: []public.ServiceStatus{service, gate, yard},
 				Links: []public.LinkStatus{{Transport: "wss", RTT: 30 * time.Millisecond}, {Transport: "wss", RTT: 20 * time.Millisecond}, {Transport: "quic"}},
 			},
 			{Site: "office", Streams: 1, Buffered: 1, Budget: 1000},
@@ -108,13 +113,18 @@ func TestScrape(t *testing.T) {
 		`culvert_service_request_duration_seconds_sum{service="wiki",site="office"} 90`,
 		`culvert_service_received_datagrams_total{service="wiki",site="office"} 1`, `culvert_service_sent_datagrams_total{service="wiki",site="office"} 2`,
 		`culvert_service_dropped_datagrams_total{service="wiki",site="office"} 3`,
+		`culvert_camera_viewers{service="gate",site="office"} 2`, `culvert_camera_received_bytes_total{service="gate",site="office"} 21`,
+		`culvert_camera_key_frame_timestamp_seconds{service="gate",site="office"} 1.5`, `culvert_camera_key_frame_timestamp_seconds{service="yard",site="office"} 0`,
+		`culvert_camera_reconnects_total{service="gate",site="office"} 23`, `culvert_camera_dropped_frames_total{service="gate",site="office"} 24`,
+		`culvert_camera_track_info{codec="H264",service="gate",site="office",track="0"} 1`, `culvert_camera_track_info{codec="other",service="gate",site="office",track="1"} 1`,
+		`culvert_camera_width_pixels{service="gate",site="office",track="0"} 640`, `culvert_camera_height_pixels{service="gate",site="office",track="0"} 360`,
 		"go_goroutines ",
 	} {
 		if !strings.Contains(text, "\n"+want) {
 			t.Errorf("missing: %s", want)
 		}
 	}
-	for _, none := range []string{`reason=""`, `rtt_seconds{site="office",transport="quic"}`, "An error has occurred"} {
+	for _, none := range []string{`reason=""`, `rtt_seconds{site="office",transport="quic"}`, `camera_viewers{service="wiki"`, `pixels{service="gate",site="office",track="1"}`, "An error has occurred"} {
 		if strings.Contains(text, none) {
 			t.Errorf("there is %s", none)
 		}
