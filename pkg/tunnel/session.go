@@ -244,8 +244,8 @@ func (s *Session) runEvents() {
 		if st.s == nil {
 			continue
 		}
-		if st.flags&flagHigh != 0 && st.Pending() <= st.mark()/4 {
-			st.flags &^= flagHigh
+		if st.drainDue() {
+			st.flags &^= flagHigh | flagNotify
 			if st.h != nil {
 				st.h.OnDrain()
 			}

@@ -319,7 +319,7 @@ func (s *Session) appendData(b []byte, st *Stream, room int) []byte {
 	st.deficit -= int32(n + dataHeaderSize)
 	s.unacked += size
 	s.stats.Sent += uint64(n)
-	if st.flags&flagHigh != 0 && st.Pending() <= st.mark()/4 {
+	if st.drainDue() {
 		s.queuePump(st)
 	}
 	return b
@@ -358,6 +358,9 @@ func (s *Session) acknowledge(st *Stream, received uint64) bool {
 		st.next, st.cur = received, nil
 		if st.next < st.end {
 			st.cur = st.out.head
+		}
+		if st.drainDue() {
+			s.queuePump(st)
 		}
 	}
 	if st.flags&flagBound != 0 {

@@ -286,6 +286,39 @@ func TestShrunkHighMarkDrains(t *testing.T) {
 	}
 }
 
+// A writer that gives little at a time hears when it is sent, also if that was before a link was lost.
+func TestNotifySent(t *testing.T) {
+	drained := 0
+	c := newScript(t, Config{Client: true})
+	c.start()
+	st := c.open()
+	st.SetHandler(&funcs{drain: func() { drained++ }})
+	c.s.Flush(c.now)
+	st.NotifySent() // nothing is written
+	check := func(want int) {
+		t.Helper()
+		if c.s.Flush(c.now); drained != want {
+			t.Fatalf("drained %d times with %d pending, want %d", drained, st.Pending(), want)
+		}
+	}
+	check(0)
+	c.link.full = true
+	st.Write(make([]byte, 1000))
+	st.NotifySent()
+	check(0)
+	c.link.full = false
+	check(1)
+	check(1) // once
+	c.link.full = true
+	c.s.rewind(st)
+	st.NotifySent()
+	check(1)
+	if !c.s.acknowledge(st, 1000) {
+		t.Fatal("not acknowledged")
+	}
+	check(2)
+}
+
 func TestUnusedInputIsPresentedAgain(t *testing.T) {
 	var seen []string
 	use := 0

@@ -12,7 +12,7 @@ type Handler = interface {
 	// OnEOF tells that the peer finished sending, after all data. The other
 	// direction stays open. Unused bytes do not delay it.
 	OnEOF()
-	// OnDrain tells that Pending fell to the low mark after it was above the high mark.
+	// OnDrain tells that Pending fell to the low mark after it was above the high mark, or to what NotifySent waits for.
 	OnDrain()
 	// OnClose is called exactly once, last. nil is the orderly end.
 	OnClose(err error)
@@ -34,6 +34,7 @@ const (
 	flagFresh                             // input has bytes that the handler has not seen
 	flagPump                              // a pump event is queued
 	flagHigh                              // Pending was above the high mark: OnDrain is due
+	flagNotify                            // NotifySent was called: OnDrain is due when Pending is 0
 	flagQueued                            // in a scheduler list
 	flagBound                             // path counts it: it has something to send or in flight
 	flagCredit                            // in the credit queue
@@ -156,6 +157,19 @@ func (st *Stream) HighMark() int {
 		st.flags |= flagHigh // who asks is about to wait
 	}
 	return mark
+}
+
+// NotifySent has OnDrain called when Pending is 0: for a writer that gives little at a time, so that it can still choose
+// what comes next. It has no effect when Pending is 0.
+func (st *Stream) NotifySent() {
+	if st.s != nil && st.Pending() > 0 {
+		st.flags |= flagNotify
+	}
+}
+
+// drainDue reports whether OnDrain is.
+func (st *Stream) drainDue() bool {
+	return st.flags&flagHigh != 0 && st.Pending() <= st.mark()/4 || st.flags&flagNotify != 0 && st.Pending() == 0
 }
 
 // Pause holds OnData and OnEOF back. What arrives within the window is kept.
