@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"culvert.dev/pkg/camera"
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/rtsp"
@@ -70,6 +71,10 @@ type proxy struct {
 	heard   time.Time
 	look    evloop.Timer
 	refill  evloop.Timer // full
+
+	late  *backlog            // nil: the service has no deadline
+	shown *camera.Description // of late
+	held  int                 // bytes of late that rtspScratch counts
 }
 
 // visitorSide and cameraSide are the handlers of a camera's two ends.
@@ -99,6 +104,9 @@ func (c *proxy) begin(conn *evloop.Conn) {
 	c.conn = conn
 	c.login = rtsp.Client{User: t.User, Password: t.Password}
 	c.urls.Camera = cameraURL(t)
+	if d := c.service.Deadline; d > 0 {
+		c.late = &backlog{deadline: d}
+	}
 	conn.SetHandler(cameraSide{c})
 	c.visitor.SetHandler(visitorSide{c})
 	c.visitor.Resume()
@@ -237,6 +245,10 @@ func (s cameraSide) OnData(b []byte) int {
 			break
 		}
 		if k == rtsp.Frame {
+			if c.late != nil && !c.late.frame(&c.down, b[at:at+n], c.visitor.Pending()+at-from, c.heard) {
+				c.media(b[from:at])
+				from = at + n
+			}
 			at += n
 			c.downMid = !c.down.Last
 			continue
@@ -261,8 +273,9 @@ func (s cameraSide) OnData(b []byte) int {
 		return len(b)
 	}
 	c.media(b[from:at])
+	c.feed()
 	c.goOn()
-	if c.visitor.Pending() > c.visitor.HighMark()*queueMarks && !c.full {
+	if !c.full && c.queued() > c.room() {
 		c.full = true
 		c.conn.Pause()
 		c.peer.loop.Arm(&c.refill, fullInterval, c.drained)
@@ -273,12 +286,47 @@ func (s cameraSide) OnData(b []byte) int {
 // media passes frames on.
 func (c *proxy) media(b []byte) { c.visitor.Write(b) }
 
+// feed gives the stream what waits, as far as that is to be sent soon.
+func (c *proxy) feed() {
+	q := c.late
+	if q == nil || c.gone {
+		return
+	}
+	s := &c.peer.rtsp
+	q.age(c.peer.now(), min(lateQueue, (lateQueues-s.queued+c.held)/4))
+	for c.visitor.Pending() < q.ahead() {
+		b := q.next()
+		if b == nil {
+			break
+		}
+		c.visitor.Write(b)
+	}
+	c.visitor.NotifySent()
+	s.queued += q.bytes - c.held
+	c.held = q.bytes
+	if q.empty() && q.dropped > 0 {
+		c.service.dropped.Add(uint64(q.dropped))
+		c.peer.relay.log.Info("video was too late for a visitor and is dropped", "service", c.service.Name, "deadline", q.deadline, "frames", q.dropped)
+		q.dropped = 0
+	}
+}
+
+// queued is how much waits for the visitor, and room how much may.
+func (c *proxy) queued() int { return c.visitor.Pending() + c.held }
+func (c *proxy) room() int {
+	if c.late != nil {
+		return 2 * lateQueue // a unit that has begun is longer than all
+	}
+	return c.visitor.HighMark() * queueMarks
+}
+
 // drained looks whether the visitor's queue has room again.
 func (c *proxy) drained() {
+	c.feed()
 	if !c.full || c.gone {
 		return
 	}
-	if c.visitor.Pending() > c.visitor.HighMark()*queueMarks*3/4 {
+	if c.queued() > c.room()*3/4 {
 		c.peer.loop.Arm(&c.refill, fullInterval, c.drained)
 		return
 	}
@@ -330,6 +378,11 @@ func (c *proxy) fail(status int) {
 	for _, r := range c.asked {
 		c.say(status, r.visitorCSeq)
 	}
+	if c.late != nil {
+		for b := c.late.next(); b != nil; b = c.late.next() {
+			c.visitor.Write(b)
+		}
+	}
 	c.gone = true
 	c.stop()
 	c.visitor.Close()
@@ -362,6 +415,8 @@ func (c *proxy) stop() {
 	c.look.Stop()
 	c.refill.Stop()
 	c.asked = nil
+	c.peer.rtsp.queued -= c.held
+	c.late, c.held = nil, 0
 }
 
 // await has the camera looked at while it owes something.

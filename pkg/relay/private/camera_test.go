@@ -428,6 +428,6 @@ func (s *site) wantAllEnded() {
 		if time.Now().After(end) {
 			s.t.Fatal("streams stay open")
 		}
-		s.do(func() { s.far.Advance(s.loop.Now()) }) // nobody else does: it acknowledges
+		s.do(func() {})
 	}
 }

@@ -50,6 +50,7 @@ type site struct {
 	loop *evloop.Loop
 	peer *peer
 	far  *tunnel.Session // of the public side
+	tick evloop.Timer    // its next Advance
 
 	visitors []*visitor
 }
@@ -71,7 +72,7 @@ func newSite(t *testing.T, services ...Service) *site {
 		s.peer = newPeer(r, "", s.loop, nil)
 		s.peer.over = true
 		s.peer.session = s.peer.newSession()
-		s.far = tunnel.New(tunnel.Config{Wake: func() { s.loop.AfterTurn(func() { s.far.Flush(s.loop.Now()) }) }}, s.loop.Now())
+		s.far = tunnel.New(tunnel.Config{Wake: func() { s.loop.AfterTurn(s.flush) }}, s.loop.Now())
 		there, here := &wire{loop: s.loop, to: s.far}, &wire{loop: s.loop, to: s.peer.session}
 		there.back, here.back = here, there
 		s.peer.session.Attach(there, tunnel.RoleInteractive, s.loop.Now())
@@ -79,6 +80,14 @@ func newSite(t *testing.T, services ...Service) *site {
 	})
 	t.Cleanup(s.end)
 	return s
+}
+
+// flush sends what the public side has.
+func (s *site) flush() {
+	s.far.Flush(s.loop.Now())
+	if next := s.far.Next(); !next.IsZero() {
+		s.loop.Arm(&s.tick, next.Sub(s.loop.Now()), func() { s.far.Advance(s.loop.Now()); s.flush() })
+	}
 }
 
 func (s *site) end() {
