@@ -51,6 +51,7 @@ type proxy struct {
 	visitor      *tunnel.Stream
 	urls         rtsp.Mapping // Visitor is "" before the first request
 	named        []string     // the camera's URLs that the visitor knows by numbers, see rtsp.Mapping.AppendSDP
+	offered      []string     // what the camera has said that has a query in it, as the visitor knows it
 	login        rtsp.Client
 	logins       uint32 // challenges that login has taken
 	up, down     rtsp.Demux

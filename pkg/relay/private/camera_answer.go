@@ -154,8 +154,10 @@ func (c *proxy) pass(r *cameraRequest, m *rtsp.Message) {
 	s := &c.peer.rtsp
 	body := m.Body
 	if len(body) > 0 && rtsp.Is(r.method, "DESCRIBE") && isSDP(m.Get("Content-Type")) {
+		c.urls.Base = c.baseOf(m)
 		s.body, c.named = c.urls.AppendSDP(s.body[:0], body)
 		body = s.body
+		c.offered = queriesIn(body)
 	}
 	fields := s.fields[:0]
 	for _, f := range m.Fields {
@@ -171,7 +173,7 @@ func (c *proxy) pass(r *cameraRequest, m *rtsp.Message) {
 			}
 			f.Value = []byte(url)
 		case rtsp.Is(f.Name, "RTP-Info"):
-			f.Value = c.rtpInfo(f.Value)
+			f.Value = c.urls.AppendRTPInfo(nil, f.Value, c.named)
 		case rtsp.Is(f.Name, "Transport"):
 			f.Value = withoutAddresses(f.Value)
 		}
@@ -180,6 +182,32 @@ func (c *proxy) pass(r *cameraRequest, m *rtsp.Message) {
 	s.fields = fields
 	s.out = rtsp.AppendResponse(s.out[:0], m.Status, fields, body)
 	c.tell(s.out)
+}
+
+// baseOf returns what the tracks of a description are relative to, if that is nowhere below the visitor's URL.
+func (c *proxy) baseOf(m *rtsp.Message) string {
+	for _, name := range [...]string{"Content-Base", "Content-Location"} { // rfc2326#section-C.1.1
+		v := m.Get(name)
+		if len(v) == 0 {
+			continue
+		}
+		if _, ok := c.urls.ToVisitor(string(v)); ok || !bytes.Contains(v, []byte("://")) {
+			return ""
+		}
+		return string(v)
+	}
+	return ""
+}
+
+// queriesIn returns the control attributes of a description that have what could be taken for a part of a query.
+func queriesIn(sdp []byte) (found []string) {
+	for line := range bytes.Lines(sdp) {
+		v, ok := bytes.CutPrefix(bytes.TrimSpace(line), []byte("a=control:"))
+		if ok && bytes.ContainsAny(v, queryBytes) && len(found) < rtsp.MaxMedia {
+			found = append(found, string(v))
+		}
+	}
+	return found
 }
 
 // keptFromVisitor reports whether a field of an answer is not for the visitor.
@@ -213,27 +241,4 @@ func withoutAddresses(v []byte) []byte {
 func isSDP(contentType []byte) bool {
 	kind, _, _ := bytes.Cut(contentType, []byte(";"))
 	return rtsp.Is(bytes.TrimSpace(kind), "application/sdp")
-}
-
-// rtpInfo returns an RTP-Info with the visitor's URLs (rfc2326#section-12.33).
-func (c *proxy) rtpInfo(v []byte) []byte {
-	streams := bytes.Split(v, []byte(","))
-	for i, s := range streams {
-		parts := bytes.Split(s, []byte(";"))
-		for j, p := range parts {
-			name, url, _ := bytes.Cut(bytes.TrimSpace(p), []byte("="))
-			if !rtsp.Is(name, "url") {
-				continue
-			}
-			mapped, ok := c.urls.ToVisitor(string(url))
-			if !ok && bytes.Contains(url, []byte("://")) {
-				mapped = c.urls.Visitor
-			} else if !ok {
-				continue
-			}
-			parts[j] = []byte("url=" + mapped)
-		}
-		streams[i] = bytes.Join(parts, []byte(";"))
-	}
-	return bytes.Join(streams, []byte(","))
 }

@@ -1,6 +1,7 @@
 package private
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -131,11 +132,22 @@ func (c *proxy) route(m *rtsp.Message) (string, bool) {
 		}
 		return c.named[i], true
 	}
-	if url == c.urls.Visitor+"/" && (rtsp.Is(m.Method, "OPTIONS") || rtsp.Is(m.Method, "DESCRIBE")) {
+	rest, ok := strings.CutPrefix(url, c.urls.Visitor)
+	switch {
+	case !ok:
+		return "", false
+	case strings.HasPrefix(rest, "?") && !slices.Contains(c.offered, url),
+		rest == "/" && (rtsp.Is(m.Method, "OPTIONS") || rtsp.Is(m.Method, "DESCRIBE")):
 		return c.urls.Camera, true
+	case strings.ContainsAny(rest, queryBytes) && !slices.Contains(c.offered, url) && !slices.Contains(c.offered, rest[1:]):
+		return "", false
 	}
 	return c.urls.ToCamera(url)
 }
+
+// queryBytes begin a query or part its parameters. Cameras choose the channel by them, so what has one is passed on if the
+// camera has said it.
+const queryBytes = "?&;"
 
 // keptFromCamera reports whether a field of a request is not for the camera: what this relay writes itself, what is
 // between the visitor and the relays, and what tells where the visitor comes from.

@@ -192,9 +192,9 @@ func TestCameraConversation(t *testing.T) {
 	v.send("DESCRIBE rtsp://cams.example.com:8554/gate RTSP/1.0\nCSeq: 77\nAccept: application/sdp\n")
 	c.want("DESCRIBE rtsp://CAMERA/h264/main RTSP/1.0\nCSeq: 2\nAccept: application/sdp\n")
 	c.send("RTSP/1.0 200 OK\nCSeq: 2\nContent-Base: rtsp://CAMERA/h264/main/\nContent-Type: application/sdp\nX-Server-IP-Address: 10.0.0.7\n\n" +
-		"v=0\no=- 1 1 IN IP4 127.0.0.1\ns=-\nt=0 0\nm=video 0 RTP/AVP 96\na=rtpmap:96 H264/90000\na=control:trackID=1\n")
+		"v=0\no=- 1 1 IN IP4 127.0.0.1\ns=-\nt=0 0\nm=video 0 RTP/AVP 96\na=rtpmap:96 H264/90000\na=control:rtsp://CAMERA/h264/main/trackID=1\n")
 	v.want("RTSP/1.0 200 OK\nCSeq: 77\nContent-Base: rtsp://cams.example.com:8554/gate/\nContent-Type: application/sdp\n\n" +
-		"v=0\no=- 1 1 IN IP4 127.0.0.1\ns=-\nt=0 0\nm=video 0 RTP/AVP 96\na=rtpmap:96 H264/90000\na=control:trackID=1\n")
+		"v=0\no=- 1 1 IN IP4 0.0.0.0\ns=-\nt=0 0\nm=video 0 RTP/AVP 96\na=rtpmap:96 H264/90000\na=control:rtsp://cams.example.com:8554/gate/trackID=1\n")
 
 	v.send("SETUP rtsp://cams.example.com:8554/gate/trackID=1 RTSP/1.0\nCSeq: 78\nTransport: RTP/AVP/TCP;unicast;interleaved=0-1\n")
 	c.want("SETUP rtsp://CAMERA/h264/main/trackID=1 RTSP/1.0\nCSeq: 3\nTransport: RTP/AVP/TCP;unicast;interleaved=0-1\n")
@@ -237,6 +237,10 @@ func TestCameraRefuses(t *testing.T) {
 		{"DESCRIBE rtsp://cams.example.com/gate/~-1", "404 Not Found"},
 		{"DESCRIBE rtsp://cams.example.com/gate/~99999999999999999999", "404 Not Found"},
 		{"DESCRIBE /gate", "404 Not Found"},
+		{"SETUP rtsp://cams.example.com/gate/trackID=1?channel=2", "404 Not Found"},
+		{"SETUP rtsp://cams.example.com/gate/&channel=2", "404 Not Found"},
+		{"SETUP rtsp://cams.example.com/gate&channel=2", "404 Not Found"},
+		{"SETUP rtsp://cams.example.com/gate/;channel=2", "404 Not Found"},
 		{"SETUP rtsp://cams.example.com/gate/trackID=1 RTSP/1.0\nTransport: RTP/AVP;unicast;client_port=5000-5001", "461 Unsupported Transport"},
 		{"SETUP rtsp://cams.example.com/gate/trackID=1 RTSP/1.0\nTransport: RTP/AVP/TCP;multicast", "461 Unsupported Transport"},
 		{"SETUP rtsp://cams.example.com/gate/trackID=1 RTSP/1.0\nTransport: ", "400 Bad Request"},
@@ -256,6 +260,105 @@ func TestCameraRefuses(t *testing.T) {
 	v.want("RTSP/1.0 400 Bad Request\n")
 	v.wantEnd()
 	c.wantEnd()
+}
+
+// Cameras write their URLs in many ways, and whatever a player makes of what it is told leads back to them.
+func TestCameraForms(t *testing.T) {
+	const base = "rtsp://cams.example.com/gate"
+	for _, test := range []struct {
+		name, target, contentBase, session, control string // of the camera
+		wantBase, wantControl                       string // of the visitor
+		setup                                       map[string]string
+	}{
+		{
+			name: "Dahua", target: "/cam/realmonitor?channel=1&subtype=0",
+			contentBase: "rtsp://CAMERA/cam/realmonitor?channel=1&subtype=0/", session: "*", control: "trackID=0",
+			wantBase: base + "/", wantControl: "trackID=0",
+			setup: map[string]string{
+				base + "/trackID=0":           "rtsp://CAMERA/cam/realmonitor?channel=1&subtype=0/trackID=0",
+				base + "/&channel=2":          "",
+				base + "/trackID=0&channel=2": "",
+				base + "&channel=2":           "",
+				base + "?channel=2":           "rtsp://CAMERA/cam/realmonitor?channel=1&subtype=0",
+			},
+		},
+		{
+			name: "Hikvision", target: "/Streaming/Channels/101",
+			contentBase: "rtsp://CAMERA/Streaming/Channels/101/", session: "rtsp://CAMERA/Streaming/Channels/101/", control: "rtsp://CAMERA/Streaming/Channels/101/trackID=1",
+			wantBase: base + "/", wantControl: base + "/trackID=1",
+			setup: map[string]string{base + "/trackID=1": "rtsp://CAMERA/Streaming/Channels/101/trackID=1"},
+		},
+		{
+			name: "Axis", target: "/axis-media/media.amp?videocodec=h264",
+			contentBase: "rtsp://CAMERA/axis-media/media.amp/", session: "rtsp://CAMERA/axis-media/media.amp?videocodec=h264", control: "rtsp://CAMERA/axis-media/media.amp/stream=0?videocodec=h264",
+			wantControl: base + "/~0",
+			setup:       map[string]string{base + "/~0": "rtsp://CAMERA/axis-media/media.amp/stream=0?videocodec=h264", base + "/~1": ""},
+		},
+		{
+			name: "query in a track", target: "/media.amp",
+			contentBase: "rtsp://CAMERA/media.amp/", session: "*", control: "rtsp://CAMERA/media.amp/stream=0?codec=h264&x=1",
+			wantBase: base + "/", wantControl: base + "/stream=0?codec=h264&x=1",
+			setup: map[string]string{
+				base + "/stream=0?codec=h264&x=1": "rtsp://CAMERA/media.amp/stream=0?codec=h264&x=1",
+				base + "/stream=0?codec=h264&x=2": "",
+			},
+		},
+		{
+			name: "live555 without the port", target: "/main",
+			contentBase: "rtsp://127.0.0.1/main/", session: "*", control: "track1",
+			wantControl: base + "/~0",
+			setup:       map[string]string{base + "/~0": "rtsp://127.0.0.1/main/track1", base: "rtsp://CAMERA/main"},
+		},
+		{
+			name: "another host", target: "/main",
+			session: "*", control: "rtsp://10.9.8.7/real/track1",
+			wantControl: base + "/~0",
+			setup:       map[string]string{base + "/~0": "rtsp://10.9.8.7/real/track1"},
+		},
+		{
+			name: "nothing said", target: "/main/",
+			session: "*", control: "track1", wantControl: "track1",
+			setup: map[string]string{base + "/track1": "rtsp://CAMERA/main/track1"},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFakeCamera(t)
+			s := newSite(t, f.service(t, "", test.target))
+			v, _ := s.watch(f)
+			v.send("DESCRIBE " + base + "/ RTSP/1.0\nCSeq: 1\n")
+			c := f.accept()
+			c.want("DESCRIBE rtsp://CAMERA" + test.target + " RTSP/1.0\nCSeq: 1\n")
+			answer := "RTSP/1.0 200 OK\nCSeq: 1\nContent-Type: application/sdp\n"
+			if test.contentBase != "" {
+				answer += "Content-Base: " + test.contentBase + "\n"
+			}
+			c.send(answer + "\nv=0\no=- 1 1 IN IP4 127.0.0.1\ns=Media of 127.0.0.1\nt=0 0\na=control:" + test.session + "\nm=video 0 RTP/AVP 96\na=control:" + test.control + "\n")
+			got := v.read()
+			if strings.Contains(got, "127.0.0.1") || strings.Contains(got, "10.9.8.7") {
+				t.Errorf("the visitor is told where the camera is:\n%s", got)
+			}
+			if b := field(got, "Content-Base"); b != test.wantBase {
+				t.Errorf("Content-Base %q, want %q", b, test.wantBase)
+			}
+			_, control, _ := strings.Cut(got, "m=video")
+			_, control, _ = strings.Cut(control, "a=control:")
+			if control = strings.TrimSpace(control); control != test.wantControl {
+				t.Errorf("control %q, want %q", control, test.wantControl)
+			}
+			n := 1
+			for url, want := range test.setup {
+				v.send("SETUP " + url + " RTSP/1.0\nCSeq: 9\nTransport: RTP/AVP/TCP;interleaved=0-1\n")
+				if want == "" {
+					v.want("RTSP/1.0 404 Not Found\nCSeq: 9\n")
+					continue
+				}
+				n++
+				c.want(fmt.Sprintf("SETUP %s RTSP/1.0\nCSeq: %d\nTransport: RTP/AVP/TCP;interleaved=0-1\n", want, n))
+				c.send(fmt.Sprintf("RTSP/1.0 200 OK\nCSeq: %d\n", n))
+				v.want("RTSP/1.0 200 OK\nCSeq: 9\n")
+			}
+		})
+	}
 }
 
 // Requests of the visitor may come all at once, and their answers in any pieces.
