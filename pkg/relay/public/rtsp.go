@@ -57,6 +57,7 @@ type player struct {
 
 	demux    rtsp.Demux
 	service  *service // that has let it in; nil: none has
+	host     string   // as in the stream's header
 	server   rtspServer
 	flight   []flight // in the order in which they came
 	sessions []string // that are set up
@@ -360,7 +361,7 @@ func (p *player) OnData(b []byte) (used int) {
 			return used
 		case rtsp.Frame:
 			p.count(n)
-			if p.server != nil && len(p.sessions) > 0 {
+			if p.server != nil {
 				p.server.take(b[used : used+n])
 			}
 		case rtsp.Request:
@@ -484,6 +485,10 @@ func (p *player) request(m *rtsp.Message) bool {
 			p.block()
 			return false
 		}
+		p.host = string(p.loop.host)
+		if !isName(p.loop.host) && d.service.host != "" && d.service.host[0] != '*' {
+			p.host = d.service.host
+		}
 		p.enter(d.service, d.user)
 		p.note(m.Method, method, u.Path)
 	}
@@ -505,7 +510,11 @@ func (p *player) request(m *rtsp.Message) bool {
 		f.session, _ = rtsp.ParseSession(m.Get("session"))
 	}
 	p.flight = append(p.flight, f)
-	if u.Scheme == "" || strings.IndexByte(string(m.URL), '@') >= 0 {
+	switch {
+	case u.Scheme == "" && u.Path != "*":
+		u.Scheme, u.Authority = "rtsp", p.host
+		fallthrough
+	case strings.IndexByte(string(m.URL), '@') >= 0:
 		m.URL = []byte(u.String())
 	}
 	p.server.request(m, cseq)
@@ -981,7 +990,7 @@ func (p *player) full() bool { return p.end.Pending() > p.end.HighMark() }
 
 // play makes the server of a player, which has been let in.
 func (s *service) play(p *player) (rtspServer, *trouble) {
-	st, err := s.openStream(p.client.addr, "rtsp", string(p.loop.host))
+	st, err := s.openStream(p.client.addr, "rtsp", p.host)
 	if err != nil {
 		return nil, openTrouble(err)
 	}

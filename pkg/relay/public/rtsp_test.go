@@ -116,6 +116,13 @@ func (c *testCamera) saw() []string {
 	return slices.Clone(c.requests)
 }
 
+// header is that of a stream, in order.
+func (c *testCamera) header(i int) relay.Header {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.headers[i]
+}
+
 // reply is the text of an answer.
 func reply(cseq string, status int, body string, fields ...string) string {
 	var b []rtsp.Field
@@ -262,7 +269,7 @@ func TestPlayer(t *testing.T) {
 			if got := c.saw(); !slices.Equal(got, want) {
 				t.Errorf("the site saw\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
-			if h := c.headers[0]; h.Kind != relay.KindConnect || h.Service != "gate" || h.Scheme != "rtsp" || h.Host != "cams.test" {
+			if h := c.header(0); h.Kind != relay.KindConnect || h.Service != "gate" || h.Scheme != "rtsp" || h.Host != "cams.test" {
 				t.Errorf("the stream's header is %+v", h)
 			}
 			frame := "$\x00\x00\x04abcd"
@@ -281,7 +288,7 @@ func TestPlayer(t *testing.T) {
 			p.ask(455, "DESCRIBE", "rtsp://cams.test/yard")
 			p.ask(200, "TEARDOWN", url, "Session: 4711")
 			p.ask(200, "DESCRIBE", "rtsp://cams.test/yard")
-			if h := c.headers[1]; h.Service != "yard" {
+			if h := c.header(1); h.Service != "yard" {
 				t.Errorf("the second stream's header is %+v", h)
 			}
 			onLoop(s.session.loop.Loop, func() { c.streams[1].CloseWrite() })

@@ -43,7 +43,9 @@ const (
 // A password takes some 30 ms and 20 MiB to verify, so what was right is remembered: not the
 // password, but an HMAC of it under a key that lives as long as the policy.
 type users struct {
-	challenge http1.Field
+	challenge http1.Field // by Basic
+	realm     string      // of Digest, which players are asked by; "": no hash is for it
+	basic     bool        // there are others, whose password has to be seen
 	key       [32]byte
 	hashes    map[string]auth.PasswordHash
 	decoys    []auth.PasswordHash // for names that there are not: they must not be told by the time it takes
@@ -85,9 +87,11 @@ func newUsers(list map[string]string, realm string) (*users, error) {
 		u.hashes[name] = h
 		u.decoys = append(u.decoys, h)
 	}
-	if _, err := auth.Realm(u.hashes); err != nil {
+	var err error
+	if u.realm, err = auth.Realm(u.hashes); err != nil {
 		return nil, fmt.Errorf("policy: users: %w", err)
 	}
+	u.basic = slices.ContainsFunc(u.decoys, func(h auth.PasswordHash) bool { return h.HA1("MD5") == "" })
 	return u, nil
 }
 
@@ -160,6 +164,12 @@ func (a *attempt) verified() {
 		a.over()
 		return
 	}
+	a.wrong(now)
+}
+
+// wrong has the answer to a wrong password wait.
+func (a *attempt) wrong(now int64) {
+	u := a.users
 	n := u.wrong.fine(a.addr, now, banTime)
 	delay := min(firstDelay<<min(n-1, 10), maxDelay)
 	remember(u.bad, a.what, now, now+int64(delay+badTime))
