@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -60,6 +61,11 @@ type config struct {
 	// HTTPS_PROXY or else ALL_PROXY, and in NO_PROXY the relays that need none. Proxies look up the
 	// relay's name themselves, and carry no QUIC.
 	Proxy string `toml:"proxy"`
+
+	// FFmpeg is the program of that name, which makes a snapshot of a camera that has none itself: it is given one
+	// picture of the stream. If empty, it is looked for in PATH, and cameras have no such snapshots if it is not there; "none"
+	// does not look.
+	FFmpeg string `toml:"ffmpeg"`
 
 	// DrainTimeout is how long streams may go on after SIGTERM. The default is "30s"; "0s" cuts them.
 	DrainTimeout daemon.Duration `toml:"drain_timeout"`
@@ -153,6 +159,7 @@ type settings struct {
 	transport    string
 	links        int
 	machine      string // see machineID
+	ffmpeg       string // "": there is none
 	drainTimeout time.Duration
 	state        string
 	acme         *acmetoml.Settings // nil without [acme]
@@ -228,6 +235,19 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		f.Addf("links", "links %d: want 1 to %d", c.Links, private.MaxLinks)
 	}
 	s.state = daemon.InDir(dir, c.State)
+	switch c.FFmpeg {
+	case "none":
+	case "":
+		if name, err := exec.LookPath("ffmpeg"); err == nil {
+			s.ffmpeg = name
+		}
+	default:
+		name, err := exec.LookPath(daemon.InDir(dir, c.FFmpeg))
+		if err != nil {
+			f.Addf("ffmpeg", "ffmpeg: %v: name the program, or \"none\"", err)
+		}
+		s.ffmpeg = name
+	}
 	if f.Has("acme") {
 		s.acme = c.ACME.Check(f, dir)
 	}

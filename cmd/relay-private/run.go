@@ -130,6 +130,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		Machine:      s.machine,
 		Services:     s.services,
 		MaxFlows:     maxFlows(daemon.MaxFiles(), len(s.relays)),
+		FFmpeg:       s.ffmpeg,
 		DrainTimeout: s.drainTimeout,
 		Software:     "culvert " + version,
 		Log:          log,
@@ -204,9 +205,9 @@ func reload(r *private.Relay, o options, old *settings, certs *certificates, log
 		log.Error("reload: the old configuration stays", "err", err)
 		return
 	}
-	if !slices.Equal(s.relays, old.relays) || s.site != old.site || !s.key.Equal(old.key) || !s.roots.Equal(old.roots) || s.drainTimeout != old.drainTimeout || !s.outbound.equal(old.outbound) ||
+	if !slices.Equal(s.relays, old.relays) || s.site != old.site || !s.key.Equal(old.key) || !s.roots.Equal(old.roots) || s.drainTimeout != old.drainTimeout || s.ffmpeg != old.ffmpeg || !s.outbound.equal(old.outbound) ||
 		s.transport != old.transport || s.links != old.links || s.state != old.state || (s.acme == nil) != (old.acme == nil) || s.acme != nil && !s.acme.Equal(old.acme) {
-		log.Warn("reload: a change of relay, site, key, ca, transport, links, proxy, state, acme or drain_timeout needs a restart")
+		log.Warn("reload: a change of relay, site, key, ca, transport, links, proxy, state, acme, ffmpeg or drain_timeout needs a restart")
 	}
 	certs.retry()
 	log.Info("reloaded", "services", len(s.services))

@@ -12,6 +12,7 @@ import (
 
 	"culvert.dev/pkg/camera"
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/httpd"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/rtsp"
 	"culvert.dev/pkg/tunnel"
@@ -87,7 +88,7 @@ type (
 // acceptCamera takes a stream of a camera service.
 func (p *peer) acceptCamera(s *tunnel.Stream, svc *service, h relay.Header) {
 	if h.Scheme == "http" || h.Scheme == "https" {
-		s.Reset(tunnel.CodeNotFound) // a request for a picture, which this service has none of
+		svc.pictures.Serve(s, p.loop, httpd.Peer{Addr: h.Visitor})
 		return
 	}
 	svc.open.Add(1)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/httpd"
 	"culvert.dev/pkg/relay"
 )
 
@@ -56,6 +57,10 @@ type Relay struct {
 	// DrainTimeout is how long streams may go on after Run's context has ended. 0: they are cut.
 	DrainTimeout time.Duration
 
+	// FFmpeg is the program that makes snapshots of cameras whose service has no Snapshot, out of a key frame. If empty,
+	// they have none, unless they send MJPEG.
+	FFmpeg string
+
 	// Software is what the site tells the public relay it is, for operators to see.
 	Software string
 
@@ -82,6 +87,7 @@ type Relay struct {
 	ready       sync.Once
 	slowControl sync.Once // it has been logged that links cannot have the congestion control that they need
 	services    atomic.Pointer[services]
+	studio      *studio       // immutable while running
 	renamed     chan struct{} // names has changed; immutable while running
 
 	mu    sync.Mutex
@@ -107,6 +113,9 @@ type services struct {
 }
 
 func (r *Relay) makeServices(list []Service) (*services, error) {
+	if r.studio == nil {
+		r.studio = newStudio(r.FFmpeg, r.log)
+	}
 	made := &services{byName: make(map[string]*service, len(list)), passed: make(map[string]*service)}
 	var errs []error
 	for _, s := range list {
@@ -115,8 +124,14 @@ func (r *Relay) makeServices(list []Service) (*services, error) {
 			errs = append(errs, err)
 			continue
 		}
-		if svc.files != nil {
-			svc.files.OnPanic = func(req *http.Request, value any, stack []byte) {
+		if svc.Target.IsCamera() {
+			svc.pictures = r.studio.server(svc)
+		}
+		for _, web := range []*httpd.Server{svc.files, svc.pictures} {
+			if web == nil {
+				continue
+			}
+			web.OnPanic = func(req *http.Request, value any, stack []byte) {
 				r.log.Error("panic", "service", svc.Name, "path", req.URL.Path, "panic", value, "stack", string(stack))
 			}
 		}

@@ -85,6 +85,7 @@ type service struct {
 	network, address string        // to dial; empty for a folder
 	tls              *tls.Config   // of an https, h2 or rtsps target, or nil
 	files            *httpd.Server // of a file target, or nil
+	pictures         *httpd.Server // snapshots of a camera, or nil
 	terminate        *tls.Config   // of visitors, or nil
 	ended            func(error)   // streamEnded, made once and not for each stream
 
