@@ -29,9 +29,9 @@ const (
 	// lookAtCameraInterval is how often those two are looked at, while there is something to wait for.
 	lookAtCameraInterval = 5 * time.Second
 
-	// queueMarks is how many times the stream's high mark a visitor's video may wait for the link: 4 MiB, and less when the
-	// session's memory gets short. It is 8 s of 4 Mbit/s, in which a camera does not notice that the link was cut.
-	queueMarks = 32
+	// queueMarks is how many times the stream's high mark a visitor's video may wait for the link: 6 MiB, and less when the
+	// session's memory gets short. It is 12 s of 4 Mbit/s, in which a camera does not notice that the link was cut.
+	queueMarks = 48
 
 	// fullInterval is how often a camera that had to be paused is looked at.
 	fullInterval = 50 * time.Millisecond
@@ -97,6 +97,10 @@ func (p *peer) acceptCamera(s *tunnel.Stream, svc *service, h relay.Header) {
 	c := &proxy{peer: p, service: svc, operator: h.Scheme == "forward", visitor: s}
 	d := &dial{peer: p, service: svc, visitor: s, addr: h.Visitor, cancel: cancel, camera: c}
 	s.SetHandler(d)
+	if dial := p.relay.dialCamera; dial != nil {
+		p.loop.DialFunc(ctx, dial, d.connected)
+		return
+	}
 	p.loop.Dial(ctx, svc.network, svc.address, d.connected)
 }
 

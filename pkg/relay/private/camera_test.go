@@ -474,6 +474,42 @@ func TestCameraLongFrames(t *testing.T) {
 	v.want("RTSP/1.0 200 OK\nCSeq: 2\n")
 }
 
+// A camera may send visitors to another place of its own, which they do not hear of. It may send them nowhere else.
+func TestCameraRedirects(t *testing.T) {
+	f := newFakeCamera(t)
+	s := newSite(t, f.service(t, "", "/live"))
+	v, _ := s.watch(f)
+	ask := func(n int) {
+		v.send(fmt.Sprintf("DESCRIBE rtsp://cams.example.com/gate RTSP/1.0\nCSeq: %d\n", n))
+	}
+	ask(1)
+	c := f.accept()
+	c.want("DESCRIBE rtsp://CAMERA/live RTSP/1.0\nCSeq: 1\n")
+	c.send("RTSP/1.0 302 Moved Temporarily\nCSeq: 1\nLocation: rtsp://CAMERA/ch0/main?x=1\n")
+	c.want("DESCRIBE rtsp://CAMERA/ch0/main?x=1 RTSP/1.0\nCSeq: 2\n")
+	c.send("RTSP/1.0 200 OK\nCSeq: 2\nContent-Base: rtsp://CAMERA/ch0/main?x=1/\n")
+	v.want("RTSP/1.0 200 OK\nCSeq: 1\nContent-Base: rtsp://cams.example.com/gate/\n")
+	ask(2)
+	c.want("DESCRIBE rtsp://CAMERA/ch0/main?x=1 RTSP/1.0\nCSeq: 3\n")
+	c.send("RTSP/1.0 301 Moved\nCSeq: 3\nLocation: rtsp://CAMERA/ch0/main?x=1/b\n")
+	v.want("RTSP/1.0 301 Moved Permanently\nCSeq: 2\nLocation: rtsp://cams.example.com/gate/b\n")
+	for i, elsewhere := range []string{"rtsp://10.9.8.7/live", "http://CAMERA/live", "rtsp://", "rubbish"} {
+		ask(i)
+		c.want(fmt.Sprintf("DESCRIBE rtsp://CAMERA/ch0/main?x=1 RTSP/1.0\nCSeq: %d\n", 4+i))
+		c.send(fmt.Sprintf("RTSP/1.0 302 Moved\nCSeq: %d\nLocation: %s\n", 4+i, elsewhere))
+		v.want(fmt.Sprintf("RTSP/1.0 502 Bad Gateway\nCSeq: %d\n", i))
+	}
+	// Round and round it does not go.
+	for i := range 3 {
+		if i == 0 {
+			ask(9)
+		}
+		c.want(fmt.Sprintf("DESCRIBE %s RTSP/1.0\nCSeq: %d\n", []string{"rtsp://CAMERA/ch0/main?x=1", "rtsp://CAMERA/1", "rtsp://CAMERA/2"}[i], 8+i))
+		c.send(fmt.Sprintf("RTSP/1.0 302 Moved\nCSeq: %d\nLocation: /%d\n", 8+i, i+1))
+	}
+	v.want("RTSP/1.0 502 Bad Gateway\nCSeq: 9\n")
+}
+
 // A camera that ends the connection, or whose connection breaks, ends the stream, and the log has it once.
 func TestCameraEnds(t *testing.T) {
 	f := newFakeCamera(t)

@@ -82,6 +82,8 @@ type Relay struct {
 	// UDP: QUIC is not tried there. If nil, there is no proxy.
 	Proxied func(address string) bool
 
+	dialCamera func(context.Context) (net.Conn, error) // replaces the network on the way to cameras; set by tests
+
 	log         *slog.Logger // never nil while running
 	process     string       // 16 bytes in hex, of this Run
 	ready       sync.Once
@@ -257,6 +259,7 @@ type ServiceStatus struct {
 	Total    uint64
 	Failed   uint64 // the target could not be reached
 	Unshaken uint64 // the TLS handshake of the visitor failed here
+	Dropped  uint64 // frames of a camera that were too late for the visitor
 }
 
 // Status may be called from any goroutine.
@@ -269,7 +272,7 @@ func (r *Relay) Status() Status {
 	r.mu.Unlock()
 	if list := r.services.Load(); list != nil {
 		for _, svc := range list.list {
-			s.Services = append(s.Services, ServiceStatus{svc.Name, svc.open.Load(), svc.total.Load(), svc.failed.Load(), svc.unshaken.Load()})
+			s.Services = append(s.Services, ServiceStatus{svc.Name, svc.open.Load(), svc.total.Load(), svc.failed.Load(), svc.unshaken.Load(), svc.dropped.Load()})
 		}
 	}
 	return s
