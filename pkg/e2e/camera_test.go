@@ -86,7 +86,7 @@ func shoot(size string) (*film, error) {
 	if err := packets.Unmarshal(b); err != nil {
 		return nil, err
 	}
-	f.config = &mpeg4audio.AudioSpecificConfig{Type: packets[0].Type, SampleRate: packets[0].SampleRate, ChannelConfig: packets[0].ChannelConfig, ChannelCount: packets[0].ChannelCount}
+	f.config = &mpeg4audio.AudioSpecificConfig{Type: packets[0].Type, SampleRate: packets[0].SampleRate, ChannelConfig: packets[0].ChannelConfig}
 	for _, p := range packets {
 		f.audio = append(f.audio, p.AU)
 	}
@@ -126,6 +126,7 @@ func (f *film) frame(n int) [][]byte {
 type picture struct {
 	n    int
 	sent time.Time
+	came time.Time // known of viewers who are in this process
 }
 
 func (p picture) isKey() bool { return p.n%frameRate == 0 }
@@ -147,7 +148,7 @@ func pictures(units func(func([]byte) bool)) (p []picture, err error) {
 			}
 			n, _ := strconv.Atoi(f[0])
 			sent, _ := strconv.ParseInt(f[1], 10, 64)
-			p, sum, whole = append(p, picture{n, time.Unix(0, sent)}), f[2], false
+			p, sum, whole = append(p, picture{n: n, sent: time.Unix(0, sent)}), f[2], false
 		case kind == 1 || kind == 5:
 			if len(p) > 0 {
 				whole = fmt.Sprintf("%08x", crc32.ChecksumIEEE(u)) == sum
@@ -180,7 +181,7 @@ type camera struct {
 	samples int       // how many access units of audio have been sent
 	began   time.Time // of frame 0, had there been no pause
 	clock   uint32    // of RTP, of frame 0
-	stalled bool      // it says nothing, and keeps its connections
+	filler  []byte    // an NAL unit of each frame that nobody looks at
 	conns   int       // since the beginning
 	open    int       // now
 	plays   int       // successful PLAY requests
@@ -288,12 +289,14 @@ func (c *camera) reboot(pause time.Duration, film *film) {
 	c.on()
 }
 
-// stall has the camera say nothing more, or go on.
-func (c *camera) stall(stalled bool) {
+// fill makes each frame larger by some bytes.
+func (c *camera) fill(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.stalled = stalled
-	c.resume()
+	c.filler = nil
+	if n > 0 {
+		c.filler = append([]byte{12}, bytes.Repeat([]byte{0xff}, n)...)
+	}
 }
 
 // resume makes now the time of the next frame. The clock of RTP does not stand still meanwhile.
@@ -310,7 +313,7 @@ func (c *camera) run() {
 	for {
 		c.mu.Lock()
 		wait := frameTime
-		if c.stream != nil && !c.stalled {
+		if c.stream != nil {
 			c.show()
 			c.next++
 			wait = time.Until(c.began.Add(time.Duration(c.next) * frameTime))
@@ -327,7 +330,11 @@ func (c *camera) run() {
 // show sends the next frame and the sound until then. What a viewer does not take is the viewer's affair.
 func (c *camera) show() {
 	medias := c.stream.Desc.Medias
-	packets, err := c.video.Encode(c.film.frame(c.next))
+	units := c.film.frame(c.next)
+	if c.filler != nil {
+		units = append(units, c.filler)
+	}
+	packets, err := c.video.Encode(units)
 	if err != nil {
 		panic("BUG: " + err.Error())
 	}
@@ -408,5 +415,9 @@ func (c *camera) OnPlay(*gortsplib.ServerHandlerOnPlayCtx) (*base.Response, erro
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.plays++
+	return &base.Response{StatusCode: base.StatusOK}, nil
+}
+
+func (c *camera) OnPause(*gortsplib.ServerHandlerOnPauseCtx) (*base.Response, error) {
 	return &base.Response{StatusCode: base.StatusOK}, nil
 }

@@ -24,6 +24,18 @@ func configureCameras(t testing.TB, l *netem.Link, services ...service) *system 
 	return s
 }
 
+// passwordHash is what the configuration has of other passwords.
+func passwordHash(t testing.TB, password string) string {
+	t.Helper()
+	cmd := exec.Command(command(t, "tunnelctl"), "password")
+	cmd.Stdin = strings.NewReader(password + "\n")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("tunnelctl password: %v\n%s", err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
 // digestHash is what the configuration has of a visitor's password who uses Digest.
 func digestHash(t testing.TB, user, password string) string {
 	t.Helper()
@@ -50,6 +62,8 @@ type player struct {
 // ports of the public relay.
 func onRTSP(s *system) string  { return s.rtsp }
 func onRTSPS(s *system) string { return s.rtsps }
+func onHTTP(s *system) string  { return s.http }
+func onHTTPS(s *system) string { return s.https }
 
 func playFFmpeg(p player, t testing.TB, s *system, frames int, url string) (recording, error) {
 	return ffmpeg(t, s.outside, frames, url, p.option...)
@@ -79,11 +93,19 @@ func (p player) url(s *system, userinfo, path string) string {
 var players = []player{
 	{name: "ffmpeg tcp", scheme: "rtsp", addr: onRTSP, play: playFFmpeg, option: []string{"-rtsp_transport", "tcp"}},
 	{name: "ffmpeg refused udp", scheme: "rtsp", addr: onRTSP, play: playFFmpeg},
+	{name: "ffmpeg http", scheme: "rtsp", addr: onHTTP, play: playFFmpeg, option: []string{"-rtsp_transport", "http"}},
+	{name: "ffmpeg https", scheme: "rtsp", addr: onHTTPS, play: playFFmpeg, option: []string{"-rtsp_transport", "https"}},
 	{name: "ffmpeg rtsps", scheme: "rtsps", addr: onRTSPS, play: playFFmpeg, option: []string{"-rtsp_transport", "tcp"}},
 	{name: "gstreamer rtsp", scheme: "rtsp", addr: onRTSP, play: playGStreamer},
+	{name: "gstreamer rtsph", scheme: "rtsph", addr: onHTTP, play: playGStreamer},
+	{name: "gstreamer rtspsh", scheme: "rtspsh", addr: onHTTPS, play: playGStreamer, option: trusting},
 	{name: "gstreamer rtsps", scheme: "rtsps", addr: onRTSPS, play: playGStreamer, option: trusting},
 	{name: "gortsplib rtsp", scheme: "rtsp", addr: onRTSP, play: playGortsplib},
 	{name: "gortsplib rtsps", scheme: "rtsps", addr: onRTSPS, play: playGortsplib},
+	{name: "gortsplib http", scheme: "rtsp", addr: onHTTP, play: playGortsplib, tunnel: gortsplib.TunnelHTTP},
+	{name: "gortsplib https", scheme: "rtsps", addr: onHTTPS, play: playGortsplib, tunnel: gortsplib.TunnelHTTP},
+	{name: "gortsplib ws", scheme: "rtsp", addr: onHTTP, play: playGortsplib, tunnel: gortsplib.TunnelWebSocket},
+	{name: "gortsplib wss", scheme: "rtsps", addr: onHTTPS, play: playGortsplib, tunnel: gortsplib.TunnelWebSocket},
 }
 
 // trusting has rtspsrc take any certificate: it asks the system's authorities alone.

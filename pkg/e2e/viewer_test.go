@@ -115,6 +115,7 @@ type watching struct {
 
 	mu    sync.Mutex
 	units [][]byte
+	came  []time.Time   // of each picture
 	added chan struct{} // closed and replaced when there are more of them
 	ended error
 }
@@ -163,7 +164,14 @@ func watch(t testing.TB, n *netem.Namespace, addr, url string, tunnel gortsplib.
 		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.units = append(w.units, au...)
+		for _, u := range au {
+			if u[0]&0x1f != 12 { // the filler
+				w.units = append(w.units, u)
+			}
+			if bytes.HasPrefix(u, label) {
+				w.came = append(w.came, time.Now())
+			}
+		}
 		close(w.added)
 		w.added = make(chan struct{})
 	})
@@ -186,6 +194,9 @@ func (w *watching) got() (recording, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	p, err := pictures(slices.Values(w.units))
+	for i := range p {
+		p[i].came = w.came[i]
+	}
 	return recording{pictures: p}, err
 }
 
