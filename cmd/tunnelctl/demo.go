@@ -78,8 +78,9 @@ type demo struct {
 	samples            *samples
 	public, private    *child
 	https, quic, admin string // addresses of the public relay
-	tcpPort            int    // of the published TCP service
-	udpPort            int    // of the published UDP service
+	rtsp, rtsps        string
+	tcpPort            int // of the published TCP service
+	udpPort            int // of the published UDP service
 	client             *admin.Client
 }
 
@@ -143,8 +144,8 @@ func (d *demo) start(ctx context.Context) (err error) {
 	if d.samples, err = startSamples(d.dir); err != nil {
 		return fmt.Errorf("sample servers: %w", err)
 	}
-	fmt.Fprintf(d.out, "sample servers      http://%s (web, WebSocket echo), tcp://%s and udp://%s (echo), %s (files)\n",
-		d.samples.web.Addr(), d.samples.tcp.Addr(), d.samples.udp.LocalAddr(), d.samples.files)
+	fmt.Fprintf(d.out, "sample servers      http://%s (web, WebSocket echo), tcp://%s and udp://%s (echo), %s (files), rtsp://%s (camera)\n",
+		d.samples.web.Addr(), d.samples.tcp.Addr(), d.samples.udp.LocalAddr(), d.samples.files, d.samples.camera.addr)
 
 	if d.tcpPort, d.udpPort, err = freePorts(); err != nil {
 		return err
@@ -157,6 +158,8 @@ drain_timeout = "2s"
 [listen]
 https = "127.0.0.1:0"
 http  = ""
+rtsp  = "127.0.0.1:0"
+rtsps = "127.0.0.1:0"
 admin = "127.0.0.1:0"
 
 [tls]
@@ -173,9 +176,9 @@ key         = %q
 	if err != nil {
 		return err
 	}
-	d.https, d.quic, d.admin = ready["https"], ready["quic"], ready["admin"]
-	if d.https == "" || d.quic == "" || d.admin == "" {
-		return fmt.Errorf("relay-public is ready without https, quic and admin addresses: %v", ready)
+	d.https, d.quic, d.admin, d.rtsp, d.rtsps = ready["https"], ready["quic"], ready["admin"], ready["rtsp"], ready["rtsps"]
+	if slices.Contains([]string{d.https, d.quic, d.admin, d.rtsp, d.rtsps}, "") {
+		return fmt.Errorf("relay-public is ready without https, quic, admin, rtsp and rtsps addresses: %v", ready)
 	}
 	fmt.Fprintf(d.out, "public relay        https://%s, admin http://%s, ready after %s\n", d.https, d.admin, took(began))
 
@@ -201,7 +204,7 @@ func absolute(name string) string {
 func (d *demo) join(ctx context.Context, program string) error {
 	inv, err := d.client.AddSite(ctx, admin.Invite{
 		Name:    demoSite,
-		Publish: []string{"https://*.localhost", "tls://*.localhost", fmt.Sprintf("tcp://127.0.0.1:%d", d.tcpPort), fmt.Sprintf("udp://127.0.0.1:%d", d.udpPort)},
+		Publish: []string{"https://*.localhost", "tls://*.localhost", "rtsp://" + camHost + "/*", fmt.Sprintf("tcp://127.0.0.1:%d", d.tcpPort), fmt.Sprintf("udp://127.0.0.1:%d", d.udpPort)},
 		TTL:     time.Minute.Seconds(),
 	})
 	if err != nil {
@@ -222,7 +225,14 @@ func (d *demo) join(ctx context.Context, program string) error {
 	if err != nil {
 		return err
 	}
+	digest, err := auth.HashDigest(demoUser, auth.DigestRealm, []byte(demoSecret))
+	if err != nil {
+		return err
+	}
 	config := filepath.Join(dir, "private.toml")
+	if err := os.Chmod(config, 0o600); err != nil { // the password of the camera will be in it
+		return fmt.Errorf("relay-private join has written no configuration: %w", err)
+	}
 	f, err := os.OpenFile(config, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		return fmt.Errorf("relay-private join has written no configuration: %w", err)
@@ -269,9 +279,16 @@ target  = "tcp://%[13]s"
 name    = "datagrams"
 publish = "udp://127.0.0.1:%[14]d"
 target  = "udp://%[15]s"
+
+[[service]]
+name    = "gate"
+publish = "rtsp://%[16]s"
+target  = %[17]q
+fan_out = true
+users   = { %[7]s = %[18]q }
 `, webHost, d.samples.web.Addr(), filesHost, filePath(d.samples.files), chatHost,
 		secretHost, demoUser, hash, vaultHost, filepath.ToSlash(vault.Certificate), filepath.ToSlash(vault.Key),
-		d.tcpPort, d.samples.tcp.Addr(), d.udpPort, d.samples.udp.LocalAddr())
+		d.tcpPort, d.samples.tcp.Addr(), d.udpPort, d.samples.udp.LocalAddr(), camHost+camPath, d.samples.camera.target(), digest)
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
@@ -334,6 +351,7 @@ func (d *demo) visit(ctx context.Context) error {
 		{"https://" + filesHost + ":" + port + "/" + bigFile, "file://" + d.samples.files, d.visitFile},
 		{fmt.Sprintf("tcp://127.0.0.1:%d", d.tcpPort), "tcp://" + d.samples.tcp.Addr().String(), d.visitTCP},
 		{fmt.Sprintf("udp://127.0.0.1:%d", d.udpPort), "udp://" + d.samples.udp.LocalAddr().String(), d.visitUDP},
+		{"rtsp://" + d.rtsp + camPath, "rtsp://" + d.samples.camera.addr.String() + cameraPath, d.visitCamera},
 		{"tunnelctl forward " + demoSite + "/operators-echo", "tcp://" + d.samples.tcp.Addr().String(), d.visitForward},
 	}
 	w := tabwriter.NewWriter(d.out, 0, 8, 2, ' ', 0)
@@ -670,6 +688,10 @@ func (d *demo) printCommands() {
 		curl(ca, filesHost, "/"+bigFile, "-o /dev/null "),
 		fmt.Sprintf("  nc 127.0.0.1 %d", d.tcpPort),
 		fmt.Sprintf("  echo hello | nc -u -w 1 127.0.0.1 %d", d.udpPort),
+		fmt.Sprintf("  ffplay rtsp://%s:%s@%s%s", demoUser, demoSecret, d.rtsp, camPath),
+		fmt.Sprintf("  ffplay -rtsp_transport https rtsp://%s:%s@%s%s", demoUser, demoSecret, net.JoinHostPort(camHost, port), camPath),
+		fmt.Sprintf("  vlc --rtsp-tcp rtsp://%s:%s@%s%s", demoUser, demoSecret, d.rtsp, camPath),
+		fmt.Sprintf("  a browser:  https://%s%s  as %s, password %s (its certificate is of %s)", net.JoinHostPort(camHost, port), camPath, demoUser, demoSecret, ca),
 		tunnelctl + " status",
 		tunnelctl + " forward " + demoSite + "/operators-echo",
 	} {

@@ -21,11 +21,12 @@ import (
 
 // samples are the servers of the demo: what an intranet may have, on loopback ports of their own.
 type samples struct {
-	web   net.Listener   // HTTP/1.1, and HTTP/2 as gRPC speaks it; echoing WebSockets at /echo, echoing lines at /chat
-	tcp   net.Listener   // echoes bytes
-	udp   net.PacketConn // echoes datagrams
-	files string         // a folder for the private relay to serve
-	sum   [sha256.Size]byte
+	web    net.Listener   // HTTP/1.1, and HTTP/2 as gRPC speaks it; echoing WebSockets at /echo, echoing lines at /chat
+	tcp    net.Listener   // echoes bytes
+	udp    net.PacketConn // echoes datagrams
+	files  string         // a folder for the private relay to serve
+	camera *sampleCamera
+	sum    [sha256.Size]byte
 
 	server  *http.Server
 	running sync.WaitGroup
@@ -56,6 +57,9 @@ func startSamples(dir string) (_ *samples, err error) {
 	if err := s.writeFiles(); err != nil {
 		return nil, err
 	}
+	if s.camera, err = startCamera(); err != nil {
+		return nil, err
+	}
 	s.server = &http.Server{Handler: http.HandlerFunc(serveWeb), ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
 	s.server.Protocols.SetHTTP1(true)
 	s.server.Protocols.SetUnencryptedHTTP2(true)
@@ -76,6 +80,9 @@ func (s *samples) close() {
 	}
 	if s.udp != nil {
 		s.udp.Close()
+	}
+	if s.camera != nil {
+		s.camera.close()
 	}
 	s.running.Wait()
 }
