@@ -326,23 +326,22 @@ func TestTunnelsOfGortsplib(t *testing.T) {
 	backends(t, func(t *testing.T, portable bool) {
 		r := newCameraRelay(t, portable, nil)
 		s := r.connect("office", nil, "gate", "rtsp://cams.test/gate", "yard", "rtsp://cams.test/yard")
-		cam := s.camera(&testCamera{})
-		packet, err := (&pionrtp.Packet{Header: pionrtp.Header{Version: 2, PayloadType: 96, Marker: true, SSRC: 1}, Payload: []byte{0x65, 1, 2, 3}}).Marshal()
-		if err != nil {
-			t.Fatal(err)
-		}
-		frame := append(rtsp.AppendFrameHead(nil, 0, len(packet)), packet...)
-		cam.instead = func(st *tunnel.Stream, _ relay.Header, m *rtsp.Message) bool {
-			if string(m.Method) == "PLAY" {
-				cseq, _ := m.CSeq()
-				st.Write([]byte(reply(fmt.Sprint(cseq), 200, "", "Session: 4711")))
-				for range 10 {
-					st.Write(frame)
-				}
-				return true
+		s.camera(&testCamera{instead: func(st *tunnel.Stream, _ relay.Header, m *rtsp.Message) bool {
+			if string(m.Method) != "PLAY" {
+				return false
 			}
-			return false
-		}
+			cseq, _ := m.CSeq()
+			st.Write([]byte(reply(fmt.Sprint(cseq), 200, "", "Session: 4711")))
+			for i := range 10 {
+				p := pionrtp.Packet{Header: pionrtp.Header{Version: 2, PayloadType: 96, Marker: true, SequenceNumber: uint16(i), SSRC: 1}, Payload: []byte{0x65, 1, 2, 3}}
+				b, err := p.Marshal()
+				if err != nil {
+					t.Error(err)
+				}
+				st.Write(append(rtsp.AppendFrameHead(nil, 0, len(b)), b...))
+			}
+			return true
+		}})
 		for _, way := range []gortsplib.Tunnel{gortsplib.TunnelHTTP, gortsplib.TunnelWebSocket} {
 			for _, secure := range []bool{false, true} {
 				for range 4 { // two loops, and the kernel chooses
