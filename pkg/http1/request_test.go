@@ -217,6 +217,25 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+func TestNoHost(t *testing.T) {
+	var r Request
+	for in, host := range map[string]string{
+		"GET / HTTP/1.1\r\nA: b\r\n\r\n":                      "",
+		"GET http://b.example/ HTTP/1.1\r\n\r\n":              "b.example",
+		"GET / HTTP/1.1\r\n" + host + "Connection: x\r\n\r\n": "a.example",
+	} {
+		n, err := Limits{NoHost: true}.ParseRequest([]byte(in), &r)
+		if n != len(in) || err != nil || string(r.Host) != host || (r.Host == nil) != (host == "") {
+			t.Errorf("%q: %d, %v, host %q", in, n, err, r.Host)
+		}
+	}
+	for _, in := range []string{"GET / HTTP/1.1\r\nHost:\r\n\r\n", "GET / HTTP/1.1\r\n" + host + host + "\r\n", "CONNECT / HTTP/1.1\r\n\r\n"} {
+		if n, err := (Limits{NoHost: true}).ParseRequest([]byte(in), &r); err == nil {
+			t.Errorf("%q: %d", in, n)
+		}
+	}
+}
+
 func TestFields(t *testing.T) {
 	var r Request
 	if _, err := ParseRequest([]byte("GET / HTTP/1.1\r\nHost: a\r\nX-Y:  1 2 \r\nx-y:3\r\n\r\n"), &r); err != nil {

@@ -90,6 +90,11 @@ func (l *loop) decide(c *client, req *http1.Request) decision {
 		return decision{action: doPlay}
 	}
 	host, path := string(l.host), string(req.Path)
+	if !c.secure && opensTunnel(req) { // of whose halves players would send one where it is redirected to
+		if s := routes.find(l.host, req.Path, true); s != nil && s.isCamera() {
+			return decision{action: doAnswer, trouble: troubleEncrypted}
+		}
+	}
 	if !c.secure && (host == r.Domain || routes.redirects(l.host, req.Path)) {
 		if d, ok := l.redirect(req); ok {
 			return d

@@ -624,6 +624,17 @@ func TestTunnelRefused(t *testing.T) {
 	}
 }
 
+// Who asks in the clear for what is not is not sent elsewhere: the other half would not come there.
+func TestTunnelInTheClear(t *testing.T) {
+	r := newTestRelay(t, false, nil)
+	r.connect("office", nil, "vault", "rtsps://cams.test/vault")
+	v := r.dial(false)
+	v.send(strings.Replace(getHead, "/gate", "/vault", 1))
+	if res, body := v.response("GET"); res.StatusCode != 404 || body != troubleEncrypted.text+"\n" || !res.Close {
+		t.Errorf("%s: %s", res.Status, body)
+	}
+}
+
 // A GET for a tunnel that there is is refused; one that still waits makes room.
 func TestTunnelTwice(t *testing.T) {
 	carrying(t, func(t *testing.T, c *tunnelTest) {

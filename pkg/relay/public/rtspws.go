@@ -1,6 +1,7 @@
 package public
 
 import (
+	"bytes"
 	"net/netip"
 
 	"culvert.dev/pkg/evloop"
@@ -22,6 +23,7 @@ const (
 
 var (
 	troubleSocket        = &trouble{400, "This is no request for a WebSocket."}
+	troubleOrigin        = &trouble{403, "This camera is not shown on pages of other servers."}
 	troubleSocketVersion = &trouble{426, "This version of WebSocket is not spoken here."}
 )
 
@@ -59,6 +61,9 @@ func (v *visitor) socket(s *service, req *http1.Request) {
 	case err != nil || string(req.Method) != "GET" || req.Framing != http1.NoBody:
 		refuse(troubleSocket)
 		return
+	case !mayShow(s, req):
+		refuse(troubleOrigin)
+		return
 	}
 	w := &rtspSocket{relay: v.relay, conn: v.conn, addr: v.addr.Addr(), verdict: v.verdict}
 	w.loop, w.end = l, w
@@ -66,6 +71,26 @@ func (v *visitor) socket(s *service, req *http1.Request) {
 	v.handOver(w)
 	w.conn.Write(websocket.AppendResponse(nil, key, socketProtocol))
 	l.tunnels.serve(w, v.client.carried(), "rtsp-ws", s)
+}
+
+// mayShow reports whether the page that has asked for the WebSocket, if it is one, may have it.
+// Browsers let any page ask, from wherever whoever looks at it is and with his certificate
+// (rfc6455#section-10.2). So a page of another host is refused where that is what lets him in.
+// Where nobody is kept out, or a password is asked for in RTSP, it makes no difference.
+func mayShow(s *service, req *http1.Request) bool {
+	origin := http1.Get(req.Fields, "origin")
+	if origin == nil {
+		return true
+	}
+	_, authority, _ := bytes.Cut(origin, []byte("://"))
+	if len(authority) > 0 && string(appendHost(nil, authority)) == string(appendHost(nil, req.Host)) {
+		return true
+	}
+	if s == nil { // its requests will say
+		return false
+	}
+	p := s.policy.Load()
+	return p == nil || p.users != nil || p.allow == nil && p.deny == nil && p.authority == nil
 }
 
 func (w *rtspSocket) OnData(b []byte) (used int) {

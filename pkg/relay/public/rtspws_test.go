@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -241,6 +242,52 @@ func TestSocketRefused(t *testing.T) {
 			v.send(strings.Replace(socketHead, tt.change[0], tt.change[1], 1))
 			if s := v.got(); !strings.HasPrefix(s, "HTTP/1.1 "+tt.status) || len(c.players) != 0 {
 				t.Errorf("%s: %q, %d players", name, s, len(c.players))
+			}
+		})
+	}
+}
+
+// A page of another server may not show a camera that only some addresses may see.
+func TestSocketOrigin(t *testing.T) {
+	with := func(p *relay.Policy) *policy {
+		made, err := newPolicy(p, "culvert")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made
+	}
+	some := with(&relay.Policy{Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
+	password := with(&relay.Policy{Allow: some.source.Allow, Users: map[string]string{
+		"alice": "$argon2id$v=19$m=8,t=1,p=1$c29tZXNhbHRzb21lc2FsdA$QgqUmEPgqIGAkFcRXSXHwJXmeWBOdUwzk8Kyo7QiQBY"}})
+	for _, tt := range []struct {
+		policy       *policy
+		path, origin string
+		status       string
+	}{
+		{nil, "/gate", "", "101"},
+		{nil, "/gate", "https://evil.test", "101"},
+		{some, "/gate", "", "101"},
+		{some, "/gate", "https://CAMS.test:8443", "101"},
+		{some, "/gate", "https://evil.test", "403"},
+		{some, "/gate", "null", "403"},
+		{some, "/gate", "https://cams.test.evil.test", "403"},
+		{password, "/gate", "https://evil.test", "101"},
+		{nil, "/", "", "101"},
+		{nil, "/", "http://cams.test", "101"},
+		{nil, "/", "https://evil.test", "403"},
+	} {
+		carrying(t, func(t *testing.T, c *tunnelTest) {
+			for _, s := range c.site.session.services {
+				s.policy.Store(tt.policy)
+			}
+			v := c.visitor()
+			head := strings.Replace(socketHead, "/gate", tt.path, 1)
+			if tt.origin != "" {
+				head = strings.Replace(head, "Upgrade:", "Origin: "+tt.origin+"\r\nUpgrade:", 1)
+			}
+			v.send(head)
+			if s := v.got(); !strings.HasPrefix(s, "HTTP/1.1 "+tt.status) {
+				t.Errorf("%s from %q: %.40q, want %s", tt.path, tt.origin, s, tt.status)
 			}
 		})
 	}
