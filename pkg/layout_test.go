@@ -30,10 +30,10 @@ var arrows = map[string][]string{
 		"pkg/accesslog", "pkg/acme", "pkg/acmetoml", "pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/metrics", "pkg/relay", "pkg/relay/public",
 	},
 	"cmd/relay-private": {
-		"pkg/acme", "pkg/acmetoml", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/relay", "pkg/relay/private",
+		"pkg/acme", "pkg/acmetoml", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/relay/private",
 	},
 	"cmd/tunnelctl": {
-		"pkg/admin", "pkg/auth", "pkg/daemon", "pkg/relay",
+		"pkg/admin", "pkg/auth", "pkg/daemon", "pkg/onvif", "pkg/relay",
 	},
 
 	"pkg/admin":   {},

@@ -20,6 +20,7 @@ import (
 	"culvert.dev/pkg/acmetoml"
 	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/daemon"
+	"culvert.dev/pkg/onvif"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/relay/private"
 )
@@ -66,6 +67,15 @@ type config struct {
 	// picture of the stream. If empty, it is looked for in PATH, and cameras have no such snapshots if it is not there; "none"
 	// does not look.
 	FFmpeg string `toml:"ffmpeg"`
+
+	// Discovery lets operators of the public relay have this one look for cameras on its networks, with `tunnelctl cameras`:
+	// they see which devices there are and what they show, and may try a user and a password on them. The default is
+	// false. `relay-private cameras` looks without it.
+	Discovery bool `toml:"discovery"`
+
+	// DiscoveryAddresses are asked by themselves, HOST or HOST:PORT, beside the networks that this machine is in: cameras
+	// behind a router, which does not pass on what is for everybody.
+	DiscoveryAddresses []string `toml:"discovery_addresses"`
 
 	// DrainTimeout is how long streams may go on after SIGTERM. The default is "30s"; "0s" cuts them.
 	DrainTimeout daemon.Duration `toml:"drain_timeout"`
@@ -165,6 +175,9 @@ type settings struct {
 	acme         *acmetoml.Settings // nil without [acme]
 	find         proxyFinder        // for authorities
 	services     []private.Service
+
+	discovery bool
+	probed    []netip.AddrPort // of discovery, beside the networks
 }
 
 // defaults is the config before anything is read into it.
@@ -184,7 +197,14 @@ func load(name string) (s *settings, err error) {
 
 // settings checks the config and reads the files that it names. Mistakes go to f.
 func (c *config) settings(f *daemon.File, dir string) *settings {
-	s := &settings{site: c.Site, transport: c.Transport, links: c.Links, drainTimeout: time.Duration(c.DrainTimeout)}
+	s := &settings{site: c.Site, transport: c.Transport, links: c.Links, drainTimeout: time.Duration(c.DrainTimeout), discovery: c.Discovery}
+	for i, a := range c.DiscoveryAddresses {
+		at, err := onvif.ParseAddress(a)
+		if err != nil {
+			f.Addf(fmt.Sprintf("discovery_addresses[%d]", i), "discovery_addresses: %v", err)
+		}
+		s.probed = append(s.probed, at)
+	}
 	if len(c.Relay) == 0 {
 		f.Addf("relay", "relay is missing: the public relay's address, such as \"relay.example.com\"")
 	}

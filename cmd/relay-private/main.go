@@ -3,6 +3,7 @@
 //	relay-private join TOKEN                  makes the site's key, registers it and writes private.toml
 //	relay-private --config private.toml       runs
 //	relay-private --config private.toml --check
+//	relay-private cameras [--user NAME]       looks for cameras on the networks of this machine
 //	relay-private keygen FILE                 makes a key by hand and prints its public half
 //	relay-private --relay HOST --key FILE --site NAME --publish https://app.example.com=http://127.0.0.1:8080
 //
@@ -97,7 +98,7 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cobra.Command {
 			return nil
 		},
 	}
-	root.AddCommand(joinCommand, keygen)
+	root.AddCommand(joinCommand, camerasCommand(stdin, stdout, stderr), keygen)
 	return root
 }
 

@@ -138,6 +138,9 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		Proxied:      s.outbound.proxied,
 		Names:        certs.manage,
 	}
+	var search discovery
+	search.settings.Store(s)
+	r.Discover = search.run
 	r.OnReady = func() {
 		attrs := []any{"site", s.site, "relay", s.relays, "services", len(s.services)}
 		if slices.ContainsFunc(r.Status().Relays, func(p private.PeerStatus) bool { return p.Standby }) {
@@ -145,7 +148,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		}
 		daemon.Ready(log, attrs...)
 	}
-	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, certs, log) })
+	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, certs, &search, log) })
 	defer stop()
 	go daemon.Trim(running)
 	alive, end := context.WithCancel(context.Background()) // and so while it drains
@@ -193,7 +196,7 @@ func summary(running context.Context, r *private.Relay, certs *certificates) str
 }
 
 // reload takes the services of the file as it is now. A bad file changes nothing.
-func reload(r *private.Relay, o options, old *settings, certs *certificates, log *slog.Logger) {
+func reload(r *private.Relay, o options, old *settings, certs *certificates, search *discovery, log *slog.Logger) {
 	daemon.Reloading()
 	defer daemon.Reloaded()
 	s, err := o.settings()
@@ -210,6 +213,7 @@ func reload(r *private.Relay, o options, old *settings, certs *certificates, log
 		log.Warn("reload: a change of relay, site, key, ca, transport, links, proxy, state, acme, ffmpeg or drain_timeout needs a restart")
 	}
 	certs.retry()
+	search.settings.Store(s)
 	log.Info("reloaded", "services", len(s.services))
 }
 

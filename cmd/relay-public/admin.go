@@ -41,6 +41,9 @@ func serveAdmin(ln net.Listener, st *state, r *public.Relay, turning *daemon.Pro
 		PromoteSite: func(ctx context.Context, name string, p admin.Promote) (*admin.Promoted, error) {
 			return promote(ctx, r, name, p, drain)
 		},
+		Cameras: func(ctx context.Context, site string, in admin.Search) (*admin.Cameras, error) {
+			return cameras(ctx, r, site, in)
+		},
 		Forward: http.HandlerFunc(r.ServeForward),
 		Healthy: turning.Turn,
 		Ready: func(context.Context) error {
@@ -204,9 +207,29 @@ func promote(ctx context.Context, r *public.Relay, name string, p admin.Promote,
 	id, err := r.Promote(ctx, name, p.Session, drain)
 	switch {
 	case errors.Is(err, public.ErrUnknownSite):
-		return nil, &admin.Error{Code: http.StatusNotFound, Message: fmt.Sprintf("no site %q: `tunnelctl sites` lists those that there are", name)}
+		return nil, noSite(name)
 	case err != nil:
 		return nil, &admin.Error{Code: http.StatusConflict, Message: err.Error()}
 	}
 	return &admin.Promoted{Session: id}, nil
+}
+
+// cameras has a site look for cameras.
+func cameras(ctx context.Context, r *public.Relay, site string, in admin.Search) (*admin.Cameras, error) {
+	ctx, cancel := context.WithTimeout(ctx, admin.SearchTime)
+	defer cancel()
+	devices, err := r.Discover(ctx, site, relay.DiscoverRequest{User: in.User, Password: in.Password})
+	switch {
+	case errors.Is(err, public.ErrUnknownSite):
+		return nil, noSite(site)
+	case errors.Is(err, context.DeadlineExceeded):
+		return nil, &admin.Error{Code: http.StatusGatewayTimeout, Message: fmt.Sprintf("site %q has not answered within %v", site, admin.SearchTime)}
+	case err != nil:
+		return nil, &admin.Error{Code: http.StatusConflict, Message: err.Error()}
+	}
+	return &admin.Cameras{Devices: devices}, nil
+}
+
+func noSite(name string) *admin.Error {
+	return &admin.Error{Code: http.StatusNotFound, Message: fmt.Sprintf("no site %q: `tunnelctl sites` lists those that there are", name)}
 }

@@ -5,6 +5,7 @@
 //	tunnelctl site add NAME --stand-by                    the same for another private relay of a site
 //	tunnelctl site revoke NAME [--key KEY]                forgets a site's keys and cuts its sessions
 //	tunnelctl site promote NAME [ID]                      has a stand-by take a site's visitors over
+//	tunnelctl cameras SITE [--user NAME] [--json]         looks for cameras on the site's network
 //	tunnelctl forward SITE/SERVICE [LOCAL]                a service of a site, on a port of this machine
 //	tunnelctl connect SITE/SERVICE                        the same on stdin and stdout, for ProxyCommand
 //	tunnelctl certs DIR NAME...                           a development CA and a certificate
@@ -89,7 +90,7 @@ func newCommand(env func(string) string) *cobra.Command {
 	at.env = env
 
 	root.AddCommand(
-		statusCommand(&at), sitesCommand(&at), servicesCommand(&at), certificatesCommand(&at), siteCommand(&at),
+		statusCommand(&at), sitesCommand(&at), servicesCommand(&at), certificatesCommand(&at), siteCommand(&at), camerasCommand(&at),
 		forwardCommand(&at), connectCommand(&at),
 		certsCommand(), passwordCommand(), demoCommand(),
 		&cobra.Command{

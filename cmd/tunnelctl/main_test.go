@@ -51,6 +51,17 @@ func startRelay(t *testing.T, status *admin.Status) []string {
 			}
 			return &admin.Promoted{Session: fmt.Sprint(p.Session, "9c01,cut=", p.Cut)}, nil
 		},
+		Cameras: func(_ context.Context, site string, in admin.Search) (*admin.Cameras, error) {
+			switch {
+			case site == "lab":
+				return nil, &admin.Error{Code: 409, Message: `site "lab": put the line discovery = true`}
+			case site == "empty":
+				return &admin.Cameras{Devices: json.RawMessage("[]")}, nil
+			case in.User == "":
+				return &admin.Cameras{Devices: json.RawMessage(`[{"id":"x","address":"10.0.0.20","name":"Gate","problem":"needs a user name and password"}]`)}, nil
+			}
+			return &admin.Cameras{Devices: json.RawMessage(`[{"id":"x","address":"10.0.0.20","name":"Gate of ` + in.User + " by " + in.Password + `","streams":[{"url":"rtsp://10.0.0.20/h264"}]}]`)}, nil
+		},
 		Forward: http.HandlerFunc(echoStream),
 	}
 	srv := httptest.NewServer(h)

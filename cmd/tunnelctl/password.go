@@ -1,12 +1,7 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
-	"errors"
 	"fmt"
-	"io"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -41,7 +36,7 @@ func passwordCommand() *cobra.Command {
 			if !digest && cmd.Flags().Changed("realm") {
 				return daemon.UsageError("--realm is for --digest: other hashes have none")
 			}
-			password, err := readPassword(cmd.InOrStdin(), cmd.ErrOrStderr())
+			password, err := daemon.ReadPassword(cmd.InOrStdin(), cmd.ErrOrStderr(), true)
 			if err != nil {
 				return err
 			}
@@ -67,48 +62,4 @@ func passwordCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&digest, "digest", false, "for cameras: a hash for Digest authentication")
 	cmd.Flags().StringVar(&realm, "realm", auth.DigestRealm, "with --digest: the realm")
 	return cmd
-}
-
-// readPassword reads a line, twice and without an echo if it is typed.
-func readPassword(in io.Reader, prompt io.Writer) ([]byte, error) {
-	f, ok := in.(*os.File)
-	if !ok || !isTerminal(f) {
-		return readLine(bufio.NewReader(in))
-	}
-	restore, err := hideInput(f)
-	if err != nil {
-		return nil, fmt.Errorf("the terminal goes on showing what is typed: %w; give the password on stdin", err)
-	}
-	defer restore()
-	r := bufio.NewReader(f)
-	ask := func(what string) ([]byte, error) {
-		fmt.Fprint(prompt, what)
-		defer fmt.Fprintln(prompt)
-		return readLine(r)
-	}
-	first, err := ask("password: ")
-	if err != nil {
-		return nil, err
-	}
-	second, err := ask("again: ")
-	if err != nil {
-		return nil, err
-	}
-	if !bytes.Equal(first, second) {
-		return nil, errors.New("these are two different passwords")
-	}
-	return first, nil
-}
-
-// readLine reads a line of at most MaxPassword bytes, without its end.
-func readLine(r *bufio.Reader) ([]byte, error) {
-	line, err := r.ReadSlice('\n')
-	if err != nil && err != io.EOF {
-		return nil, fmt.Errorf("password: %w", err)
-	}
-	line = bytes.Clone(bytes.TrimRight(line, "\r\n"))
-	if len(line) == 0 {
-		return nil, daemon.UsageError("no password: type it, or give it as a line on stdin")
-	}
-	return line, nil
 }

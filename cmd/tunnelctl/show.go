@@ -25,11 +25,16 @@ const answerTimeout = 15 * time.Second
 
 // ask runs one question to the relay and explains its error.
 func ask(ctx context.Context, at *where, question func(context.Context, *admin.Client) error) error {
+	return askFor(ctx, at, answerTimeout, question)
+}
+
+// askFor is ask for a question that takes time.
+func askFor(ctx context.Context, at *where, limit time.Duration, question func(context.Context, *admin.Client) error) error {
 	c, err := at.client()
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err = question(ctx, c)
 	var refused *admin.Error

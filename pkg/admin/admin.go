@@ -10,6 +10,7 @@
 //	POST   /api/sites                        Invite, answered with an Invitation
 //	DELETE /api/sites/NAME[?key=KEY]         forgets the site's keys, or one, and cuts their sessions
 //	POST   /api/sites/NAME/promote           Promote, answered with Promoted
+//	POST   /api/sites/NAME/cameras           Search, answered with Cameras
 //	POST   /api/certificates/NAME/renew      has another one ordered
 //	GET    /.culvert/forward/SITE/SERVICE    Upgrade: a stream to the service (see package relay)
 //
@@ -234,6 +235,20 @@ type Promoted struct {
 	Session string `json:"session"` // ID
 }
 
+// Search has the private relay of a site look for cameras on its network. It takes some seconds.
+type Search struct {
+	User     string `json:"user,omitempty"` // for cameras that tell who has a password alone what they show
+	Password string `json:"password,omitempty"`
+}
+
+// SearchTime is how long a Search may take.
+const SearchTime = 40 * time.Second
+
+// Cameras is the answer to a Search: a list of what package onvif calls a Device.
+type Cameras struct {
+	Devices json.RawMessage `json:"devices"`
+}
+
 // Error is a refusal an operator can act on. Func fields of Handler return it to choose the answer;
 // methods of Client return it for every answer that is not a success.
 type Error struct {
@@ -271,6 +286,9 @@ type Handler struct {
 
 	// PromoteSite has a stand-by take over. An *Error chooses the answer.
 	PromoteSite func(ctx context.Context, name string, p Promote) (*Promoted, error)
+
+	// Cameras has a site look for cameras. An *Error chooses the answer. nil: 404.
+	Cameras func(ctx context.Context, site string, in Search) (*Cameras, error)
 
 	// RenewCertificate has another certificate ordered for a name. An *Error chooses the
 	// answer. nil: 404.
@@ -426,6 +444,15 @@ func (h *Handler) serve(r *http.Request) (any, error) {
 			return nil, err
 		}
 		return h.promoteSite(r, strings.TrimSuffix(name, "/promote"))
+	case isSite && strings.HasSuffix(name, "/cameras") && h.Cameras != nil:
+		if err := allow(r, http.MethodPost); err != nil {
+			return nil, err
+		}
+		var in Search
+		if err := readBody(r, &in); err != nil {
+			return nil, err
+		}
+		return h.Cameras(r.Context(), strings.TrimSuffix(name, "/cameras"), in)
 	case isSite && name != "":
 		if err := allow(r, http.MethodDelete); err != nil {
 			return nil, err

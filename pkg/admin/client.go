@@ -59,6 +59,12 @@ func (c *Client) PromoteSite(ctx context.Context, name string, p Promote) (*Prom
 	return done, c.do(ctx, http.MethodPost, "/api/sites/"+url.PathEscape(name)+"/promote", p, done)
 }
 
+// Cameras has a site look for cameras.
+func (c *Client) Cameras(ctx context.Context, site string, in Search) (*Cameras, error) {
+	found := new(Cameras)
+	return found, c.do(ctx, http.MethodPost, "/api/sites/"+url.PathEscape(site)+"/cameras", in, found)
+}
+
 // RenewCertificate has another certificate ordered for a name.
 func (c *Client) RenewCertificate(ctx context.Context, name string) error {
 	return c.do(ctx, http.MethodPost, "/api/certificates/"+url.PathEscape(name)+"/renew", nil, nil)

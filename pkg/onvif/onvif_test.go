@@ -335,8 +335,8 @@ func TestPrint(t *testing.T) {
 		{Address: "10.0.0.23", Name: "\x1b[2J門", Streams: []Stream{{URL: "rtsp://10.0.0.23/x"}}},
 	}
 	var b strings.Builder
-	WriteTable(&b, devices)
-	WriteServices(&b, devices, "cams.example.com", "ad:min")
+	writeTable(&b, devices)
+	writeServices(&b, devices, "rtsp://cams.example.com", "ad:min")
 	want, err := os.ReadFile("testdata/print.txt")
 	if err != nil {
 		t.Fatal(err)

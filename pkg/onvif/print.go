@@ -2,6 +2,7 @@ package onvif
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/url"
@@ -11,8 +12,8 @@ import (
 	"unicode"
 )
 
-// WriteTable writes what was found for people to read.
-func WriteTable(w io.Writer, devices []Device) {
+// writeTable writes what was found for people to read.
+func writeTable(w io.Writer, devices []Device) {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(t, "NAME\tADDRESS\tMODEL\tSTREAMS")
 	for _, d := range devices {
@@ -42,9 +43,9 @@ func (s *Stream) describe() string {
 	return what
 }
 
-// WriteServices writes a [[service]] for private.toml per device, published under host, with its first stream for a
+// writeServices writes a [[service]] for private.toml per device, published below a URL, with its first stream for a
 // target and the others in comments. PASSWORD stands for what only who runs the site should know.
-func WriteServices(w io.Writer, devices []Device, host, user string) {
+func writeServices(w io.Writer, devices []Device, publish, user string) {
 	taken := make(map[string]bool)
 	for _, d := range devices {
 		if len(d.Streams) == 0 {
@@ -61,7 +62,7 @@ func WriteServices(w io.Writer, devices []Device, host, user string) {
 		taken[name] = true
 		fmt.Fprintf(w, "\n[[service]] # %s, %s\n", cmp.Or(clean(d.Name), clean(d.Hardware), "camera"), clean(d.Address))
 		fmt.Fprintf(w, "name = %q\n", name)
-		fmt.Fprintf(w, "publish = %q\n", "rtsp://"+host+"/"+name)
+		fmt.Fprintf(w, "publish = %q\n", publish+"/"+name)
 		for i, s := range d.Streams {
 			comment, end := "", ""
 			if i > 0 {
@@ -99,4 +100,37 @@ func slug(s string) string {
 		}
 	}
 	return strings.Trim(b.String(), "-")
+}
+
+// Shown is how Write shows what was found.
+type Shown struct {
+	JSON    bool
+	Publish string // URL that services are published below, without a slash at the end; if empty, one that is to be replaced
+	User    string // that the devices were asked as
+}
+
+// Write writes devices for people, and hints for them to notes, or as JSON.
+func Write(w, notes io.Writer, devices []Device, how Shown) error {
+	if how.JSON {
+		if devices == nil {
+			devices = []Device{}
+		}
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(devices)
+	}
+	if len(devices) == 0 {
+		fmt.Fprintln(notes, "no camera answers: is it in the same network, and is ONVIF switched on in its settings?")
+		return nil
+	}
+	writeTable(w, devices)
+	publish := cmp.Or(how.Publish, "rtsp://cams.example.com")
+	writeServices(w, devices, publish, how.User)
+	if how.Publish == "" {
+		fmt.Fprintln(notes, "put what the site may publish in place of "+publish)
+	}
+	if how.User != "" {
+		fmt.Fprintln(notes, "put the password in place of PASSWORD, and keep the file to the relay's user (chmod 600)")
+	}
+	return nil
 }

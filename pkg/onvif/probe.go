@@ -29,6 +29,18 @@ const (
 	repeatAfter = 500 * time.Millisecond
 )
 
+// ParseAddress reads an address to be asked by itself, with or without a port.
+func ParseAddress(s string) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddrPort(s); err == nil {
+		return a, nil
+	}
+	a, err := netip.ParseAddr(strings.Trim(s, "[]"))
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%q: want an IP address, or one with a port", s)
+	}
+	return netip.AddrPortFrom(a, probePort), nil
+}
+
 // found is a device that answered a probe.
 type found struct {
 	id       string

@@ -16,6 +16,7 @@ const (
 	KindAnnounce Kind = 2 // private to public: the list of services, and the answer to it
 	KindNotice   Kind = 3 // what one side tells the other; the header says it all
 	KindFlow     Kind = 4 // public to private: the datagrams of a visitor and a service
+	KindDiscover Kind = 5 // public to private: an operator looks for cameras: a DiscoverRequest, and the reply
 )
 
 // What a notice says in place of a service.
@@ -31,7 +32,7 @@ const headerVersion = 1
 //
 //	u8 version = 1
 //	u8 kind
-//	u8 n, n bytes   service   1 to 64 for connect, notice and flow, 0 for announce
+//	u8 n, n bytes   service   1 to 64 for connect, notice and flow, 0 for announce and discover
 //	u8 n, n bytes   scheme    0 to 16 of a-z
 //	u8 n, n bytes   host      0 to 253 visible ASCII characters
 //	u8 n, n bytes   address   n is 0, 4 or 16
@@ -120,9 +121,9 @@ func (h Header) check() error {
 		if err := CheckName(h.Service); err != nil {
 			return fmt.Errorf("stream header: service: %w", err)
 		}
-	case KindAnnounce:
+	case KindAnnounce, KindDiscover:
 		if h.Service != "" {
-			return errors.New("stream header: announce with a service")
+			return errors.New("stream header: announce or discover with a service")
 		}
 	case KindNotice:
 		if h.Service != NoticeActive && h.Service != NoticeStandby && h.Service != NoticeChoice {

@@ -72,6 +72,10 @@ type Relay struct {
 	// site. Run calls it. If nil, nobody is told.
 	Names func(hosts []string)
 
+	// Discover looks for the cameras on this network, for an operator, and returns them as a list in JSON. It is called
+	// from a goroutine of its own, once at a time; its error is told as it is. If nil, nobody can have it done.
+	Discover func(ctx context.Context, req relay.DiscoverRequest) ([]byte, error)
+
 	// OnReady is called once, when the first public relay has answered what it publishes. If nil, nobody is.
 	OnReady func()
 
@@ -90,6 +94,7 @@ type Relay struct {
 	slowControl sync.Once // it has been logged that links cannot have the congestion control that they need
 	services    atomic.Pointer[services]
 	studio      *studio       // immutable while running
+	discovering atomic.Bool   // a search is under way
 	renamed     chan struct{} // names has changed; immutable while running
 
 	mu    sync.Mutex

@@ -28,6 +28,9 @@ func (p *peer) accept(s *tunnel.Stream, header []byte) {
 		p.setStandby(h.Service == relay.NoticeStandby)
 		s.SetHandler(notice{s})
 		return
+	case err == nil && h.Kind == relay.KindDiscover:
+		s.SetHandler(&discovery{peer: p, stream: s, gone: make(chan struct{})})
+		return
 	case err != nil || h.Kind != relay.KindConnect && h.Kind != relay.KindFlow:
 		s.Reset(tunnel.CodeInternal)
 		return
