@@ -102,6 +102,7 @@ type hub struct {
 	tracks      []hubTrack
 	lead        int // index of the track by whose units watchers start and wait; -1: any packet will do
 	inBand      func(track int) bool
+	played      bool // a packet has come
 
 	// The log.
 	log     []camera.Packet
@@ -257,7 +258,11 @@ func (w *watch) start() {
 }
 
 // pause gives w no more packets until start.
-func (w *watch) pause() { w.state = watchIdle }
+func (w *watch) pause() {
+	if w.state != watchOver {
+		w.state = watchIdle
+	}
+}
 
 // more goes on with w, which has room.
 func (w *watch) more() {
@@ -323,7 +328,7 @@ func (h *hub) fail(t *trouble) {
 // there is no other one after it.
 func (h *hub) withdraw() {
 	switch {
-	case h.pull == nil || h.description == nil:
+	case h.pull == nil || !h.played:
 		h.fail(troubleAway)
 	case len(h.watchers) == 0:
 		h.end()
@@ -363,7 +368,7 @@ func (h *hub) lost(t *trouble) {
 	switch {
 	case len(h.watchers) == 0:
 		h.end()
-	case h.description == nil || h.service.removed || now.Sub(h.lostAt)+h.backOff > hubPatience:
+	case !h.played || h.service.removed || now.Sub(h.lostAt)+h.backOff > hubPatience:
 		h.fail(t)
 	default:
 		h.loop.Arm(&h.timer, h.backOff, h.open)
@@ -404,7 +409,7 @@ func (h *hub) described(d *camera.Description) {
 		h.forget()
 		h.tracks = make([]hubTrack, len(d.Tracks))
 		for i := range h.tracks {
-			h.tracks[i].ssrc = rand.Uint32()
+			h.tracks[i].ssrc, h.tracks[i].last = rand.Uint32(), uint16(rand.Uint32())
 		}
 	}
 	h.description, h.lead = d, d.Lead()
@@ -450,7 +455,7 @@ func (h *hub) take(track int, data []byte) {
 	binary.BigEndian.PutUint16(p.Data[2:], p.Sequence)
 	binary.BigEndian.PutUint32(p.Data[4:], p.Timestamp)
 	binary.BigEndian.PutUint32(p.Data[8:], t.ssrc)
-	h.lostAt, h.backOff = time.Time{}, hubBackOff
+	h.lostAt, h.backOff, h.played = time.Time{}, hubBackOff, true
 	if track == h.lead && p.Begins {
 		h.unit, h.decided = n, false
 	}
@@ -511,8 +516,8 @@ func (t *hubTrack) note(p *camera.Packet, now time.Time) {
 	if t.fresh {
 		t.fresh = false
 		t.source, t.received = source, 0
+		t.sequence = t.last + 1 - p.Sequence
 		if t.begun {
-			t.sequence = t.last + 1 - p.Sequence
 			t.timestamp = t.lastTime + uint32(now.Sub(t.lastAt).Seconds()*t.rate) - p.Timestamp
 		}
 	}

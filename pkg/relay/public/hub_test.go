@@ -297,3 +297,440 @@ func TestHub(t *testing.T) {
 		}
 	})
 }
+
+// Who is slow loses whole groups of frames, and nobody else loses anything.
+func TestSlowWatcher(t *testing.T) {
+	share(t, func(c *sharedCamera) {
+		_, frames := clip(t)
+		fast, slow, slower := new(testWatcher), new(testWatcher), new(testWatcher)
+		c.do(func() {
+			for _, w := range []*testWatcher{fast, slow, slower} {
+				c.service.watch(w)
+			}
+		})
+		key := 0 // index of the second key frame's first packet
+		var r camera.Reader
+		r.Reset(&fast.d.Tracks[0])
+		for i, f := range frames {
+			if p := (camera.Packet{Data: f[4:]}); f[1] == 0 && r.Read(&p) == nil && p.Begins {
+				if f[16]&0x1f == 7 || f[16]&0x1f == 24 { // a sequence parameter set, alone or with others
+					key = i
+				}
+			}
+		}
+		if key == 0 {
+			t.Fatal("the clip has no second key frame")
+		}
+		half := key / 2
+		c.send(frames[:half]...)
+		c.do(func() { slow.crowded, slower.crowded = true, true })
+		had, _ := slow.frames()
+		if had == 0 || had == 10 {
+			t.Fatalf("%d frames so far", had)
+		}
+		c.send(frames[half:key]...)
+		c.do(func() { slow.crowded = false; c.service.drained(slow) })
+		slow.wants(t, "slow, who has caught up,", 10, 1)
+		slower.wants(t, "slower", had, 1)
+		c.send(frames[key : key+4]...)
+		time.Sleep(time.Second) // a part of a frame waits for the rest of it only so long
+		c.do(func() { slower.crowded = false; c.service.drained(slower) })
+		c.send(frames[key+4:]...)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		fast.wants(t, "fast", 20, 2)
+		slow.wants(t, "slow", 20, 2)
+		slower.wants(t, "slower", had+10, 2)
+		if len(fast.packets) != len(slow.packets) {
+			t.Error("slow has not caught up with all")
+		}
+		if c.service.cam.dropped != uint64(10-had) {
+			t.Errorf("%d frames counted as dropped, want %d", c.service.cam.dropped, 10-had)
+		}
+		gap := false
+		list := slower.video()
+		for i := 1; i < len(list); i++ {
+			if n := list[i].Number - list[i-1].Number; n != 1 {
+				gap = true
+				if !list[i].Key {
+					t.Error("it goes on at something else than a key frame")
+				}
+			}
+		}
+		if !gap {
+			t.Error("the numbers have no gap")
+		}
+	})
+}
+
+// The camera reboots: the stream goes on, with numbers and times that go on as well.
+func TestReboot(t *testing.T) {
+	share(t, func(c *sharedCamera) {
+		_, frames := clip(t)
+		w := new(testWatcher)
+		c.do(func() { c.service.watch(w) })
+		c.send(frames...)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		w.wants(t, "before", 20, 2)
+		c.methods()
+		before := len(w.packets)
+
+		// For five seconds it refuses connections.
+		c.do(func() { c.reset = tunnel.CodeRefused })
+		c.reboot()
+		time.Sleep(5 * time.Second)
+		c.do(func() { c.reset = 0 })
+		late := new(testWatcher)
+		c.do(func() { c.service.watch(late) })
+		time.Sleep(4 * time.Second)
+		synctest.Wait()
+		if got, want := c.methods(), "OPTIONS DESCRIBE SETUP SETUP PLAY"; got != want {
+			t.Fatalf("the site is asked for %q, want %s", got, want)
+		}
+		// It has another clock and another source now.
+		again := make([][]byte, len(frames))
+		for i, f := range frames {
+			again[i] = bytes.Clone(f)
+			if f[5] != 200 && f[5] != 202 {
+				binary.BigEndian.PutUint16(again[i][6:], binary.BigEndian.Uint16(f[6:])+12345)
+				binary.BigEndian.PutUint32(again[i][8:], binary.BigEndian.Uint32(f[8:])+1<<31)
+				again[i][12] ^= 0xff
+			}
+		}
+		c.send(again...)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		w.wants(t, "after", 40, 4)
+		late.wants(t, "late", 20, 2)
+		list := w.video()
+		for i := 1; i < len(list); i++ {
+			p, q := list[i], list[i-1]
+			if p.Sequence != q.Sequence+1 || p.Number != q.Number+1 || !bytes.Equal(p.Data[8:12], q.Data[8:12]) || binary.BigEndian.Uint16(p.Data[2:]) != p.Sequence {
+				t.Fatalf("packet %d after %d", p.Sequence, q.Sequence)
+			}
+			if step := int32(p.Timestamp - q.Timestamp); step < 0 || step > 15*90000 {
+				t.Errorf("timestamps step by %d", step)
+			}
+		}
+		var first camera.Packet
+		for i := before; first.Payload == nil; i++ {
+			if p := w.packets[i]; p.Track == 0 && !p.RTCP {
+				first = p
+			}
+		}
+		gap := first.Timestamp - lastVideo(w.packets[:before]).Timestamp
+		if gap < 9*90000 || gap > 12*90000 {
+			t.Errorf("the time away is %d ticks of a clock of 90000", gap)
+		}
+		if st := c.service.cam; st.reconnects != 1 {
+			t.Errorf("%d reconnects", st.reconnects)
+		}
+	})
+}
+
+func lastVideo(list []camera.Packet) camera.Packet {
+	for i := len(list) - 1; ; i-- {
+		if list[i].Track == 0 && !list[i].RTCP {
+			return list[i]
+		}
+	}
+}
+
+// A camera that stays away, and one that was never there.
+func TestCameraAway(t *testing.T) {
+	share(t, func(c *sharedCamera) {
+		c.do(func() { c.reset = tunnel.CodeRefused })
+		w := new(testWatcher)
+		c.do(func() { c.service.watch(w) })
+		if w.trouble != troubleServer || c.service.hub != nil {
+			t.Errorf("a camera that refuses: %v", w.trouble)
+		}
+		c.do(func() { c.reset = 0 })
+
+		_, frames := clip(t)
+		w = new(testWatcher)
+		c.do(func() { c.service.watch(w) })
+		c.send(frames...)
+		c.do(func() { c.reset = tunnel.CodeUnreachable })
+		c.reboot()
+		began := time.Now()
+		for over := false; !over && time.Since(began) < time.Hour; {
+			time.Sleep(time.Second)
+			c.do(func() { over = w.trouble != nil })
+		}
+		if d := time.Since(began); w.trouble != troubleServer || d < 10*time.Second || d > hubPatience+time.Second {
+			t.Errorf("%v after %v", w.trouble, d)
+		}
+		if c.service.hub != nil {
+			t.Error("the hub is still there")
+		}
+	})
+}
+
+// When the camera has another codec than before, viewers have to begin anew.
+func TestChangedCamera(t *testing.T) {
+	share(t, func(c *sharedCamera) {
+		_, frames := clip(t)
+		w := new(testWatcher)
+		c.do(func() { c.service.watch(w) })
+		c.send(frames...)
+		c.do(func() { c.sdp = strings.Replace(c.sdp, "MPEG4-GENERIC/16000/1", "L16/16000/1", 1) })
+		c.reboot()
+		waiting := new(testWatcher)
+		time.Sleep(3 * time.Second)
+		c.do(func() { c.service.watch(waiting) })
+		synctest.Wait()
+		if w.trouble != troubleChanged {
+			t.Errorf("who has watched hears %v", w.trouble)
+		}
+		c.send(frames...)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		waiting.wants(t, "who has come since", 20, 2)
+		if waiting.d.Tracks[1].Codec != "L16" {
+			t.Error("it is told of the old codec")
+		}
+	})
+}
+
+// What a camera can answer, and what becomes of it.
+func TestPullTroubles(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		method string
+		answer func(m *rtsp.Message) string
+		want   *trouble // nil: it plays
+		after  time.Duration
+	}{
+		{"no OPTIONS", "OPTIONS", func(m *rtsp.Message) string { return reply(string(m.Get("CSeq")), 501, "") }, nil, 0},
+		{"no such stream", "DESCRIBE", func(m *rtsp.Message) string { return reply(string(m.Get("CSeq")), 404, "") }, troubleNoCamera, 0},
+		{"credentials that are wrong", "DESCRIBE", func(m *rtsp.Message) string {
+			return reply(string(m.Get("CSeq")), 401, "", "WWW-Authenticate: Basic realm=\"x\"")
+		}, troubleCamera, 0},
+		{"too many viewers", "SETUP", func(m *rtsp.Message) string { return reply(string(m.Get("CSeq")), 453, "") }, troubleCamera, 0},
+		{"one track less", "SETUP", func(m *rtsp.Message) string {
+			if strings.HasSuffix(string(m.URL), "audio") {
+				return reply(string(m.Get("CSeq")), 404, "")
+			}
+			return ""
+		}, nil, 0},
+		{"no description", "DESCRIBE", func(m *rtsp.Message) string { return reply(string(m.Get("CSeq")), 200, "hello") }, troubleCamera, 0},
+		{"no session", "SETUP", func(m *rtsp.Message) string {
+			return reply(string(m.Get("CSeq")), 200, "", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1")
+		}, troubleCamera, 0},
+		{"no RTSP", "OPTIONS", func(m *rtsp.Message) string { return "HTTP/1.1 400 Bad Request\r\n\r\n" }, troubleCamera, 0},
+		{"no answer", "DESCRIBE", func(m *rtsp.Message) string { return "-" }, troubleSilent, pullStepTime},
+		{"no answer to PLAY", "PLAY", func(m *rtsp.Message) string { return "-" }, troubleSilent, pullStepTime},
+		{"a question of its own", "SETUP", func(m *rtsp.Message) string {
+			return "OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n" + reply(string(m.Get("CSeq")), 200, "", "Session: 1", "Transport: "+string(m.Get("Transport")))
+		}, nil, 0},
+		{"interim answers", "PLAY", func(m *rtsp.Message) string {
+			return reply(string(m.Get("CSeq")), 100, "") + reply(string(m.Get("CSeq")), 200, "", "Session: 4711")
+		}, nil, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			share(t, func(c *sharedCamera) {
+				c.do(func() {
+					c.answer = func(m *rtsp.Message) string {
+						if string(m.Method) == test.method {
+							return test.answer(m)
+						}
+						return ""
+					}
+				})
+				w := new(testWatcher)
+				c.do(func() { c.service.watch(w) })
+				time.Sleep(test.after + time.Second)
+				c.do(func() {})
+				if w.trouble != test.want {
+					t.Errorf("trouble %v, want %v", w.trouble, test.want)
+				}
+				if test.name == "a question of its own" && !slices.Equal(c.responses, []int{501, 501}) {
+					t.Errorf("its questions are answered by %d", c.responses)
+				}
+				if got := c.methods(); test.want == nil && (!strings.HasSuffix(got, "PLAY") || c.service.hub == nil) {
+					t.Errorf("the site was asked for %s", got)
+				}
+			})
+		})
+	}
+}
+
+// A camera that has stopped without a word is asked, and left.
+func TestSilentCamera(t *testing.T) {
+	share(t, func(c *sharedCamera) {
+		c.do(func() { c.public = "OPTIONS" })
+		_, frames := clip(t)
+		w := new(testWatcher)
+		c.do(func() { c.service.watch(w) })
+		c.send(frames...)
+		c.methods()
+		c.do(func() { c.answer = func(*rtsp.Message) string { return "-" } })
+		time.Sleep(doubtTime + reportTime + time.Second)
+		synctest.Wait()
+		if got := c.methods(); got != "OPTIONS" {
+			t.Errorf("it is asked for %s", got)
+		}
+		c.do(func() { c.answer = nil })
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		if got := c.methods(); !strings.Contains(got, "TEARDOWN OPTIONS DESCRIBE SETUP SETUP PLAY") {
+			t.Errorf("it is asked for %s", got)
+		}
+		c.send(frames...)
+		w.wants(t, "the watcher", 40, 4)
+	})
+}
+
+// A site without a link is no camera that is away: everybody waits, and nothing is lost.
+func TestStalledPull(t *testing.T) {
+	share(t, func(c *sharedCamera) {
+		_, frames := clip(t)
+		w := new(testWatcher)
+		c.do(func() { c.service.watch(w) })
+		c.send(frames[:20]...)
+		c.do(func() { c.site.cut() })
+		c.do(func() { c.stream.Write(slices.Concat(frames[20:]...)) })
+		time.Sleep(50 * time.Second)
+		synctest.Wait()
+		if w.trouble != nil {
+			t.Fatal(w.trouble)
+		}
+		c.do(func() { c.site.attach() })
+		time.Sleep(time.Second)
+		synctest.Wait()
+		w.wants(t, "the watcher", 20, 2)
+		if c.service.cam.reconnects != 0 {
+			t.Error("it has begun again")
+		}
+		list := w.video()
+		for i := 1; i < len(list); i++ {
+			if list[i].Sequence != list[i-1].Sequence+1 {
+				t.Fatal("something is lost")
+			}
+		}
+	})
+}
+
+// A group of frames that is longer than what is kept: who is there goes on, who comes waits.
+func TestLongGroup(t *testing.T) {
+	share(t, func(c *sharedCamera) {
+		_, frames := clip(t)
+		var first, delta [][]byte // packets of a key frame, and of the frame after it
+		units := 0
+		for _, f := range frames {
+			if f[1] != 0 {
+				continue
+			}
+			if units == 0 {
+				first = append(first, f)
+			} else if units == 1 {
+				delta = append(delta, f)
+			} else {
+				break
+			}
+			if f[5]&0x80 != 0 {
+				units++
+			}
+		}
+		a, b := new(testWatcher), new(testWatcher)
+		c.do(func() { c.service.watch(a) })
+		c.send(first...)
+		n, size := 1, 0
+		for size < 2*maxStream {
+			for _, f := range delta {
+				f = bytes.Clone(f)
+				binary.BigEndian.PutUint32(f[8:], uint32(n)*9000)
+				c.send(f)
+				size += len(f) + packetCost
+			}
+			n++
+		}
+		a.wants(t, "who is there", n, 1)
+		c.do(func() {
+			h := c.service.hub
+			if h.size > 2*len(delta)*(1500+packetCost) || len(h.pieces) > 2 {
+				t.Errorf("%d bytes are kept, in %d pieces", h.size, len(h.pieces))
+			}
+			c.service.watch(b)
+		})
+		c.send(delta...)
+		if len(b.packets) > 0 {
+			t.Error("who comes late has something")
+		}
+		c.send(first...)
+		b.wants(t, "who has come late", 1, 1)
+	})
+}
+
+// Rubbish in the place of packets harms nobody.
+func TestRubbish(t *testing.T) {
+	share(t, func(c *sharedCamera) {
+		_, frames := clip(t)
+		w := new(testWatcher)
+		c.do(func() { c.service.watch(w) })
+		rubbish := [][]byte{
+			{'$', 0, 0, 0}, {'$', 0, 0, 3, 1, 2, 3}, {'$', 1, 0, 4, 0x80, 200, 0, 6}, {'$', 1, 0, 3, 0x80, 200, 0},
+			{'$', 9, 0, 1, 0}, {'$', 200, 0, 1, 0}, append([]byte{'$', 0, 0xff, 0xff}, make([]byte, 0xffff)...),
+		}
+		for i, f := range frames {
+			c.send(rubbish[i%len(rubbish)])
+			c.send(f)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		w.wants(t, "the watcher", 20, 2)
+	})
+}
+
+// A camera without video has no key frames to wait for.
+func TestSoundOnly(t *testing.T) {
+	share(t, func(c *sharedCamera) {
+		c.do(func() {
+			i := strings.Index(c.sdp, "m=video")
+			c.sdp = c.sdp[:i] + "m=audio 0 RTP/AVP 0\r\na=control:x\r\n"
+		})
+		sound := func(n byte) []byte { return append([]byte{'$', 0, 0, 14, 0x80, 0, 0, n, 0, 0, 0, n, 0, 0, 0, 1}, 1, 2) }
+		a, b := new(testWatcher), new(testWatcher)
+		c.do(func() { c.service.watch(a) })
+		c.send(sound(1))
+		c.send(sound(2))
+		c.do(func() { a.crowded = true; c.service.watch(b) })
+		c.send(sound(3))
+		c.do(func() { a.crowded = false })
+		c.send(sound(4))
+		if len(a.packets) != 3 || len(b.packets) != 2 {
+			t.Errorf("a has %d packets, b %d", len(a.packets), len(b.packets))
+		}
+	})
+}
+
+// The service goes: who watches is told. Another announcement of the same service changes nothing.
+func TestHubOfServiceThatGoes(t *testing.T) {
+	share(t, func(c *sharedCamera) {
+		_, frames := clip(t)
+		w := new(testWatcher)
+		c.do(func() { c.service.watch(w) })
+		c.send(frames[:20]...)
+		gate := relay.Announcement{Name: "gate", Publish: "rtsp://cams.test/gate", TargetScheme: "rtsp", Camera: &relay.Camera{FanOut: true}}
+		yard := relay.Announcement{Name: "yard", Publish: "rtsp://cams.test/yard", TargetScheme: "rtsp"}
+		c.announce(gate, yard)
+		old := c.service
+		c.announce(yard)
+		c.send(frames[20:]...) // what is under way goes on
+		time.Sleep(time.Second)
+		synctest.Wait()
+		w.wants(t, "who is there", 20, 2)
+		late := new(testWatcher)
+		c.reboot()
+		synctest.Wait()
+		if w.trouble == nil || old.hub != nil {
+			t.Error("who watches is not told")
+		}
+		c.do(func() { old.watch(late) })
+		if late.trouble != troubleAway {
+			t.Errorf("who comes too late hears %v", late.trouble)
+		}
+	})
+}

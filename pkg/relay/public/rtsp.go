@@ -990,6 +990,9 @@ func (p *player) full() bool { return p.end.Pending() > p.end.HighMark() }
 
 // play makes the server of a player, which has been let in.
 func (s *service) play(p *player) (rtspServer, *trouble) {
+	if s.camera.FanOut {
+		return s.share(p), nil
+	}
 	st, err := s.openStream(p.client.addr, "rtsp", p.host)
 	if err != nil {
 		return nil, openTrouble(err)

@@ -35,12 +35,13 @@ type testCamera struct {
 	// instead, if not nil, gets each request first, on the loop; if it returns true, it is answered.
 	instead func(st *tunnel.Stream, h relay.Header, m *rtsp.Message) bool
 
-	mu       sync.Mutex
-	requests []string // method, URL and fields of each, in order
-	headers  []relay.Header
-	streams  []*tunnel.Stream
-	frames   []byte // from players
-	ended    int    // streams whose player has finished
+	mu        sync.Mutex
+	requests  []string // method, URL and fields of each, in order
+	headers   []relay.Header
+	streams   []*tunnel.Stream
+	frames    []byte // from players
+	responses []int  // status of those to what it has asked
+	ended     int    // streams whose player has finished
 }
 
 const testSDP = "v=0\r\no=- 0 0 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:trackID=0\r\n"
@@ -69,6 +70,10 @@ func (ts *testSite) camera(c *testCamera) *testCamera {
 				case rtsp.Frame:
 					c.mu.Lock()
 					c.frames = append(c.frames, b[used:used+n]...)
+					c.mu.Unlock()
+				case rtsp.Response:
+					c.mu.Lock()
+					c.responses = append(c.responses, m.Status)
 					c.mu.Unlock()
 				default:
 					ts.t.Errorf("the site gets kind %d", k)

@@ -81,6 +81,7 @@ type loop struct {
 	tunnels          rtspTunnels
 	rtspIn, rtspBack rtsp.Message
 	rtspOut          []rtsp.Field
+	frames           []byte // for one player, see fanViewer
 
 	access accessLog
 
