@@ -104,6 +104,8 @@ func BenchmarkTable(b *testing.B) {
 		{"silent-tcp", t.silent("idle", false)},
 		{"silent-wss", t.silent("idle-ws", true)},
 		{"silent-h2", t.silent("idle-h2", true)},
+		{"rtsp-http", t.cameraPlayers},
+		{"silent-rtsp", t.silentCameras},
 	} {
 		b.Run(r.name, func(b *testing.B) {
 			b.ReportMetric(0, "ns/op") // the figures are in the table

@@ -34,9 +34,10 @@ import (
 
 // job tells a client process what load to make.
 type job struct {
-	Kind   string           // down, up, echo, connect, handshake, http, h2, h3, udp, idle, idle-ws, idle-h2
+	Kind   string           // down, up, echo, connect, handshake, http, h2, h3, udp, rtsp, rtsp-http, idle, idle-ws, idle-h2, idle-rtsp-http
 	Addr   string           // where to connect
 	Host   string           // virtual host; with TLS also the name in the certificate
+	Path   string           // rtsp: of the camera
 	TLS    bool             // speak TLS to Addr
 	CA     string           // file of the CA for TLS
 	Resume bool             // handshake: with a ticket of the connection before
@@ -166,6 +167,7 @@ type client struct {
 	mu    sync.Mutex
 	err   error
 	times []time.Duration
+	ups   []net.Conn // of players: what goes up by tunnels
 }
 
 func runClient() int {
@@ -188,6 +190,8 @@ func runClient() int {
 	var err error
 	if strings.HasPrefix(c.Kind, "idle") {
 		out, err = c.idle()
+	} else if strings.HasPrefix(c.Kind, "rtsp") {
+		out, err = c.watchCameras()
 	} else {
 		out, err = c.timed()
 	}
@@ -590,8 +594,11 @@ func (c *client) idle() (outcome, error) {
 				if i >= c.Conns {
 					return
 				}
-				nc, err := c.dial(i)
-				if err == nil {
+				var nc net.Conn
+				var err error
+				if c.Kind == "idle-rtsp-http" {
+					nc, err = c.player(i)
+				} else if nc, err = c.dial(i); err == nil {
 					err = c.prove(nc)
 				}
 				if err != nil {
@@ -603,7 +610,7 @@ func (c *client) idle() (outcome, error) {
 		})
 	}
 	wg.Wait()
-	idleConns = conns
+	idleConns = append(conns, c.ups...)
 	for _, nc := range conns {
 		if nc != nil {
 			out.Open++

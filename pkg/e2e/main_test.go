@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// workerEnv names the role of a re-executed test binary: "client" or "target". The load
+// workerEnv names the role of a re-executed test binary: "client", "target" or "camera". The load
 // of the benchmark and of the floods comes from processes of its own, so that neither
 // their memory nor their garbage collector shows in what is measured.
 const workerEnv = "CULVERT_E2E_WORKER"
@@ -28,6 +28,8 @@ func TestMain(m *testing.M) {
 		os.Exit(runClient())
 	case "target":
 		os.Exit(runTarget())
+	case "camera":
+		os.Exit(runCamera())
 	default:
 		fmt.Fprintf(os.Stderr, "%s=%q: no such role\n", workerEnv, role)
 		os.Exit(2)
