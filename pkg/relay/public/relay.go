@@ -181,6 +181,7 @@ type Relay struct {
 	smallBuffers sync.Once // it has been logged that the system buffers few datagrams
 	slowControl  sync.Once // it has been logged that links cannot have the congestion control that they need
 
+	rtp       *rtpPorts // immutable once listening; nil: there are none
 	log       *slog.Logger
 	admission admission
 	windows   *http2.Budget // of all connections with HTTP/2 and HTTP/3
@@ -220,7 +221,7 @@ type Site struct {
 
 // Listener is an address that the relay accepts visitors on.
 type Listener struct {
-	Name string // "https", "http", "quic", "rtsp" or "rtsps"
+	Name string // "https", "http", "quic", "rtsp", "rtsps" or "rtp"
 	Addr net.Addr
 	ln   io.Closer
 }
@@ -275,6 +276,11 @@ func (r *Relay) prepare() {
 // the Core.
 func (r *Relay) Listen() error {
 	r.prepare()
+	if r.RTP != "" { // before there are players
+		if err := r.listenRTP(); err != nil {
+			return fmt.Errorf("listener rtp %q: %w", r.RTP, err)
+		}
+	}
 	for _, l := range []struct {
 		name, addr string
 		secure     bool

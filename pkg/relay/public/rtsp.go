@@ -1,6 +1,7 @@
 package public
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -62,6 +63,13 @@ type player struct {
 	flight   []flight // in the order in which they came
 	sessions []string // that are set up
 
+	// Of a player that has its packets by UDP.
+	tracks []*rtpTrack
+	setups int   // that were answered
+	heard  int64 // when something came
+	cut    int   // bytes of a frame that are to come
+	cutUDP bool  // by UDP, for which it is too long
+
 	phase   playPhase
 	looks   uint8 // that have found no service, of a request that is held
 	blocked bool  // end is paused until something has been taken or answered
@@ -73,6 +81,7 @@ type player struct {
 	// For the access log.
 	began          int64
 	received, sent uint64 // as they are counted for the service
+	packets        Datagrams
 	method, path   string // of the request that came furthest
 	rank           rtspMethod
 	status         int // of the last answer
@@ -92,7 +101,8 @@ type mover interface {
 type flight struct {
 	cseq    uint32
 	method  rtspMethod
-	session string // of TEARDOWN
+	session string    // of TEARDOWN
+	track   *rtpTrack // of SETUP, by UDP
 	at      int64
 }
 
@@ -287,6 +297,10 @@ func (p *player) check() {
 	case len(p.flight) > 0 && p.end.Pending() == 0 && time.Duration(now-p.flight[0].at) >= p.loop.relay.ResponseTimeout:
 		p.fail(troubleSilent)
 		return
+	case len(p.tracks) > 0 && len(p.sessions) > 0 && time.Duration(now-p.heard) >= rtpSilence:
+		p.err = wordTimeout
+		p.close()
+		return
 	}
 	p.await(busyCheck)
 }
@@ -437,6 +451,7 @@ func (p *player) request(m *rtsp.Message) bool {
 	}
 	cseq, ok := m.CSeq()
 	p.asked = true
+	p.heard = p.loop.since()
 	method := rtspMethod(max(0, slices.Index(rtspMethods[:], string(m.Method))))
 	switch {
 	case !ok:
@@ -492,20 +507,23 @@ func (p *player) request(m *rtsp.Message) bool {
 		p.enter(d.service, d.user)
 		p.note(m.Method, method, u.Path)
 	}
+	p.looks = 0
+	f := flight{cseq: cseq, method: method, at: p.loop.since()}
 	if method == methodSetup {
-		if t := p.transport(m); t != nil {
+		if t := p.transport(m, &f); t != nil {
 			return p.turnDown(cseq, t)
 		}
 	}
-	p.looks = 0
 	if p.server == nil {
 		var t *trouble
 		if p.server, t = p.service.play(p); t != nil {
+			if f.track != nil {
+				f.track.leave()
+			}
 			p.last = true
 			return p.turnDown(cseq, t)
 		}
 	}
-	f := flight{cseq: cseq, method: method, at: p.loop.since()}
 	if method == methodTeardown {
 		f.session, _ = rtsp.ParseSession(m.Get("session"))
 	}
@@ -656,7 +674,7 @@ func (p *player) enter(s *service, user string) {
 	p.service, p.user = s, user
 	s.enter(p.client.addr.Addr())
 	s.total++
-	p.began, p.received, p.sent, p.rank = p.loop.since(), 0, 0, 0
+	p.began, p.received, p.sent, p.rank, p.packets = p.loop.since(), 0, 0, 0, Datagrams{}
 }
 
 // leave ends the visit of the service, if there is one, and writes the line of what was.
@@ -665,6 +683,7 @@ func (p *player) leave() {
 		p.server = nil
 		srv.leave()
 	}
+	p.endTracks()
 	p.flight, p.sessions, p.midway = nil, nil, false
 	if s := p.service; s != nil {
 		p.service = nil
@@ -696,7 +715,7 @@ func (p *player) log(s *service) {
 	c := p.client
 	l.log(&record{
 		service: s, visitor: c.addr, user: p.user, subject: c.subject(), proto: p.how, tls: c.tls, request: a.request,
-		status: p.status, err: p.err, received: p.received, sent: p.sent, began: p.began, stream: p.stream,
+		status: p.status, err: p.err, received: p.received, sent: p.sent, packets: p.packets, began: p.began, stream: p.stream,
 	})
 }
 
@@ -756,8 +775,8 @@ func (p *player) release() {
 	}
 }
 
-// transport has a SETUP ask for what there is.
-func (p *player) transport(m *rtsp.Message) *trouble {
+// transport has a SETUP ask for what there is: the first alternative of the player that can be had.
+func (p *player) transport(m *rtsp.Message, f *flight) *trouble {
 	for i := range m.Fields {
 		if !rtsp.Is(m.Fields[i].Name, "transport") {
 			continue
@@ -767,8 +786,16 @@ func (p *player) transport(m *rtsp.Message) *trouble {
 			return troubleMessage
 		}
 		for _, t := range list {
-			if t.TCP && !t.Multicast && t.Mode != "RECORD" {
+			ok := t.TCP && !t.Multicast
+			switch {
+			case t.Mode == "RECORD":
+				continue
+			case ok:
 				t = rtsp.Transport{Protocol: t.Protocol, TCP: true, Unicast: true, Interleaved: t.Interleaved, HasInterleaved: t.HasInterleaved}
+			default:
+				t, ok = p.byUDP(t, f)
+			}
+			if ok {
 				m.Fields[i].Value = []byte(t.String())
 				return nil
 			}
@@ -935,8 +962,16 @@ func (p *player) reply(cseq uint32, status int, fields []rtsp.Field, body []byte
 		}
 	}
 	l.rtspOut = out
-	if status >= 200 && status < 300 {
-		p.succeeded(f, out)
+	switch {
+	case status < 200:
+	case status < 300:
+		if !p.succeeded(f, out) {
+			p.flight = slices.Insert(p.flight, i, f) // fail answers it
+			p.fail(troubleCamera)
+			return
+		}
+	case f.track != nil:
+		f.track.leave()
 	}
 	if p.status = status; status < 400 {
 		p.err = fine
@@ -950,24 +985,41 @@ func (p *player) reply(cseq uint32, status int, fields []rtsp.Field, body []byte
 
 var nameCSeq = []byte("CSeq")
 
-// succeeded notes what an answer has changed.
-func (p *player) succeeded(f flight, fields []rtsp.Field) {
+// succeeded notes what an answer has changed. It reports false if a SETUP for UDP was not answered as it has to be.
+func (p *player) succeeded(f flight, fields []rtsp.Field) bool {
 	switch f.method {
 	case methodSetup:
+		good := f.track == nil
 		for i := range fields {
 			switch name := fields[i].Name; {
 			case rtsp.Is(name, "session"):
-				id, _ := rtsp.ParseSession(fields[i].Value)
+				id, timeout := rtsp.ParseSession(fields[i].Value)
 				if !slices.Contains(p.sessions, id) && len(p.sessions) < maxPlays {
 					p.sessions = append(p.sessions, id)
 				}
-			case rtsp.Is(name, "transport"):
-				if list, err := rtsp.ParseTransport(fields[i].Value); err == nil {
-					t := list[0]
-					t.Source, t.Destination = "", ""
-					fields[i].Value = []byte(t.String())
+				if f.track != nil {
+					fields[i].Value = fmt.Appendf(nil, "%s;timeout=%d", id, int(min(timeout, rtpSilence).Seconds()))
 				}
+			case rtsp.Is(name, "transport"):
+				list, err := rtsp.ParseTransport(fields[i].Value)
+				if err != nil {
+					continue
+				}
+				t := list[0]
+				t.Source, t.Destination = "", ""
+				if f.track != nil {
+					t, good = f.track.answered(t)
+				}
+				fields[i].Value = []byte(t.String())
 			}
+		}
+		if !good {
+			return false
+		}
+		p.setups++
+		p.tracks = slices.DeleteFunc(p.tracks, func(t *rtpTrack) bool { return t.player == nil })
+		if f.track != nil {
+			p.tracks = append(p.tracks, f.track)
 		}
 	case methodTeardown:
 		if i := slices.Index(p.sessions, f.session); i >= 0 {
@@ -975,13 +1027,24 @@ func (p *player) succeeded(f flight, fields []rtsp.Field) {
 		} else if f.session == "" {
 			p.sessions = nil
 		}
+		if len(p.sessions) == 0 {
+			p.setups = 0
+			for _, t := range p.tracks {
+				t.leave() // it stays in the list, for what still comes
+			}
+		}
 	}
+	return true
 }
 
 // frames sends interleaved frames, whole ones or pieces in order, which are lent.
 func (p *player) frames(b []byte) {
-	if p.phase < playClosing {
+	switch {
+	case p.phase >= playClosing:
+	case len(p.tracks) == 0:
 		p.write(b)
+	default:
+		p.deal(b)
 	}
 }
 

@@ -301,3 +301,11 @@ func TestPlayer(t *testing.T) {
 		}
 	})
 }
+
+// cameraAnswers makes a testCamera.instead that answers everything so.
+func cameraAnswers(status int, fields ...string) func(*tunnel.Stream, relay.Header, *rtsp.Message) bool {
+	return func(st *tunnel.Stream, _ relay.Header, m *rtsp.Message) bool {
+		st.Write([]byte(reply(string(m.Get("CSeq")), status, "", fields...)))
+		return true
+	}
+}
