@@ -37,9 +37,6 @@ const (
 	// it is left out: a player stands still for as long as it misses one of the tracks that it was promised.
 	audioWait, audioLost = videoRate / 2, 3 * videoRate / 2
 
-	// maxMutes is how often sound may go missing before the camera is taken to have none.
-	maxMutes = 2
-
 	// maxJump is the longest step of the camera's clock that is a pause and not another time.
 	maxJump = 10 * videoRate
 
@@ -66,7 +63,7 @@ type Muxer struct {
 	video      int         // index of the track
 	audio      int
 	generation int
-	mutes      int
+	muted      bool
 
 	init      []byte
 	mime      string
@@ -131,15 +128,16 @@ type report struct {
 	have bool
 }
 
-// NewMuxer returns a Muxer for the stream that d describes. The error is ErrNotPlayable.
-func NewMuxer(d *Description) (*Muxer, error) {
+// NewMuxer returns a Muxer for the stream that d describes, with sound if there is some and sound is set. The error is
+// ErrNotPlayable.
+func NewMuxer(d *Description, sound bool) (*Muxer, error) {
 	m := &Muxer{}
 	for i := range d.Tracks {
 		f := d.Tracks[i].Format
 		if p := newVideoFormat(f); p != nil && m.picture == nil {
 			m.picture, m.video = p, i
 		}
-		if s := newAudioFormat(f); s != nil && m.sound == nil {
+		if s := newAudioFormat(f); s != nil && m.sound == nil && sound {
 			m.sound, m.audio = s, i
 		}
 	}
@@ -157,6 +155,9 @@ func (m *Muxer) Init() []byte { return m.init }
 
 // Type is the media type of the file, with the codecs.
 func (m *Muxer) Type() string { return m.mime }
+
+// Muted reports whether sound has stopped while there were pictures, and is left out since.
+func (m *Muxer) Muted() bool { return m.muted }
 
 // Start returns the position of the last key frame's fragment.
 func (m *Muxer) Start() (pos uint64, ok bool) {
@@ -333,9 +334,7 @@ func (m *Muxer) emit() {
 	}
 	m.ready = m.ready[:0]
 	if m.withSound && m.last.time-scale(m.soundEnd, m.sound.rate(), videoRate) > audioLost {
-		if m.mutes++; m.mutes >= maxMutes {
-			m.sound = nil
-		}
+		m.muted, m.sound = true, nil
 		m.restart()
 	}
 }

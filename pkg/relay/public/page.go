@@ -51,6 +51,8 @@ func (l *loop) show(f front, s *service, req *http1.Request) *exchange {
 		return ex.give("text/javascript; charset=utf-8", playerScript)
 	case "/player.css":
 		return ex.give("text/css; charset=utf-8", playerStyle)
+	case "/live.mp4":
+		return s.view(ex)
 	}
 	ex.fail(troublePage)
 	return nil

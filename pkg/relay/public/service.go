@@ -29,20 +29,22 @@ type service struct {
 
 	// Owned by the session's loop.
 	*tally
-	held     map[netip.Addr]int // visitors by address, if their number is limited
-	stock    upstreams          // idle streams
-	leaving  upstreams          // streams that have to end
-	kept     int                // bytes of responses that wait in conns, when it was last looked
-	conns    []*upstream2       // streams to a target that speaks HTTP/2
-	room     int                // requests at a time that it takes on one, as one has said last; 0: none has
-	sweeper  evloop.Timer
-	sweeping bool
-	removed  bool   // the session publishes it no longer
-	active   int    // exchanges under way
-	peak     int    // the most of them, falling off by the second
-	hub      *hub   // of a camera that somebody watches with others
-	flows    *flows // of a udp service; those of the port, which another service may have by now
-	silence  evloop.Timer
+	held      map[netip.Addr]int // visitors by address, if their number is limited
+	stock     upstreams          // idle streams
+	leaving   upstreams          // streams that have to end
+	kept      int                // bytes of responses that wait in conns, when it was last looked
+	conns     []*upstream2       // streams to a target that speaks HTTP/2
+	room      int                // requests at a time that it takes on one, as one has said last; 0: none has
+	sweeper   evloop.Timer
+	sweeping  bool
+	removed   bool       // the session publishes it no longer
+	active    int        // exchanges under way
+	peak      int        // the most of them, falling off by the second
+	hub       *hub       // of a camera that somebody watches with others
+	broadcast *broadcast // of a camera that browsers watch
+	quiet     int64      // when the sound of a camera has stopped, for browsers; 0: it has not
+	flows     *flows     // of a udp service; those of the port, which another service may have by now
+	silence   evloop.Timer
 }
 
 // newService makes the service of an announcement whose publish URL has been
