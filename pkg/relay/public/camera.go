@@ -45,11 +45,16 @@ func (l *loop) decideCamera(s *service, c *client, req *http1.Request) decision 
 // tunnels reports whether a request is for RTSP inside of HTTP: either half of a tunnel, or a
 // WebSocket, on a connection that can be had for it.
 func tunnels(c *client, req *http1.Request) bool {
-	if !strings.HasPrefix(c.proto, "HTTP/1.") {
-		return false
+	switch {
+	case c.isHTTP1():
+		return opensTunnel(req) || isRTSPSocket(req)
+	case c.proto == "HTTP/2":
+		return isRTSPSocket(req)
 	}
-	return opensTunnel(req) || isRTSPSocket(req)
+	return false
 }
+
+func (c *client) isHTTP1() bool { return strings.HasPrefix(c.proto, "HTTP/1.") }
 
 // isRTSPSocket reports whether a request is for a WebSocket that carries RTSP, as ONVIF's
 // Streaming Specification has it.
@@ -73,11 +78,16 @@ func isRTSPSocket(req *http1.Request) bool {
 // serveCamera begins with a request over HTTP to a camera, as decideCamera has said. It returns
 // nil if there is no exchange any more: then f knows.
 func (l *loop) serveCamera(f front, s *service, req *http1.Request) *exchange {
-	if v, ok := f.(*visitor); ok && tunnels(f.who(), req) {
-		if isRTSPSocket(req) {
-			v.socket(s, req)
-		} else {
-			v.tunnel(s, req)
+	if tunnels(f.who(), req) {
+		switch f := f.(type) {
+		case *stream2:
+			f.socket(s, req)
+		case *visitor:
+			if isRTSPSocket(req) {
+				f.socket(s, req)
+			} else {
+				f.tunnel(s, req)
+			}
 		}
 		return nil
 	}

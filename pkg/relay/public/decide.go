@@ -86,7 +86,7 @@ func (l *loop) decide(c *client, req *http1.Request) decision {
 		}
 		return decision{service: s}
 	}
-	if isRTSPSocket(req) && tunnels(c, req) && routes.hasCameras(l.host, c.secure) {
+	if isRTSPSocket(req) && c.isHTTP1() && routes.hasCameras(l.host, c.secure) {
 		return decision{action: doPlay}
 	}
 	host, path := string(l.host), string(req.Path)

@@ -31,7 +31,7 @@ var (
 type rtspSocket struct {
 	inflow
 	relay    *Relay
-	conn     *evloop.Conn
+	conn     evloop.End // a connection, or a stream of HTTP/2
 	addr     netip.Addr
 	verdict  verdict // of admission, about the connection
 	frames   websocket.Decoder
@@ -44,33 +44,63 @@ type rtspSocket struct {
 // socket takes a request for a WebSocket of a camera; if s is nil, of any camera. Some players
 // ask for one path, whatever the camera's is.
 func (v *visitor) socket(s *service, req *http1.Request) {
-	l := v.loop
-	refuse := func(t *trouble, fields ...http1.Field) {
-		v.last = true
-		l.logOwn(&v.client, req, s, t)
-		v.answer(t, fields...)
-	}
-	key, err := websocket.CheckRequest(func(name string) string { return joined(req.Fields, name) })
-	switch {
-	case v.eof:
+	if v.eof {
 		v.close()
 		return
-	case string(http1.Get(req.Fields, "sec-websocket-version")) != "13":
-		refuse(troubleSocketVersion, field("Sec-WebSocket-Version", "13"))
-		return
-	case err != nil || string(req.Method) != "GET" || req.Framing != http1.NoBody:
-		refuse(troubleSocket)
-		return
-	case !mayShow(s, req):
-		refuse(troubleOrigin)
+	}
+	key, err := websocket.CheckRequest(func(name string) string { return joined(req.Fields, name) })
+	if !v.loop.takesSocket(v, s, req, err) {
 		return
 	}
-	w := &rtspSocket{relay: v.relay, conn: v.conn, addr: v.addr.Addr(), verdict: v.verdict}
+	v.conn.Write(websocket.AppendResponse(nil, key, socketProtocol))
+	w := v.loop.newSocket(v.conn, &v.client, v.verdict)
+	v.handOver(w)
+	v.loop.tunnels.serve(w, v.client.carried(), "rtsp-ws", s)
+}
+
+// socket is that of visitor, for a request of HTTP/2 (RFC 8441): browsers make it on a connection by which
+// they have something of the host already.
+func (st *stream2) socket(s *service, req *http1.Request) {
+	c, l := st.who(), st.w.v.loop
+	if !l.takesSocket(st, s, req, nil) {
+		return
+	}
+	st.finish()
+	st.leave()
+	st.Respond(&http1.Response{Minor: 1, Status: 101, ContentLength: -1, Fields: []http1.Field{field("sec-websocket-protocol", socketProtocol)}}, false)
+	w := l.newSocket(st.Stream, c, uncounted)
+	st.SetHandler(w)
+	st.Resume()
+	l.tunnels.serve(w, c.carried(), "rtsp-ws", s)
+}
+
+func (l *loop) newSocket(end evloop.End, c *client, verdict verdict) *rtspSocket {
+	w := &rtspSocket{relay: l.relay, conn: end, addr: c.addr.Addr(), verdict: verdict}
 	w.loop, w.end = l, w
 	w.frames.Masked = true
-	v.handOver(w)
-	w.conn.Write(websocket.AppendResponse(nil, key, socketProtocol))
-	l.tunnels.serve(w, v.client.carried(), "rtsp-ws", s)
+	return w
+}
+
+// takesSocket reports whether a request for a WebSocket, of which the handshake says err, is in order. If not, it
+// has been answered.
+func (l *loop) takesSocket(f front, s *service, req *http1.Request, err error) bool {
+	refuse := func(t *trouble, fields ...http1.Field) bool {
+		if v, ok := f.(*visitor); ok {
+			v.last = true
+		}
+		l.logOwn(f.who(), req, s, t)
+		f.answer(t, fields...)
+		return false
+	}
+	switch {
+	case string(http1.Get(req.Fields, "sec-websocket-version")) != "13":
+		return refuse(troubleSocketVersion, field("Sec-WebSocket-Version", "13"))
+	case err != nil || string(req.Method) != "GET" || req.Framing != http1.NoBody:
+		return refuse(troubleSocket)
+	case !mayShow(s, req):
+		return refuse(troubleOrigin)
+	}
+	return true
 }
 
 // mayShow reports whether the page that has asked for the WebSocket, if it is one, may have it.
@@ -250,10 +280,10 @@ func (w *rtspSocket) Abort(err error) {
 	w.conn.Abort(err)
 }
 
-// Move is that of Conn.
+// Move is that of Conn, which is what a socket for any camera is made of.
 func (w *rtspSocket) Move(to *evloop.Loop, f func()) {
 	w.loop.AfterTurn(func() { // behind what is to be done at the end of this turn
-		w.conn.Move(to, func() {
+		w.conn.(*evloop.Conn).Move(to, func() {
 			w.loop = w.relay.loopOf(to)
 			f()
 		})

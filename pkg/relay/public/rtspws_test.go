@@ -6,7 +6,9 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"strings"
 	"testing"
@@ -18,6 +20,7 @@ import (
 	"github.com/bluenviron/gortsplib/v5/pkg/description"
 	"github.com/bluenviron/gortsplib/v5/pkg/format"
 	pionrtp "github.com/pion/rtp"
+	xhttp2 "golang.org/x/net/http2"
 
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/rtsp"
@@ -440,5 +443,89 @@ func TestTunnelsOfGortsplib(t *testing.T) {
 				t.Errorf("left: %+v", ts)
 			}
 		})
+	})
+}
+
+// Browsers ask for a WebSocket by HTTP/2 if they have a connection of it.
+func TestSocketOverHTTP2(t *testing.T) {
+	r := newCameraRelay(t, false, nil)
+	s := r.connect("office", nil, "gate", "rtsp://cams.test/gate")
+	cam := s.camera(&testCamera{})
+	cl := &xhttp2.Transport{
+		DialTLSContext: func(ctx context.Context, _, _ string, cfg *tls.Config) (net.Conn, error) {
+			return (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", r.https)
+		},
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: "cams.test"},
+	}
+	t.Cleanup(cl.CloseIdleConnections)
+	ask := func(path, protocol, version string) (*http.Response, *io.PipeWriter) {
+		t.Helper()
+		in, out := io.Pipe()
+		req, err := http.NewRequest("CONNECT", "https://cams.test"+path, in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = http.Header{":protocol": {"websocket"}, "Sec-Websocket-Version": {version}, "Sec-Websocket-Protocol": {protocol}}
+		res, err := cl.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { out.Close(); res.Body.Close() })
+		return res, out
+	}
+	if res, _ := ask("/gate", "rtsp.onvif.org", "8"); res.StatusCode != 426 || res.Header.Get("Sec-Websocket-Version") != "13" {
+		t.Errorf("an old one is answered by %s, %v", res.Status, res.Header)
+	}
+	res, out := ask("/gate", "x, rtsp.onvif.org", "13")
+	if res.StatusCode != 200 || res.Header.Get("Sec-Websocket-Protocol") != "rtsp.onvif.org" {
+		t.Fatalf("%s, %v", res.Status, res.Header)
+	}
+	var d websocket.Decoder
+	var b []byte
+	next := func() (websocket.Opcode, string) {
+		t.Helper()
+		var got []byte
+		for {
+			ev, n, err := d.Next(b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b = b[n:]
+			if ev.Op != websocket.None {
+				if got = append(got, ev.Payload...); ev.Final {
+					return ev.Op, string(got)
+				}
+				continue
+			}
+			p := make([]byte, 4096)
+			n, err = res.Body.Read(p)
+			if n == 0 {
+				t.Fatal(err)
+			}
+			b = p[:n]
+		}
+	}
+	io.WriteString(out, message(websocket.Binary, options))
+	if op, s := next(); op != websocket.Binary || !strings.HasPrefix(s, "RTSP/1.0 200 ") {
+		t.Errorf("OPTIONS is answered by %q", s)
+	}
+	io.WriteString(out, message(websocket.Text, describe[:20])+message(websocket.Ping, "?")+message(websocket.Binary, describe[20:]))
+	if op, s := next(); op != websocket.Pong || s != "?" {
+		t.Errorf("a ping is answered by %d %q", op, s)
+	}
+	if op, s := next(); op != websocket.Binary || !strings.HasSuffix(s, testSDP) || len(cam.saw()) != 1 {
+		t.Errorf("DESCRIBE is answered by %q, the camera saw %q", s, cam.saw())
+	}
+	io.WriteString(out, message(websocket.Close, "\x03\xe8"))
+	if op, s := next(); op != websocket.Close || s != "\x03\xe8" {
+		t.Errorf("the end is %d %q", op, s)
+	}
+	if rest, err := io.ReadAll(res.Body); err != nil || len(rest) != 0 {
+		t.Errorf("behind it comes %q, %v", rest, err)
+	}
+	out.Close()
+	waitFor(t, func() (over bool) {
+		onLoop(s.session.loop.Loop, func() { over = s.session.services[0].visitors == 0 })
+		return over
 	})
 }
