@@ -469,6 +469,7 @@ func TestTunnelPosts(t *testing.T) {
 		// The GET's own bytes keep it alive, too.
 		get.send(rtcp)
 		time.Sleep(bereftTime - time.Second)
+		synctest.Wait()
 		if p.closed {
 			t.Error("closed before its time")
 		}
