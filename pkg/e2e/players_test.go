@@ -150,3 +150,55 @@ func TestPlayers(t *testing.T) {
 	}
 	s.keepsSecret("s3cret")
 }
+
+// TestPlayersUDP has players get what a camera shows by UDP, from a stream of their own and from the one that all share.
+func TestPlayersUDP(t *testing.T) {
+	t.Parallel()
+	own, shared := startCamera(t, nil), startCamera(t, nil)
+	s := configureCameras(t, nil,
+		service{"own", "rtsp://cams.example.com/own", own.target()},
+		service{"shared", "rtsp://cams.example.com/shared", shared.target()})
+	s.listen = "rtp = \"127.0.0.1:0\"\n"
+	s.more["own"] = "udp = true\n"
+	s.more["shared"] = "udp = true\nfan_out = true\n"
+	s.startPublic()
+	s.startPrivate()
+	byUDP := func(p player, t testing.TB, s *system, frames int, url string) (recording, error) {
+		w, err := watch(t, s.outside, p.addr(s), url, p.tunnel, gortsplib.ProtocolUDP)
+		if err != nil {
+			return recording{}, err
+		}
+		defer w.client.Close()
+		r := w.frames(frames)
+		r.video, r.audio = frames, frames // nothing is decoded
+		return r, nil
+	}
+	t.Run("each", func(t *testing.T) {
+		for _, p := range []player{
+			{name: "ffmpeg", scheme: "rtsp", addr: onRTSP, play: playFFmpeg, option: []string{"-rtsp_transport", "udp"}},
+			{name: "gstreamer", scheme: "rtsp", addr: onRTSP, play: playGStreamer, option: []string{"protocols=udp"}},
+			{name: "gortsplib", scheme: "rtsp", addr: onRTSP, play: byUDP},
+		} {
+			for _, path := range []string{"/own", "/shared"} {
+				t.Run(p.name+path, func(t *testing.T) {
+					t.Parallel()
+					const frames = 50
+					r, err := p.play(p, t, s, frames, p.url(s, "", path))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if r.video < frames || r.audio < frames {
+						t.Errorf("decoded %d frames and %d of audio\n%s", r.video, r.audio, r.output)
+					}
+				})
+			}
+		}
+	})
+	for _, c := range []*camera{own, shared} {
+		for _, asked := range c.requests() {
+			if strings.Contains(asked, "client_port") {
+				t.Errorf("the camera was asked: %s", asked)
+			}
+		}
+	}
+}

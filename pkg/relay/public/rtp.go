@@ -174,13 +174,22 @@ func (t *rtpTrack) take(i int, b []byte) {
 	p.count(len(b))
 	p.packets.Received++
 	p.service.datagrams.Received++
-	if p.server == nil || p.server.full() {
+	if !p.playing || isPunch(i, b) || p.server == nil || p.server.full() {
 		return
 	}
 	l := t.loop
 	l.up = append(rtsp.AppendFrameHead(l.up[:0], t.channels[i], len(b)), b...)
 	p.server.take(l.up)
 	l.up = l.up[:0]
+}
+
+// isPunch reports whether a datagram is there for what translates addresses on the way, before PLAY as a rule. Some
+// cameras end the connection if they get such a thing on it.
+func isPunch(i int, b []byte) bool {
+	if i == 0 {
+		return len(b) <= 12 || b[0]>>6 != 2 // a header without a payload at most, rfc3550#section-5.1
+	}
+	return len(b) < 8 || b[0]>>6 != 2 || b[1] < 192 || b[1] > 223 // rfc5761#section-4
 }
 
 var errRTPPorts = errors.New("the ports of a track are in use")
@@ -327,5 +336,5 @@ func (p *player) endTracks() {
 			f.track.leave()
 		}
 	}
-	p.tracks, p.setups, p.cut = nil, 0, 0
+	p.tracks, p.setups, p.cut, p.playing = nil, 0, 0, false
 }

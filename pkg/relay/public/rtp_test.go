@@ -102,8 +102,12 @@ func TestPlayerUDP(t *testing.T) {
 			stranger, _ := udpPair(t)
 			stranger[0].WriteToUDP([]byte("let me in"), at(1))
 			video[1].WriteToUDP([]byte("to the wrong port"), at(0))
-			video[1].WriteToUDP([]byte("receiver report"), at(1))
-			want := "$\x01\x00\x0freceiver report"
+			for i, punch := range []string{"\x80\x00\x00\x00", "\x80\xc9\x00\x00"} { // of gortsplib
+				video[i].WriteToUDP([]byte(punch), at(i))
+			}
+			const report = "\x80\xc9\x00\x01abcd"
+			video[1].WriteToUDP([]byte(report), at(1))
+			want := "$\x01\x00\x08" + report
 			for n := 0; ; n++ {
 				c.mu.Lock()
 				got := string(c.frames)

@@ -64,11 +64,12 @@ type player struct {
 	sessions []string // that are set up
 
 	// Of a player that has its packets by UDP.
-	tracks []*rtpTrack
-	setups int   // that were answered
-	heard  int64 // when something came
-	cut    int   // bytes of a frame that are to come
-	cutUDP bool  // by UDP, for which it is too long
+	tracks  []*rtpTrack
+	setups  int   // that were answered
+	playing bool  // a PLAY was
+	heard   int64 // when something came
+	cut     int   // bytes of a frame that are to come
+	cutUDP  bool  // by UDP, for which it is too long
 
 	phase   playPhase
 	looks   uint8 // that have found no service, of a request that is held
@@ -1021,6 +1022,8 @@ func (p *player) succeeded(f flight, fields []rtsp.Field) bool {
 		if f.track != nil {
 			p.tracks = append(p.tracks, f.track)
 		}
+	case methodPlay:
+		p.playing = true
 	case methodTeardown:
 		if i := slices.Index(p.sessions, f.session); i >= 0 {
 			p.sessions = slices.Delete(p.sessions, i, i+1)
@@ -1028,7 +1031,7 @@ func (p *player) succeeded(f flight, fields []rtsp.Field) bool {
 			p.sessions = nil
 		}
 		if len(p.sessions) == 0 {
-			p.setups = 0
+			p.setups, p.playing = 0, false
 			for _, t := range p.tracks {
 				t.leave() // it stays in the list, for what still comes
 			}
