@@ -469,10 +469,11 @@ func TestTunnelPosts(t *testing.T) {
 		// The GET's own bytes keep it alive, too.
 		get.send(rtcp)
 		time.Sleep(bereftTime - time.Second)
-		synctest.Wait()
-		if p.closed {
-			t.Error("closed before its time")
-		}
+		c.on(func() {
+			if p.closed {
+				t.Error("closed before its time")
+			}
+		})
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if !p.closed || p.err != errBereft || !get.fin {
