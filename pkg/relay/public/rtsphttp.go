@@ -173,8 +173,12 @@ func sessionCookie(fields []http1.Field) (cookie string) {
 // what http1.ParseRequest has said of b.
 func (v *visitor) hostless(b []byte, n int, err error) (int, error) {
 	req := &v.loop.req
-	host := cmp.Or(v.sni, v.relay.routes.Load().cameras)
-	if host == "" || n == 0 && err == nil {
+	if n == 0 && err == nil {
+		return n, err
+	}
+	routes := v.relay.routes.Load()
+	host := cmp.Or(v.sni, routes.cameras)
+	if !routes.hasCameras([]byte(host), v.secure) {
 		return n, err
 	}
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/rtsp"
 )
 
@@ -623,6 +624,36 @@ func TestTunnelRefused(t *testing.T) {
 				t.Errorf("%s: %d players, %d tunnels, %d visitors", name, len(c.players), len(c.loop.tunnels.all), c.admission.connected())
 			}
 		})
+	}
+}
+
+// A head without a host is for the name of the handshake, or the only host that has cameras.
+func TestTunnelWithoutHost(t *testing.T) {
+	hostless := strings.Replace(getHead, "Host: cams.test\r\n", "", 1)
+	for _, tt := range []struct {
+		also   string // is published
+		secure bool
+		path   string
+		want   string
+	}{
+		{"rtsp://cams.test/hall", false, "/hall", tunnelAnswer},
+		{"rtsp://other.test/hall", true, "/gate", tunnelAnswer},
+		{"rtsp://other.test/hall", true, "/hall", "HTTP/1.1 404 "},
+		{"rtsp://other.test/hall", false, "/gate", "HTTP/1.1 4"},
+		{"rtsp://other.test/hall", false, "/hall", "HTTP/1.1 4"},
+	} {
+		for _, version := range []string{"HTTP/1.0", "HTTP/1.1"} {
+			carrying(t, func(t *testing.T, c *tunnelTest) {
+				replies := make(chan []relay.AnnounceReply, 1)
+				c.on(func() { c.site.announce(announcements("gate", "rtsp://cams.test/gate", "also", tt.also), replies) })
+				<-replies
+				v := c.visitorAt("192.0.2.1", tt.secure)
+				v.send(strings.NewReplacer("/gate", tt.path, "HTTP/1.0", version).Replace(hostless))
+				if s := v.got(); !strings.HasPrefix(s, tt.want) {
+					t.Errorf("%s, secure %v, %s %s: %.40q, want %q", tt.also, tt.secure, version, tt.path, s, tt.want)
+				}
+			})
+		}
 	}
 }
 
