@@ -2,7 +2,11 @@
 // Plays live.mp4 by Media Source Extensions, or shows snapshot.jpg once a second where a browser cannot.
 (() => {
   const base = document.currentScript.src;
-  const at = (name) => new URL(name, base).href;
+  const at = (name) => {
+    const url = new URL(name, base);
+    url.username = url.password = ''; // those in the address of the page, which fetch does not take
+    return url.href;
+  };
   const video = document.querySelector('video');
   const image = document.querySelector('img');
   const status = document.querySelector('[role=status]');
@@ -45,9 +49,9 @@
     if (video.paused && now > 0) return;
     if (now < start || delay > maxDelay) {
       video.currentTime = Math.max(start, end - 0.3);
-    } else if (delay > 0.8) {
+    } else if (delay > 0.6) {
       video.playbackRate = 1.1;
-    } else if (delay < 0.4) {
+    } else if (delay < 0.35) {
       video.playbackRate = 1;
     }
   }
