@@ -70,8 +70,8 @@ type listenConfig struct {
 	RTSP  string `toml:"rtsp"`
 	RTSPS string `toml:"rtsps"`
 
-	// RTP is the address, on UDP, that pictures and sound come from for players of RTSP and RTSPS that will not have them by
-	// TCP, if the camera's service has udp; RTCP is on the port above it. The default is "", none.
+	// RTP is the address, on UDP, that pictures and sound come from for players of RTSP that will not have them by TCP, if
+	// the camera's service has udp; RTCP is on the port above it. The default is "", none.
 	RTP string `toml:"rtp"`
 
 	// TFTP is off by default, and not supported by this version.
@@ -308,8 +308,8 @@ func (s *settings) checkListen(f *daemon.File) {
 			f.Addf(l.at, "%s %q: RTCP is on the port above it, which there is none", l.at, l.address)
 		}
 	}
-	if s.Listen.RTP != "" && s.Listen.RTSP == "" && s.Listen.RTSPS == "" {
-		f.Addf("listen.rtp", "listen.rtp is for players that come by rtsp or rtsps, and neither is listened for")
+	if s.Listen.RTP != "" && s.Listen.RTSP == "" {
+		f.Addf("listen.rtp", "listen.rtp is for players that come by rtsp, which is not listened for")
 	}
 	for i, text := range s.Listen.ProxyProtocol {
 		p, err := netip.ParsePrefix(text)

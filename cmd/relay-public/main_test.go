@@ -152,7 +152,7 @@ public.toml:38:67: public key: 5 characters after ed25519: are not base64 of 32 
 		{
 			name:   "RTP for nobody",
 			files:  map[string]string{"public.toml": "domain = \"relay.example.com\"\nstate = \"state\"\n[listen]\nrtp = \":65535\"\n"},
-			stderr: "public.toml:4:7: listen.rtp \":65535\": RTCP is on the port above it, which there is none\npublic.toml:4:7: listen.rtp is for players that come by rtsp or rtsps, and neither is listened for",
+			stderr: "public.toml:4:7: listen.rtp \":65535\": RTCP is on the port above it, which there is none\npublic.toml:4:7: listen.rtp is for players that come by rtsp, which is not listened for",
 			code:   2,
 		},
 		{

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"culvert.dev/pkg/evloop"
-	"culvert.dev/pkg/http1"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/rtsp"
 	"culvert.dev/pkg/tunnel"
@@ -165,7 +164,6 @@ var (
 	troubleEncrypted = &trouble{404, "This camera is reached by rtsps."}
 	troubleCamera    = &trouble{502, "The camera gave no valid answer."}
 	troubleGone      = &trouble{502, "The camera has closed the connection."}
-	troubleVersion   = &trouble{505, "This is another version of RTSP."}
 )
 
 // play makes a player of a visitor of a listener of RTSP.
@@ -1182,6 +1180,3 @@ func (r *rtspStream) give(t *trouble) {
 		p.lost(t)
 	}
 }
-
-// Fields of HTTP and of RTSP are the same.
-var _ = rtsp.Field(http1.Field{})

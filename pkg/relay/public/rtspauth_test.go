@@ -238,7 +238,7 @@ func TestPlayerGuesses(t *testing.T) {
 		if m.Status != 503 || m.Get("Retry-After") == nil {
 			t.Errorf("the one who guessed gets %d", m.Status)
 		}
-		m = p.ask(503, "DESCRIBE", gateURL, "Authorization: Basic "+base64.StdEncoding.EncodeToString([]byte("eve:secret")))
+		p.ask(503, "DESCRIBE", gateURL, "Authorization: Basic "+base64.StdEncoding.EncodeToString([]byte("eve:secret")))
 		time.Sleep(banTime + time.Minute)
 		p = dial()
 		if m := p.login("eve", "secret", gateURL, nil); m.Status != 200 {
