@@ -316,7 +316,7 @@ func (v *fanViewer) play(cseq uint32) {
 // first returns the first packet of a track that whoever starts now will get; nil if that has not come.
 func (h *hub) first(track int) *camera.Packet {
 	if h.kept {
-		for i := range h.log[:h.ready-h.base] {
+		for i := range h.log {
 			if p := &h.log[i]; p.Track == track && !p.RTCP {
 				return p
 			}

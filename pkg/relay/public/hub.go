@@ -1,6 +1,7 @@
 package public
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
@@ -106,16 +107,14 @@ type hub struct {
 
 	// The log.
 	log     []camera.Packet
-	base    uint64  // number of log[0]
-	ready   uint64  // packets before that may be given out
-	unit    uint64  // the first packet of the lead's unit under way
-	decided bool    // it is known whether that is a key frame
-	kept    bool    // log[0] begins a key frame
-	given   uint64  // packets before that have been given out
-	pending int     // bytes of those that have not
-	size    int     // of all, with packetCost
-	pieces  []piece // what they are in
-	spare   [][]byte
+	base    uint64          // number of log[0]
+	given   uint64          // packets before that have been given out
+	pending int             // bytes of those that have not
+	kept    bool            // log[0] begins a key frame
+	size    int             // of the log, with packetCost
+	pieces  [][]byte        // what its packets are in
+	spare   [][]byte        // for more of them
+	ahead   []camera.Packet // of the lead's unit under way, until it is known whether that is a key frame: they come before all else of it
 	woken   bool
 	tick    evloop.Timer
 	ticking bool
@@ -155,13 +154,7 @@ type hubTrack struct {
 	reportAt time.Time // when that came
 }
 
-// piece is memory of some packets.
-type piece struct {
-	b    []byte
-	last uint64 // number of the last one that is in it
-}
-
-// pieceSize is that of most pieces, and maxPieces how many of them are kept for what comes next.
+// pieceSize is that of most pieces of memory for packets, and maxPieces how many of them are kept for what comes next.
 const pieceSize, maxPieces = 64 << 10, 4
 
 // watch gives v the stream of s, which is a camera.
@@ -180,7 +173,7 @@ func (s *service) attend(v watcher) *watch {
 	}
 	h := s.hub
 	if h == nil {
-		h = &hub{service: s, loop: s.session.loop, lead: -1, decided: true, backOff: hubBackOff}
+		h = &hub{service: s, loop: s.session.loop, lead: -1, backOff: hubBackOff}
 		h.endTurn = h.turn
 		h.inBand = func(track int) bool { return h.tracks[track].reader.InBand }
 		for i := range h.name {
@@ -248,7 +241,7 @@ func (w *watch) start() {
 	h := w.hub
 	switch {
 	case h.lead < 0 && h.description != nil:
-		w.state, w.at = watchOn, h.ready
+		w.state, w.at = watchOn, h.given
 	case h.kept:
 		w.state, w.at = watchOn, h.base
 		w.more()
@@ -268,7 +261,7 @@ func (w *watch) pause() {
 func (w *watch) more() {
 	h := w.hub
 	h.busy++
-	h.feed(w, h.given)
+	h.feed(w)
 	h.busy--
 	h.sweep()
 }
@@ -362,8 +355,7 @@ func (h *hub) lost(t *trouble) {
 	if h.lostAt.IsZero() {
 		h.lostAt = now
 	}
-	h.ready = h.base + uint64(len(h.log))
-	h.spread()
+	h.give()
 	h.forget()
 	switch {
 	case len(h.watchers) == 0:
@@ -378,16 +370,14 @@ func (h *hub) lost(t *trouble) {
 
 // forget empties the log. Watchers wait for the next key frame.
 func (h *hub) forget() {
-	h.kept, h.decided = false, true
 	h.behind()
 	for _, w := range h.watchers {
 		if w.state == watchOn && h.lead >= 0 {
 			w.state = watchWaiting
 		}
 	}
-	h.ready = h.base + uint64(len(h.log))
-	h.given, h.pending = h.ready, 0
-	h.purge(h.ready)
+	h.purge()
+	h.kept, h.ahead = false, nil
 }
 
 // described is told what the camera has. Those who know something else go, unless that makes no difference
@@ -440,35 +430,41 @@ var troubleChanged = &trouble{503, "The camera has changed. Please try again."}
 // take takes an RTP packet of a track, which is lent.
 func (h *hub) take(track int, data []byte) {
 	t := &h.tracks[track]
-	n := h.base + uint64(len(h.log))
-	p := camera.Packet{Track: track, Frame: h.store(n, byte(2*track), data)}
-	p.Data = p.Frame[4:]
+	p := camera.Packet{Track: track, Data: data}
 	width, height := t.reader.Width, t.reader.Height
 	if t.reader.Read(&p) != nil {
-		h.unstore(p.Frame)
 		return
 	}
 	if t.reader.Width != width || t.reader.Height != height {
 		h.service.cam.size(track, t.reader.Width, t.reader.Height)
 	}
 	t.note(&p, h.loop.Now())
-	binary.BigEndian.PutUint16(p.Data[2:], p.Sequence)
-	binary.BigEndian.PutUint32(p.Data[4:], p.Timestamp)
-	binary.BigEndian.PutUint32(p.Data[8:], t.ssrc)
 	h.lostAt, h.backOff, h.played = time.Time{}, hubBackOff, true
-	if track == h.lead && p.Begins {
-		h.unit, h.decided = n, false
+	if track != h.lead {
+		h.add(p)
+		return
 	}
-	h.add(p)
-	if track == h.lead && !h.decided && t.reader.Access != camera.Undecided {
-		h.decided = true
+	if t.reader.Access == camera.Undecided {
+		n := cap(data) - cap(p.Payload)
+		p.Data = bytes.Clone(data)
+		p.Payload = p.Data[n : n+len(p.Payload)]
+		h.ahead = append(h.ahead, p)
+		return
+	}
+	if first := len(h.log); p.Begins || len(h.ahead) > 0 { // now it is known what this is
 		if t.reader.Access == camera.Key {
 			h.key()
+			first = 0
 		}
+		for _, a := range h.ahead {
+			h.add(a)
+		}
+		h.ahead = h.ahead[:0]
+		h.add(p)
+		h.log[first].Key = t.reader.Access == camera.Key
+		return
 	}
-	if h.decided {
-		h.ready = n + 1
-	}
+	h.add(p)
 }
 
 // takeControl takes RTCP packets of a track, which are lent. Of those there are watchers get sender reports, for the time that
@@ -499,13 +495,8 @@ func (h *hub) takeControl(track int, data []byte) {
 		b = binary.BigEndian.AppendUint32(b, t.ssrc)
 		b = append(append(b, 1, byte(len(h.name))), h.name[:]...)
 		b = append(b, 0, 0)
-		n := h.base + uint64(len(h.log))
-		f := h.store(n, byte(2*track+1), b)
+		h.add(camera.Packet{Track: track, RTCP: true, Data: b, Number: t.number})
 		l.up = b[:0]
-		h.add(camera.Packet{Track: track, RTCP: true, Frame: f, Data: f[4:], Number: t.number})
-		if h.decided {
-			h.ready = n + 1
-		}
 		return
 	}
 }
@@ -537,11 +528,14 @@ func (t *hubTrack) note(p *camera.Packet, now time.Time) {
 	t.begun, t.last, t.lastTime, t.lastAt = true, p.Sequence, p.Timestamp, now
 }
 
-// store copies a packet as an interleaved frame to where it stays. n is its number in the log.
-func (h *hub) store(n uint64, channel byte, data []byte) []byte {
-	size := 4 + len(data)
+// next returns the number of the packet that comes next.
+func (h *hub) next() uint64 { return h.base + uint64(len(h.log)) }
+
+// add puts a packet, which is lent, into the log, as watchers get it.
+func (h *hub) add(p camera.Packet) {
+	size := 4 + len(p.Data)
 	last := len(h.pieces) - 1
-	if last < 0 || cap(h.pieces[last].b)-len(h.pieces[last].b) < size {
+	if last < 0 || cap(h.pieces[last])-len(h.pieces[last]) < size {
 		var b []byte
 		if k := len(h.spare) - 1; k >= 0 && size <= pieceSize {
 			b = h.spare[k]
@@ -549,44 +543,44 @@ func (h *hub) store(n uint64, channel byte, data []byte) []byte {
 		} else {
 			b = make([]byte, 0, max(size, pieceSize))
 		}
-		h.pieces = append(h.pieces, piece{b: b})
+		h.pieces = append(h.pieces, b)
 		last++
 	}
-	c := &h.pieces[last]
-	at := len(c.b)
-	c.b = append(rtsp.AppendFrameHead(c.b, channel, len(data)), data...)
-	c.last = n
-	return c.b[at:]
-}
-
-// unstore gives the memory of the packet that was stored last back.
-func (h *hub) unstore(frame []byte) {
-	c := &h.pieces[len(h.pieces)-1]
-	c.b = c.b[:len(c.b)-len(frame)]
-}
-
-func (h *hub) add(p camera.Packet) {
+	c := h.pieces[last]
+	at, channel := len(c), byte(2*p.Track)
+	if p.RTCP {
+		channel++
+	}
+	n := cap(p.Data) - cap(p.Payload)
+	c = append(rtsp.AppendFrameHead(c, channel, len(p.Data)), p.Data...)
+	h.pieces[last] = c
+	p.Frame = c[at:]
+	p.Data = p.Frame[4:]
+	if !p.RTCP {
+		p.Payload = p.Data[n : n+len(p.Payload)]
+		binary.BigEndian.PutUint16(p.Data[2:], p.Sequence)
+		binary.BigEndian.PutUint32(p.Data[4:], p.Timestamp)
+		binary.BigEndian.PutUint32(p.Data[8:], h.tracks[p.Track].ssrc)
+	}
 	h.log = append(h.log, p)
-	h.size += len(p.Frame) + packetCost
-	h.pending += len(p.Frame)
+	h.size += size + packetCost
+	h.pending += size
 }
 
-// key begins the log with the unit under way, which is a key frame.
+// key empties the log for a key frame, with which who is behind goes on.
 func (h *hub) key() {
 	h.service.cam.keyframe(h.loop.since())
-	h.ready = max(h.ready, h.unit)
-	h.give(h.unit)
+	h.give()
 	for _, w := range h.watchers {
 		switch {
-		case w.state == watchOn && w.at < h.unit:
-			h.skip(w, h.unit)
+		case w.state == watchOn:
+			h.skip(w)
 		case w.state == watchWaiting:
-			w.state, w.at = watchOn, h.unit
+			w.state, w.at = watchOn, h.next()
 		}
 	}
-	h.purge(h.unit)
+	h.purge()
 	h.kept = true
-	h.log[0].Key = true
 }
 
 // isUnit reports whether a watcher may stop ahead of p.
@@ -594,10 +588,10 @@ func (h *hub) isUnit(p *camera.Packet) bool {
 	return p.Begins && (p.Track == h.lead || h.lead < 0)
 }
 
-// skip leaves out packets of w.
-func (h *hub) skip(w *watch, to uint64) {
+// skip leaves out what w has not had.
+func (h *hub) skip(w *watch) {
 	frames := 0
-	for ; w.at < to; w.at++ {
+	for ; w.at < h.next(); w.at++ {
 		if h.isUnit(&h.log[w.at-h.base]) {
 			frames++
 		}
@@ -605,20 +599,21 @@ func (h *hub) skip(w *watch, to uint64) {
 	h.service.cam.drop(frames)
 }
 
-// give gives all watchers the packets before to, as far as they have room.
-func (h *hub) give(to uint64) {
-	h.given = max(h.given, to)
+// give gives all watchers what there is, as far as they have room.
+func (h *hub) give() {
+	h.pending, h.given = 0, h.next()
 	h.busy++
 	for i := 0; i < len(h.watchers); i++ {
-		h.feed(h.watchers[i], to)
+		h.feed(h.watchers[i])
 	}
 	h.busy--
 	h.sweep()
 }
 
-func (h *hub) feed(w *watch, to uint64) {
+// feed gives w what the others have had.
+func (h *hub) feed(w *watch) {
 	given := false
-	for w.state == watchOn && w.at < to {
+	for w.state == watchOn && w.at < h.given {
 		p := &h.log[w.at-h.base]
 		if h.isUnit(p) && w.full() {
 			break
@@ -632,11 +627,11 @@ func (h *hub) feed(w *watch, to uint64) {
 	}
 }
 
-// behind has those who are not where the stream is wait for the next key frame, as what they have not taken is not kept.
+// behind has those who have not had everything wait for the next key frame: it is not kept for them.
 func (h *hub) behind() {
 	for _, w := range h.watchers {
-		if w.state == watchOn && w.at < h.ready {
-			h.skip(w, h.ready)
+		if w.state == watchOn && w.at < h.next() {
+			h.skip(w)
 			if h.lead >= 0 {
 				w.state = watchWaiting
 			}
@@ -644,23 +639,19 @@ func (h *hub) behind() {
 	}
 }
 
-// purge drops the packets before to, which all who are on have had.
-func (h *hub) purge(to uint64) {
-	n := int(to - h.base)
-	for i := range h.log[:n] {
-		h.size -= len(h.log[i].Frame) + packetCost
-	}
-	m := copy(h.log, h.log[n:])
-	clear(h.log[m:])
-	h.log, h.base = h.log[:m], to
-	k := 0
-	for k < len(h.pieces) && h.pieces[k].last < to {
-		if b := h.pieces[k].b; cap(b) == pieceSize && len(h.spare) < maxPieces {
-			h.spare = append(h.spare, b[:0])
+// purge empties the log. Nobody who is on has a place in it.
+func (h *hub) purge() {
+	h.base = h.next()
+	h.given, h.pending, h.size = h.base, 0, 0
+	clear(h.log)
+	h.log = h.log[:0]
+	for _, c := range h.pieces {
+		if cap(c) == pieceSize && len(h.spare) < maxPieces {
+			h.spare = append(h.spare, c[:0])
 		}
-		k++
 	}
-	h.pieces = slices.Delete(h.pieces, 0, k)
+	clear(h.pieces)
+	h.pieces = h.pieces[:0]
 }
 
 // wake has the packets that have come given out at the end of this turn.
@@ -676,11 +667,14 @@ func (h *hub) turn() {
 	h.woken = false
 	switch {
 	case h.ended || h.pending == 0:
-	case h.pending >= hubBatch || h.decided && !h.partial():
+	case h.pending >= hubBatch || !h.partial():
 		h.spread()
 	case !h.ticking:
 		h.ticking = true
-		h.loop.Arm(&h.tick, hubTick, h.onTick)
+		h.loop.Arm(&h.tick, hubTick, func() {
+			h.ticking = false
+			h.spread()
+		})
 	}
 }
 
@@ -689,26 +683,14 @@ func (h *hub) partial() bool {
 	return h.lead >= 0 && h.tracks[h.lead].reader.Open && h.tracks[h.lead].reader.Marks
 }
 
-// onTick gives out what has waited for long enough, even if nobody knows what it is.
-func (h *hub) onTick() {
-	h.ticking = false
-	h.ready = h.base + uint64(len(h.log))
-	h.spread()
-}
-
-// spread gives out what is ready.
+// spread gives out what there is.
 func (h *hub) spread() {
-	h.pending = 0
-	h.give(h.ready)
+	h.give()
 	if h.size > maxStream {
-		h.kept, h.decided = false, true
+		h.kept = false
 	}
 	if !h.kept {
 		h.behind()
-		if h.decided {
-			h.purge(h.ready)
-		} else {
-			h.purge(min(h.unit, h.ready))
-		}
+		h.purge()
 	}
 }

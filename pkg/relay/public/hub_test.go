@@ -664,6 +664,38 @@ func TestLongGroup(t *testing.T) {
 	})
 }
 
+// Parameter sets that come long before their picture are part of it, and hold up nothing.
+func TestEarlyParameters(t *testing.T) {
+	share(t, func(c *sharedCamera) {
+		sound := []byte{'$', 2, 0, 14, 0x80, 97, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 2}
+		seq := byte(0)
+		video := func(marker, timestamp byte, nal ...byte) []byte {
+			seq++
+			return append([]byte{'$', 0, 0, byte(12 + len(nal)), 0x80, 96 | marker, 0, seq, 0, 0, 0, timestamp, 0, 0, 0, 1}, nal...)
+		}
+		a, b := new(testWatcher), new(testWatcher)
+		c.do(func() { c.service.watch(a) })
+		for n := range byte(3) {
+			c.send(video(0x80, 4*n, 0x67, 1), video(0x80, 4*n, 0x68, 1))
+			time.Sleep(200 * time.Millisecond)
+			c.send(sound)
+			time.Sleep(200 * time.Millisecond)
+			c.do(func() {
+				if len(a.packets) != int(n)*5 { // and that of sound
+					t.Errorf("%d packets before picture %d", len(a.packets), n)
+				}
+			})
+			c.send(video(0x80, 4*n+1, 0x65, 0x88), video(0x80, 4*n+2, 0x41, 0x9a))
+		}
+		a.wants(t, "who waits", 6, 3)
+		c.do(func() { c.service.watch(b) })
+		b.wants(t, "who comes later", 2, 1)
+		if b.packets[0].Payload[0] != 0x67 || len(b.packets) != 4 {
+			t.Error("it begins without parameter sets")
+		}
+	})
+}
+
 // Rubbish in the place of packets harms nobody.
 func TestRubbish(t *testing.T) {
 	share(t, func(c *sharedCamera) {
