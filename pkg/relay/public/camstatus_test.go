@@ -3,6 +3,7 @@ package public
 import (
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -149,4 +150,58 @@ func TestCameraPassesBy(t *testing.T) {
 		q.Close()
 		eventually(t, "the viewer who went away is not counted", func() bool { return status().Viewers == 0 })
 	})
+}
+
+// The site is told each way that visitors have to a camera.
+func TestCameraAddresses(t *testing.T) {
+	r := newCameraRelay(t, false, nil)
+	s := r.connect("office", nil, "app", "https://app.test")
+	replies := make(chan []relay.AnnounceReply, 1)
+	announce := func(list ...relay.Announcement) []relay.AnnounceReply {
+		onLoop(s.session.loop.Loop, func() { s.announce(list, replies) })
+		return <-replies
+	}
+	port := func(listener string) string {
+		if listener == "https" {
+			return portOf(r.https)
+		}
+		return portOf(r.listener(listener).String())
+	}
+	shared := &relay.Camera{FanOut: true}
+	list := announce(
+		relay.Announcement{Name: "gate", Publish: "rtsp://cams.test/gate", TargetScheme: "rtsp"},
+		relay.Announcement{Name: "yard", Publish: "rtsps://cams.test", TargetScheme: "rtsps", Camera: shared},
+		relay.Announcement{Name: "wiki", Publish: "https://wiki.test", TargetScheme: "http", Camera: shared},
+		relay.Announcement{Name: "page", Publish: "https://cams.test/gate", TargetScheme: "http"},
+		relay.Announcement{Name: "port", Publish: "rtsp://cams.test/port", TargetScheme: "tcp"},
+	)
+	for i, want := range [][]string{
+		{"rtsp://cams.test:" + port("rtsp") + "/gate", "rtsps://cams.test:" + port("rtsps") + "/gate", "https://cams.test:" + port("https") + "/gate"},
+		{"rtsps://cams.test:" + port("rtsps"), "https://cams.test:" + port("https")},
+	} {
+		if got := list[i]; got.Error != "" || !slices.Equal(got.Addresses, want) {
+			t.Errorf("%s is reached at %q, %s, want %q", got.Name, got.Addresses, got.Error, want)
+		}
+	}
+	for i, want := range []string{
+		`fan_out, udp and roaming are for rtsp://`, `service "gate" has this address`, `an rtsp:// publish needs an rtsp://`,
+	} {
+		if got := list[i+2]; !strings.Contains(got.Error, want) {
+			t.Errorf("%s: %q, want %q", got.Name, got.Error, want)
+		}
+	}
+	// Shown in another way it is another service.
+	status := func() []ServiceStatus { return r.Status(t.Context()).Sessions[0].Services }
+	find := func() *service {
+		return r.routes.Load().find([]byte("cams.test"), []byte("/gate"), true)
+	}
+	before := find()
+	announce(relay.Announcement{Name: "gate", Publish: "rtsp://cams.test/gate", TargetScheme: "rtsp"})
+	if find() != before {
+		t.Error("a camera that is announced again is another one")
+	}
+	announce(relay.Announcement{Name: "gate", Publish: "rtsp://cams.test/gate", TargetScheme: "rtsp", Camera: shared})
+	if after := find(); after == before || !after.camera.FanOut || len(status()) != 1 {
+		t.Errorf("with fan_out it is %+v of %d", after.camera, len(status()))
+	}
 }
