@@ -218,6 +218,18 @@ func TestUsage(t *testing.T) {
 			code:   2,
 		},
 		{
+			name:   "cameras at no address",
+			args:   "cameras --address gate.lan",
+			stderr: `relay-private: --address: "gate.lan": want an IP address, or one with a port`,
+			code:   2,
+		},
+		{
+			name:   "cameras without the password",
+			args:   "cameras --user admin",
+			stderr: "relay-private: no password: type it, or give it as a line on stdin",
+			code:   2,
+		},
+		{
 			name:   "bad log level",
 			args:   "--relay r --site s --key office.key --log-level loud",
 			files:  map[string]string{"office.key": testKey},

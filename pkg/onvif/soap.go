@@ -124,14 +124,14 @@ func (d *device) ask(ctx context.Context, service, body string, authenticated bo
 			}
 			return nil, err
 		}
-		for _, fault := range doc.all("Fault") {
-			for _, v := range fault.all("Value") {
+		if faults := doc.all("Fault"); len(faults) > 0 {
+			for _, v := range faults[0].all("Value") {
 				switch _, code, _ := strings.Cut(strings.TrimSpace(v.text.String()), ":"); code {
 				case "NotAuthorized", "FailedAuthentication", "InvalidSecurity":
 					return nil, errDenied
 				}
 			}
-			return nil, fmt.Errorf("says: %s", clean(fault.value("Reason", "Text")))
+			return nil, fmt.Errorf("says: %s", clean(faults[0].value("Reason", "Text")))
 		}
 		if resp.StatusCode/100 != 2 {
 			return nil, fmt.Errorf("answers with HTTP status %d", resp.StatusCode)
