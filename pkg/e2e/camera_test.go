@@ -186,7 +186,7 @@ type camera struct {
 	open    int       // now
 	plays   int       // successful PLAY requests
 	asked   []string  // the requests
-	refused int       // requests without credentials, or with wrong ones
+	ended   []string  // why connections were closed
 }
 
 // startCamera starts a camera that asks for the given user and password in one of some ways, or is open to all if there
@@ -210,7 +210,7 @@ func startCamera(t testing.TB, n *netem.Namespace, methods ...auth.VerifyMethod)
 		if t.Failed() {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			t.Logf("--- requests at the camera (%d connections)\n%s", c.conns, strings.Join(c.asked[max(0, len(c.asked)-60):], "\n"))
+			t.Logf("--- requests at the camera (%d connections, ended by %q)\n%s", c.conns, c.ended, strings.Join(c.asked[max(0, len(c.asked)-60):], "\n"))
 		}
 	})
 	return c
@@ -375,10 +375,11 @@ func (c *camera) OnConnOpen(*gortsplib.ServerHandlerOnConnOpenCtx) {
 	c.open++
 }
 
-func (c *camera) OnConnClose(*gortsplib.ServerHandlerOnConnCloseCtx) {
+func (c *camera) OnConnClose(x *gortsplib.ServerHandlerOnConnCloseCtx) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.open--
+	c.ended = append(c.ended, fmt.Sprint(x.Error))
 }
 
 func (c *camera) OnRequest(_ *gortsplib.ServerConn, req *base.Request) {
@@ -390,9 +391,6 @@ func (c *camera) OnRequest(_ *gortsplib.ServerConn, req *base.Request) {
 // admit answers a request that needs credentials.
 func (c *camera) admit(conn *gortsplib.ServerConn, req *base.Request, path, query string) (*base.Response, *gortsplib.ServerStream, error) {
 	if c.user != "" && !conn.VerifyCredentials(req, c.user, c.password) {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.refused++
 		return &base.Response{StatusCode: base.StatusUnauthorized}, nil, liberrors.ErrServerAuth{}
 	}
 	c.mu.Lock()
