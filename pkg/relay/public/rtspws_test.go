@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"strings"
 	"testing"
@@ -21,6 +20,7 @@ import (
 	"github.com/bluenviron/gortsplib/v5/pkg/format"
 	pionrtp "github.com/pion/rtp"
 	xhttp2 "golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/rtsp"
@@ -451,37 +451,61 @@ func TestSocketOverHTTP2(t *testing.T) {
 	r := newCameraRelay(t, false, nil)
 	s := r.connect("office", nil, "gate", "rtsp://cams.test/gate")
 	cam := s.camera(&testCamera{})
-	cl := &xhttp2.Transport{
-		DialTLSContext: func(ctx context.Context, _, _ string, cfg *tls.Config) (net.Conn, error) {
-			return (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", r.https)
-		},
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: "cams.test"},
+	nc, err := tls.Dial("tcp", r.https, &tls.Config{InsecureSkipVerify: true, ServerName: "cams.test", NextProtos: []string{"h2"}})
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Cleanup(cl.CloseIdleConnections)
-	ask := func(path, protocol, version string) (*http.Response, *io.PipeWriter) {
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	io.WriteString(nc, xhttp2.ClientPreface)
+	fr := xhttp2.NewFramer(nc, nc)
+	fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	fr.WriteSettings()
+	var block bytes.Buffer
+	enc := hpack.NewEncoder(&block)
+	ask := func(id uint32, version string) {
+		block.Reset()
+		for _, f := range [][2]string{{":method", "CONNECT"}, {":protocol", "websocket"}, {":scheme", "https"}, {":authority", "cams.test"}, {":path", "/gate"},
+			{"sec-websocket-version", version}, {"sec-websocket-protocol", "x, rtsp.onvif.org"}} {
+			enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+		}
+		fr.WriteHeaders(xhttp2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndHeaders: true})
+	}
+	// read returns the next head, or the next data, of a stream; and whether that is its end.
+	read := func(id uint32) (head map[string]string, data []byte, end bool) {
 		t.Helper()
-		in, out := io.Pipe()
-		req, err := http.NewRequest("CONNECT", "https://cams.test"+path, in)
-		if err != nil {
-			t.Fatal(err)
+		for {
+			f, err := fr.ReadFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if f.Header().StreamID != id {
+				continue
+			}
+			switch f := f.(type) {
+			case *xhttp2.MetaHeadersFrame:
+				head = make(map[string]string)
+				for _, h := range f.Fields {
+					head[h.Name] = h.Value
+				}
+				return head, nil, f.StreamEnded()
+			case *xhttp2.DataFrame:
+				return nil, bytes.Clone(f.Data()), f.StreamEnded()
+			}
 		}
-		req.Header = http.Header{":protocol": {"websocket"}, "Sec-Websocket-Version": {version}, "Sec-Websocket-Protocol": {protocol}}
-		res, err := cl.RoundTrip(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { out.Close(); res.Body.Close() })
-		return res, out
 	}
-	if res, _ := ask("/gate", "rtsp.onvif.org", "8"); res.StatusCode != 426 || res.Header.Get("Sec-Websocket-Version") != "13" {
-		t.Errorf("an old one is answered by %s, %v", res.Status, res.Header)
+	ask(1, "8")
+	if head, _, _ := read(1); head[":status"] != "426" || head["sec-websocket-version"] != "13" {
+		t.Errorf("an old one is answered by %v", head)
 	}
-	res, out := ask("/gate", "x, rtsp.onvif.org", "13")
-	if res.StatusCode != 200 || res.Header.Get("Sec-Websocket-Protocol") != "rtsp.onvif.org" {
-		t.Fatalf("%s, %v", res.Status, res.Header)
+	ask(3, "13")
+	if head, _, _ := read(3); head[":status"] != "200" || head["sec-websocket-protocol"] != "rtsp.onvif.org" || head["sec-websocket-accept"] != "" {
+		t.Fatalf("answered by %v", head)
 	}
+	send := func(s string) { fr.WriteData(3, false, []byte(s)) }
 	var d websocket.Decoder
 	var b []byte
+	over := false // the relay has sent its end of stream
 	next := func() (websocket.Opcode, string) {
 		t.Helper()
 		var got []byte
@@ -497,35 +521,31 @@ func TestSocketOverHTTP2(t *testing.T) {
 				}
 				continue
 			}
-			p := make([]byte, 4096)
-			n, err = res.Body.Read(p)
-			if n == 0 {
-				t.Fatal(err)
-			}
-			b = p[:n]
+			_, b, over = read(3)
 		}
 	}
-	io.WriteString(out, message(websocket.Binary, options))
+	send(message(websocket.Binary, options))
 	if op, s := next(); op != websocket.Binary || !strings.HasPrefix(s, "RTSP/1.0 200 ") {
 		t.Errorf("OPTIONS is answered by %q", s)
 	}
-	io.WriteString(out, message(websocket.Text, describe[:20])+message(websocket.Ping, "?")+message(websocket.Binary, describe[20:]))
+	send(message(websocket.Text, describe[:20]) + message(websocket.Ping, "?") + message(websocket.Binary, describe[20:]))
 	if op, s := next(); op != websocket.Pong || s != "?" {
 		t.Errorf("a ping is answered by %d %q", op, s)
 	}
 	if op, s := next(); op != websocket.Binary || !strings.HasSuffix(s, testSDP) || len(cam.saw()) != 1 {
 		t.Errorf("DESCRIBE is answered by %q, the camera saw %q", s, cam.saw())
 	}
-	io.WriteString(out, message(websocket.Close, "\x03\xe8"))
+	send(message(websocket.Close, "\x03\xe8"))
 	if op, s := next(); op != websocket.Close || s != "\x03\xe8" {
 		t.Errorf("the end is %d %q", op, s)
 	}
-	if rest, err := io.ReadAll(res.Body); err != nil || len(rest) != 0 {
-		t.Errorf("behind it comes %q, %v", rest, err)
+	if !over {
+		if _, rest, end := read(3); len(rest) != 0 || !end {
+			t.Errorf("behind it comes %q", rest)
+		}
 	}
-	out.Close()
-	waitFor(t, func() (over bool) {
-		onLoop(s.session.loop.Loop, func() { over = s.session.services[0].visitors == 0 })
-		return over
+	waitFor(t, func() (gone bool) {
+		onLoop(s.session.loop.Loop, func() { gone = s.session.services[0].visitors == 0 })
+		return gone
 	})
 }
