@@ -172,6 +172,9 @@ func (q *backlog) count(n int, now time.Time) {
 
 // ahead is how much the stream may have that is not sent.
 func (q *backlog) ahead() int {
+	if q.rate == 0 {
+		return lateAhead // it is not known yet
+	}
 	return min(max(int(q.rate*aheadTime.Seconds()), minAhead), lateAhead)
 }
 

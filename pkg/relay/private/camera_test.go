@@ -19,13 +19,13 @@ import (
 
 // fakeCamera is a camera whose side of the conversation a test writes.
 type fakeCamera struct {
-	t     *testing.T
+	t     testing.TB
 	ln    net.Listener
 	addr  string
 	conns chan net.Conn
 }
 
-func newFakeCamera(t *testing.T) *fakeCamera {
+func newFakeCamera(t testing.TB) *fakeCamera {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -36,7 +36,7 @@ func newFakeCamera(t *testing.T) *fakeCamera {
 }
 
 // service is one with the camera as its target; path may have a query.
-func (f *fakeCamera) service(t *testing.T, user, path string) Service {
+func (f *fakeCamera) service(t testing.TB, user, path string) Service {
 	t.Helper()
 	if user != "" {
 		user += "@"
@@ -59,7 +59,7 @@ func (f *fakeCamera) accept() *rtspPeer {
 // rtspPeer is somebody who writes and reads RTSP in tests. In what it writes and wants, CAMERA is the camera's address, and
 // lines end with \n.
 type rtspPeer struct {
-	t    *testing.T
+	t    testing.TB
 	r    *bufio.Reader
 	w    io.Writer
 	conn net.Conn // of a camera

@@ -378,7 +378,7 @@ func folder(t *testing.T, name string, n int) (Service, [32]byte) {
 	return tcpService(t, name, "file://"+filepath.ToSlash(dir)), sha256.Sum256(b)
 }
 
-func published(t *testing.T, s Service, publish string) Service {
+func published(t testing.TB, s Service, publish string) Service {
 	t.Helper()
 	var err error
 	if s.Publish, err = relay.ParsePublish(publish); err != nil {

@@ -46,7 +46,7 @@ func (w *wire) Close(error) {}
 
 // site is a peer whose public side is a bare session.
 type site struct {
-	t    *testing.T
+	t    testing.TB
 	loop *evloop.Loop
 	peer *peer
 	far  *tunnel.Session // of the public side
@@ -55,7 +55,7 @@ type site struct {
 	visitors []*visitor
 }
 
-func newSite(t *testing.T, services ...Service) *site {
+func newSite(t testing.TB, services ...Service) *site {
 	core, err := evloop.New(evloop.Config{Loops: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -179,7 +179,7 @@ func (v *visitor) wantCode(want tunnel.Code) {
 	}
 }
 
-func tcpService(t *testing.T, name, target string) Service {
+func tcpService(t testing.TB, name, target string) Service {
 	t.Helper()
 	u, err := relay.ParseTarget(target)
 	if err != nil {
