@@ -90,34 +90,32 @@ func (q *backlog) unitOf(d *rtsp.Demux, b []byte, now time.Time) *lateUnit {
 	if !d.First {
 		return q.current
 	}
-	u := &lateUnit{at: now, access: camera.Key}
+	q.current = nil
 	for _, t := range q.tracks {
-		if t.channel != d.Channel {
+		p := camera.Packet{Data: b[4:]}
+		if t.channel != d.Channel || t.reader.Read(&p) != nil {
 			continue
 		}
-		p := camera.Packet{Data: b[4:]}
-		if t.reader.Read(&p) != nil {
-			break
-		}
-		before := t.unit
-		if p.Begins || before == nil {
-			u.track, u.access = t, t.reader.Access
+		u := t.unit
+		if p.Begins || u == nil {
+			before := u
+			u = &lateUnit{track: t, at: now}
 			u.gap = t.video && before != nil && (before.dropped || before.gap && before.access == camera.Undecided)
 			if u.gap {
 				q.drop(before)
 			}
 			t.unit = u
-		} else {
-			u = before
-			u.access = t.reader.Access
 		}
+		u.access = t.reader.Access
 		if u.gap && u.access == camera.Delta && !u.begun {
 			q.drop(u)
 		}
-		break
+		q.current = u
 	}
-	q.current = u
-	return u
+	if q.current == nil {
+		q.current = &lateUnit{at: now, access: camera.Key}
+	}
+	return q.current
 }
 
 func (q *backlog) drop(u *lateUnit) {
@@ -162,6 +160,9 @@ func (q *backlog) message(b []byte) bool {
 
 // count keeps the rate.
 func (q *backlog) count(n int, now time.Time) {
+	if q.countAt.IsZero() {
+		q.countAt = now
+	}
 	q.counted += n
 	if d := now.Sub(q.countAt); d >= aheadTime {
 		rate := float64(q.counted) / min(d, 4*aheadTime).Seconds()

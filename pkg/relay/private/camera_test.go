@@ -19,10 +19,9 @@ import (
 
 // fakeCamera is a camera whose side of the conversation a test writes.
 type fakeCamera struct {
-	t     testing.TB
-	ln    net.Listener
-	addr  string
-	conns chan net.Conn
+	t    testing.TB
+	ln   net.Listener
+	addr string
 }
 
 func newFakeCamera(t testing.TB) *fakeCamera {
