@@ -3,6 +3,7 @@ package public
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -574,5 +575,103 @@ func TestPlayerHeld(t *testing.T) {
 	q.ask(200, "DESCRIBE", "rtsp://cams.test/gate")
 	if len(cb.saw()) != 1 {
 		t.Error("the stand-by was not asked")
+	}
+}
+
+// What the other listeners do with connections is done with players' too.
+func TestPlayerConnections(t *testing.T) {
+	r := newCameraRelay(t, false, func(r *Relay) {
+		r.Proxies = prefixList("127.0.0.9/32")
+		r.RTP = "127.0.0.1:0"
+	})
+	r.Reload([]Site{{Name: "office", Keys: []string{"k"}, Publish: patterns("rtsp://*.test", "tls://raw.test")},
+		{Name: "home", Keys: []string{"k"}, Publish: patterns("tls://away.test")}})
+	s := r.connect("office", nil, "gate", gateURL, "raw", "tls://raw.test")
+	c := s.camera(&testCamera{})
+
+	// The name of a service that ends its TLS itself is not one that we end TLS for.
+	for _, name := range []string{"raw.test", "away.test"} {
+		conn, err := tls.Dial("tcp", r.listener("rtsps").String(), &tls.Config{InsecureSkipVerify: true, ServerName: name})
+		if err == nil {
+			conn.Close()
+			t.Errorf("a handshake for %s", name)
+		}
+	}
+	// Whatever protocol a player offers by ALPN, it is RTSP.
+	conn, err := tls.Dial("tcp", r.listener("rtsps").String(), &tls.Config{InsecureSkipVerify: true, ServerName: "cams.test", NextProtos: []string{"rtsp/2.0", "h2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := conn.ConnectionState().NegotiatedProtocol; p != "" {
+		t.Errorf("protocol %q", p)
+	}
+	conn.Close()
+
+	// Behind a proxy the visitor is who that says, and has no UDP, which would not come from the proxy.
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9)}}
+	nc, err := d.Dial("tcp", r.listener("rtsp").String())
+	if err != nil {
+		t.Skip(err)
+	}
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	p := &testPlayer{t: t, Conn: nc, br: bufio.NewReader(nc)}
+	io.WriteString(nc, "PROXY TCP4 192.0.2.7 127.0.0.1 4000 554\r\n")
+	if errs := s.demandCamera(&relay.Camera{UDP: true}); errs != "" {
+		t.Fatal(errs)
+	}
+	p.ask(200, "DESCRIBE", gateURL)
+	if h := c.header(0); h.Visitor.String() != "192.0.2.7:4000" {
+		t.Errorf("the visitor is %s", h.Visitor)
+	}
+	p.ask(461, "SETUP", gateURL, "Transport: RTP/AVP;unicast;client_port=5000-5001")
+}
+
+// demandCamera announces the service gate with that.
+func (ts *testSite) demandCamera(camera *relay.Camera) string {
+	list := announcements("gate", gateURL)
+	list[0].Camera = camera
+	replies := make(chan []relay.AnnounceReply, 1)
+	onLoop(ts.session.loop.Loop, func() { ts.announce(list, replies) })
+	return (<-replies)[0].Error
+}
+
+// A certificate lets players in as it does browsers.
+func TestPlayerCertificate(t *testing.T) {
+	r := newCameraRelay(t, false, nil)
+	s := r.connect("office", nil)
+	s.camera(&testCamera{})
+	ours, other := newCA(t, "ours", nil), newCA(t, "other", nil)
+	if errs := s.demand(&relay.Policy{ClientCA: ours.pem()}, "gate", "rtsps://cams.test/gate"); errs[0] != "" {
+		t.Fatal(errs)
+	}
+	for _, tt := range []struct {
+		name   string
+		cert   *tls.Certificate
+		sni    string
+		url    string
+		status int
+	}{
+		{"good", ours.issue(nil), "cams.test", gateURL, 200},
+		{"good, by address", ours.issue(nil), "cams.test", "rtsps://127.0.0.1:322/gate", 200},
+		{"none", nil, "cams.test", gateURL, 403},
+		{"of another authority", other.issue(nil), "cams.test", gateURL, 403},
+		{"on a connection for another name", ours.issue(nil), "app.test", gateURL, 404},
+	} {
+		cfg := &tls.Config{InsecureSkipVerify: true, ServerName: tt.sni}
+		if tt.cert != nil {
+			cfg.Certificates = []tls.Certificate{*tt.cert}
+		}
+		conn, err := tls.Dial("tcp", r.listener("rtsps").String(), cfg)
+		if err != nil {
+			t.Fatalf("%s: %v", tt.name, err)
+		}
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		p := &testPlayer{t: t, Conn: conn, br: bufio.NewReader(conn)}
+		p.send("DESCRIBE", tt.url)
+		if m := p.answer(); m.Status != tt.status {
+			t.Errorf("%s: status %d %s", tt.name, m.Status, m.Reason)
+		}
+		conn.Close()
 	}
 }

@@ -34,11 +34,7 @@ func newUDPRelay(t *testing.T, portable bool) (*testRelay, *testSite, *testCamer
 	r := newCameraRelay(t, portable, func(r *Relay) { r.RTP = "127.0.0.1:0" })
 	s := r.connect("office", nil)
 	c := s.camera(&testCamera{})
-	list := announcements("gate", gateURL)
-	list[0].Camera = &relay.Camera{UDP: true}
-	replies := make(chan []relay.AnnounceReply, 1)
-	onLoop(s.session.loop.Loop, func() { s.announce(list, replies) })
-	if e := (<-replies)[0].Error; e != "" {
+	if e := s.demandCamera(&relay.Camera{UDP: true}); e != "" {
 		t.Fatal(e)
 	}
 	port := r.rtp.ports

@@ -323,8 +323,10 @@ func (p *player) rest() {
 	case p.phase == playReading:
 	case p.busy() || p.blocked:
 		p.await(busyCheck)
-	default:
-		p.await(idleTime)
+	case !p.asked:
+		p.await(headTime - time.Duration(p.loop.since()-p.began))
+	default: // frames do not count
+		p.await(idleTime - time.Duration(p.loop.since()-p.heard))
 	}
 }
 
@@ -576,6 +578,9 @@ func (p *player) decide(u rtsp.URL, m *rtsp.Message) decision {
 		}
 		if s.removed {
 			return decision{action: doAnswer, trouble: troubleAway}
+		}
+		if !isName(l.host) {
+			l.host = append(l.host[:0], c.sni...)
 		}
 	} else {
 		routes := r.routes.Load()

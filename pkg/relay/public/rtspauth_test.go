@@ -258,6 +258,14 @@ func TestPlayerDeadlines(t *testing.T) {
 		p = dial()
 		p.ask(200, "OPTIONS", "*")
 		start = time.Now()
+		go func() { // frames of nothing keep nobody there
+			for {
+				if _, err := io.WriteString(p.Conn, "$\x00\x00\x01a"); err != nil {
+					return
+				}
+				time.Sleep(5 * time.Second)
+			}
+		}()
 		p.expectEnd()
 		took(t, start, idleTime+farewell)
 
