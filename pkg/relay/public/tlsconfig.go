@@ -6,7 +6,7 @@ import "crypto/tls"
 // that some old clients send.
 var (
 	protosOwn   = []string{"http/1.1", "http/1.0"}       // links, joining and forwards are upgrades
-	protosNames = []string{"h2", "http/1.1", "http/1.0"} // what sites publish, and whoever names nobody
+	protosNames = []string{"h2", "http/1.1", "http/1.0"} // what sites publish
 )
 
 // newTLS is the config of all handshakes with visitors, over TCP and QUIC. It has the keys of the
@@ -49,8 +49,9 @@ func (r *Relay) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	}
 	routes := r.routes.Load()
 	cfg := routes.asks.find(host)
-	if routes.split(string(host)) {
-		// A connection is on one loop. With HTTP/1.1 it moves from one request to the next.
+	if routes.split(string(host)) || len(host) == 0 && len(r.loops) > 1 {
+		// A connection is on one loop. With HTTP/1.1 it moves from one request to the next. Without a server name, as
+		// by an address, nobody knows before the first one where it should be, and 421 would be luck again.
 		if cfg == nil {
 			return r.tlsOwn, nil
 		}
