@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,15 +19,24 @@ import (
 
 // source is a camera on a network of its own that plays 25 pictures a second, the first of each second a key frame.
 type source struct {
-	t       *testing.T
-	net     *memnet.Network
-	ln      net.Listener
-	size    int           // of a packet, of which a picture has ten
-	silent  chan struct{} // closed: it plays, and sends nothing
+	t      *testing.T
+	net    *memnet.Network
+	ln     net.Listener
+	size   int           // of a packet, of which a picture has ten
+	silent chan struct{} // closed: it plays, and sends nothing
+	stop   chan struct{}
+	ended  chan struct{}
+
+	mu      sync.Mutex
 	sent    int           // pictures
 	stalled time.Duration // the longest time it had to wait for the relay
-	stop    chan struct{}
-	ended   chan struct{}
+}
+
+// counts returns what has been sent, and how long it was stalled.
+func (s *source) counts() (sent int, stalled time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sent, s.stalled
 }
 
 func newSource(t *testing.T, size int) *source {
@@ -72,7 +82,7 @@ func (s *source) serve() {
 	}
 	tick := time.NewTicker(40 * time.Millisecond)
 	defer tick.Stop()
-	for {
+	for sent := 0; ; sent++ {
 		select {
 		case <-s.stop:
 			return
@@ -82,15 +92,17 @@ func (s *source) serve() {
 		case <-tick.C:
 		}
 		var b []byte
-		for _, frame := range picture(0, s.sent, 10, s.size, s.sent%25 == 0) {
+		for _, frame := range picture(0, sent, 10, s.size, sent%25 == 0) {
 			b = append(b, frame...)
 		}
 		began := time.Now()
 		if _, err := c.Write(b); err != nil {
 			return
 		}
+		s.mu.Lock()
 		s.stalled = max(s.stalled, time.Since(began))
 		s.sent++
+		s.mu.Unlock()
 	}
 }
 
@@ -220,13 +232,14 @@ func TestCameraCuts(t *testing.T) {
 			time.Sleep(10 * time.Second)
 		}
 		synctest.Wait()
+		sent, stalled := s.counts()
 		w.on(func() {
-			if v.number < s.sent-2 || len(v.gaps) > 0 || s.sent < 60*25 {
-				t.Errorf("picture %d of %d, gaps %v", v.number, s.sent, v.gaps)
+			if v.number < sent-2 || len(v.gaps) > 0 || sent < 60*25 {
+				t.Errorf("picture %d of %d, gaps %v", v.number, sent, v.gaps)
 			}
 		})
-		if s.stalled > 100*time.Millisecond {
-			t.Errorf("the camera was stalled for %v", s.stalled)
+		if stalled > 100*time.Millisecond {
+			t.Errorf("the camera was stalled for %v", stalled)
 		}
 	})
 }
@@ -255,13 +268,14 @@ func TestCameraOutage(t *testing.T) {
 				}
 				time.Sleep(40 * time.Second)
 				synctest.Wait()
+				sent, stalled := s.counts()
 				w.on(func() {
-					if v.number < s.sent-2 || len(v.gaps) > 0 {
-						t.Errorf("picture %d of %d, gaps %v", v.number, s.sent, v.gaps)
+					if v.number < sent-2 || len(v.gaps) > 0 {
+						t.Errorf("picture %d of %d, gaps %v", v.number, sent, v.gaps)
 					}
 				})
-				if s.stalled > test.stall || test.stall == time.Minute && s.stalled < time.Second {
-					t.Errorf("the camera was stalled for %v", s.stalled)
+				if stalled > test.stall || test.stall == time.Minute && stalled < time.Second {
+					t.Errorf("the camera was stalled for %v", stalled)
 				}
 			})
 		})
@@ -281,10 +295,11 @@ func TestCameraDeadline(t *testing.T) {
 			}
 			time.Sleep(10 * time.Second)
 			synctest.Wait()
+			sent, stalled := s.counts()
 			var lost int
 			w.on(func() {
-				if v.number < s.sent-2 || len(v.gaps) != 1 {
-					t.Errorf("picture %d of %d, gaps %v", v.number, s.sent, v.gaps)
+				if v.number < sent-2 || len(v.gaps) != 1 {
+					t.Errorf("picture %d of %d, gaps %v", v.number, sent, v.gaps)
 					return
 				}
 				// What the links had when they were lost comes late.
@@ -294,8 +309,8 @@ func TestCameraDeadline(t *testing.T) {
 				}
 				v.late = 0
 			})
-			if s.stalled > 100*time.Millisecond {
-				t.Errorf("the camera was stalled for %v", s.stalled)
+			if stalled > 100*time.Millisecond {
+				t.Errorf("the camera was stalled for %v", stalled)
 			}
 			if n := w.relay.Status().Services[0].Dropped; n != uint64(lost) || w.log.count("too late") != 1 {
 				t.Errorf("%d pictures were dropped, %d are counted; log:\n%s", lost, n, w.log.b.String())
@@ -318,9 +333,10 @@ func TestCameraSteady(t *testing.T) {
 			w.on(func() { v.late = 0 })
 			time.Sleep(20 * time.Second)
 			synctest.Wait()
+			sent, _ := s.counts()
 			w.on(func() {
-				if v.number < s.sent-5 || len(v.gaps) > 0 || v.late > 100*time.Millisecond {
-					t.Errorf("deadline %v: picture %d of %d, gaps %v, %v late", deadline, v.number, s.sent, v.gaps, v.late)
+				if v.number < sent-5 || len(v.gaps) > 0 || v.late > 100*time.Millisecond {
+					t.Errorf("deadline %v: picture %d of %d, gaps %v, %v late", deadline, v.number, sent, v.gaps, v.late)
 				}
 			})
 		}, func(w *world) { w.net.Delay, w.net.Buffer = 25*time.Millisecond, 1<<20 })
