@@ -209,10 +209,26 @@ func inspect(t testing.TB, browser *exec.Cmd) *devtools {
 // evaluate sets v to the value of an expression.
 func (d *devtools) evaluate(expression string, v any) {
 	d.t.Helper()
+	b := d.call("Runtime.evaluate", map[string]any{"expression": expression, "returnByValue": true})
+	var m struct {
+		Result struct{ Value json.RawMessage }
+	}
+	err := json.Unmarshal(b, &m)
+	if err == nil {
+		err = json.Unmarshal(m.Result.Value, v)
+	}
+	if err != nil {
+		d.t.Fatalf("%s is %s: %v", expression, b, err)
+	}
+}
+
+// call returns the result of a method.
+func (d *devtools) call(method string, params map[string]any) []byte {
+	d.t.Helper()
 	ctx, cancel := context.WithTimeout(d.t.Context(), waitLimit)
 	defer cancel()
 	d.id++
-	b, err := json.Marshal(map[string]any{"id": d.id, "method": "Runtime.evaluate", "params": map[string]any{"expression": expression, "returnByValue": true}})
+	b, err := json.Marshal(map[string]any{"id": d.id, "method": method, "params": params})
 	if err == nil {
 		err = d.ws.Write(ctx, websocket.MessageText, b)
 	}
@@ -226,20 +242,14 @@ func (d *devtools) evaluate(expression string, v any) {
 		}
 		var m struct {
 			ID     int
-			Result struct {
-				Result struct{ Value json.RawMessage }
-			}
+			Result json.RawMessage
 		}
 		if err := json.Unmarshal(b, &m); err != nil {
 			d.t.Fatal(err)
 		}
-		if m.ID != d.id {
-			continue
+		if m.ID == d.id {
+			return m.Result
 		}
-		if err := json.Unmarshal(m.Result.Result.Value, v); err != nil {
-			d.t.Fatalf("%s is %s: %v", expression, b, err)
-		}
-		return
 	}
 }
 
@@ -334,4 +344,31 @@ func TestBrowserCamera(t *testing.T) {
 			d.plays(640, 360)
 		})
 	}
+}
+
+// A browser that cannot play the stream shows snapshots.
+func TestBrowserSnapshots(t *testing.T) {
+	t.Parallel()
+	s, _ := liveSystem(t)
+	cmd := chromium(t, "about:blank")
+	browser := start(t, "chromium", cmd)
+	browser.abrupt = true
+	d := inspect(t, cmd)
+	d.call("Page.enable", nil)
+	d.call("Page.addScriptToEvaluateOnNewDocument", map[string]any{"source": `
+		MediaSource.isTypeSupported = () => false
+		new MutationObserver(all => all.forEach(m => { window.pictures = (window.pictures || 0) + 1 })).observe(document, {subtree: true, attributeFilter: ['src']})`})
+	_, port, _ := strings.Cut(s.https, ":")
+	d.call("Page.navigate", map[string]any{"url": "https://alice:visitor-s3cret@cams.example.com:" + port + "/gate"})
+	d.until("a snapshot", func(s screen) bool { return s.Image && s.Said == "" })
+	var width, first, n int
+	d.evaluate("document.querySelector('img').naturalWidth", &width)
+	d.evaluate("window.pictures", &first)
+	if width != 320 {
+		t.Errorf("the snapshot is %d wide", width)
+	}
+	d.until("two more", func(screen) bool {
+		d.evaluate("window.pictures", &n)
+		return n >= first+2
+	})
 }

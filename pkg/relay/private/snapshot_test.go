@@ -260,9 +260,6 @@ func TestSnapshotFetched(t *testing.T) {
 
 // What a camera's web server says instead of a picture is not shown to visitors.
 func TestSnapshotNotFetched(t *testing.T) {
-	var say http.HandlerFunc
-	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { say(w, r) }))
-	defer web.Close()
 	for name, h := range map[string]http.HandlerFunc{
 		"a page": func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "<html>Acme Camera") },
 		"no JPEG": func(w http.ResponseWriter, _ *http.Request) {
@@ -282,7 +279,7 @@ func TestSnapshotNotFetched(t *testing.T) {
 		"silence": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
 		"the end": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
 	} {
-		say = h
+		web := httptest.NewServer(h)
 		a := newAlbum(t, "", 200*time.Millisecond, gate(t, "rtsp://10.0.0.20/h264", "http://viewer:secret@"+web.Listener.Addr().String()+"/snap?pwd=secret"))
 		rec := a.get()
 		if rec.Code != 502 || strings.Contains(rec.Body.String(), "Acme") || strings.Contains(rec.Body.String(), "127.0.0.1") {
@@ -291,6 +288,7 @@ func TestSnapshotNotFetched(t *testing.T) {
 		if log := a.log.String(); strings.Count(log, "\n") != 1 || !strings.Contains(log, "service=gate") || strings.Contains(log, "secret") {
 			t.Errorf("%s: log %s", name, log)
 		}
+		web.Close()
 	}
 }
 
