@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"reflect"
 	"runtime"
 	"strings"
@@ -111,6 +112,51 @@ func TestCameraMistakes(t *testing.T) {
 		}
 		if err != nil && strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: the error shows the password: %v", tt.text, err)
+		}
+	}
+}
+
+// The program for snapshots is looked for once, in PATH or where the file says.
+func TestFFmpeg(t *testing.T) {
+	keygen(t)
+	dir := t.TempDir()
+	t.Chdir(dir)
+	if _, err := auth.GenerateKey("office.key"); err != nil {
+		t.Fatal(err)
+	}
+	name := "ffmpeg"
+	if runtime.GOOS == "windows" {
+		name += ".exe"
+	}
+	for _, in := range []string{"path", "empty", "own"} {
+		if err := os.Mkdir(in, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, program := range []string{filepath.Join("path", name), filepath.Join("own", name)} {
+		if err := os.WriteFile(program, nil, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct{ path, text, want, mistake string }{
+		{"path", "", filepath.Join(dir, "path", name), ""},
+		{"empty", "", "", ""},
+		{"path", `ffmpeg = "none"`, "", ""},
+		{"path", `ffmpeg = "own/` + name + `"`, filepath.Join("own", name), ""},
+		{"path", `ffmpeg = "empty/` + name + `"`, "", `:1:10: ffmpeg: `},
+	} {
+		t.Setenv("PATH", filepath.Join(dir, tt.path))
+		if err := os.WriteFile("private.toml", []byte(tt.text+"\n"+cameraHead+"target = \"rtsp://10.0.0.20\"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := load("private.toml")
+		switch {
+		case tt.mistake != "":
+			if err == nil || !strings.Contains(err.Error(), tt.mistake) {
+				t.Errorf("%s: %v", tt.text, err)
+			}
+		case err != nil || s.ffmpeg != tt.want:
+			t.Errorf("%s: %q, %v, want %q", tt.text, s.ffmpeg, err, tt.want)
 		}
 	}
 }

@@ -266,8 +266,10 @@ func TestSnapshotNotFetched(t *testing.T) {
 			w.Header().Set("Content-Type", "image/jpeg")
 			io.WriteString(w, "Acme")
 		},
-		"status 500":    func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "Acme", 500) },
-		"another place": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://192.0.2.1/Acme", 302) },
+		"status 500": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "Acme", 500) },
+		"another place": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://192.0.2.1/Acme", http.StatusFound)
+		},
 		"wrong password": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("WWW-Authenticate", `Basic realm="Acme"`)
 			w.WriteHeader(401)

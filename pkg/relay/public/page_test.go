@@ -138,7 +138,7 @@ func TestPageDemands(t *testing.T) {
 		if res.StatusCode != 200 {
 			t.Errorf("with a password: %d %v", res.StatusCode, res.Header)
 		}
-		errs = ts.demand(&relay.Policy{Deny: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, "gate", "rtsp://cams.test/gate")
+		ts.demand(&relay.Policy{Deny: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, "gate", "rtsp://cams.test/gate")
 		if res, _ := browse(t, r.client(), "GET", "https://cams.test/gate"); res.StatusCode != 403 {
 			t.Errorf("from a denied address: %d", res.StatusCode)
 		}
