@@ -154,10 +154,13 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// patience is how long tests wait for answers, which come at once, on a machine that has much else to do.
+const patience = 1500 * time.Millisecond
+
 // find looks for the fake as a user.
 func (f *fake) find(user, password string) []Device {
 	f.t.Helper()
-	finder := Finder{User: user, Password: password, Addresses: []netip.AddrPort{f.probed}, NoMulticast: true, Wait: 200 * time.Millisecond}
+	finder := Finder{User: user, Password: password, Addresses: []netip.AddrPort{f.probed}, NoMulticast: true, Wait: patience}
 	devices, err := finder.Find(f.t.Context())
 	if err != nil {
 		f.t.Fatal(err)
@@ -166,6 +169,7 @@ func (f *fake) find(user, password string) []Device {
 }
 
 func TestFind(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		what           string
 		fake           fake
@@ -182,6 +186,7 @@ func TestFind(t *testing.T) {
 		{what: "with a wrong password", fake: fake{password: "secret"}, user: "admin", password: "Secret", problem: "refuses this user name and password"},
 	} {
 		t.Run(test.what, func(t *testing.T) {
+			t.Parallel()
 			devices := newFake(t, &test.fake).find(test.user, test.password)
 			if len(devices) != 1 {
 				t.Fatalf("%d devices: %+v", len(devices), devices)
@@ -209,11 +214,17 @@ func TestFind(t *testing.T) {
 
 // What a device claims does not have anybody else asked, and what it sends has an end.
 func TestHostileDevices(t *testing.T) {
+	t.Parallel()
 	deep := strings.Repeat("<a>", 1000)
 	many := "<a>" + strings.Repeat("<b/>", maxNodes) + "</a>"
 	var stranger atomic.Int32
 	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { stranger.Add(1) }))
-	defer other.Close()
+	t.Cleanup(func() { // after the cases
+		other.Close()
+		if n := stranger.Load(); n > 0 {
+			t.Errorf("somebody who did not answer was asked %d times", n)
+		}
+	})
 	elsewhere := strings.Replace(other.URL, "127.0.0.1", "localhost", 1) + "/onvif"
 	for _, test := range []struct {
 		what    string
@@ -257,6 +268,7 @@ func TestHostileDevices(t *testing.T) {
 		}, devices: 1, problem: "shows no stream"},
 	} {
 		t.Run(test.what, func(t *testing.T) {
+			t.Parallel()
 			f := &fake{page: test.page}
 			if test.answer != nil {
 				f.answer = func(id string) []string { return test.answer(f, id) }
@@ -272,13 +284,11 @@ func TestHostileDevices(t *testing.T) {
 			}
 		})
 	}
-	if n := stranger.Load(); n > 0 {
-		t.Errorf("somebody who did not answer was asked %d times", n)
-	}
 }
 
 // A device that does not end its answer is left when the time is over, and so is a flood of answers.
 func TestEndlessDevice(t *testing.T) {
+	t.Parallel()
 	f := newFake(t, &fake{answer: func(id string) []string {
 		var all []string
 		for i := range maxDevices + 100 {
@@ -296,8 +306,8 @@ func TestEndlessDevice(t *testing.T) {
 		<-hold
 		return true
 	}})
-	finder := Finder{Addresses: []netip.AddrPort{f.probed}, NoMulticast: true, Wait: 100 * time.Millisecond}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	finder := Finder{Addresses: []netip.AddrPort{f.probed}, NoMulticast: true, Wait: patience}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	devices, err := finder.Find(ctx)
 	close(hold)
@@ -308,8 +318,9 @@ func TestEndlessDevice(t *testing.T) {
 
 // Multicast goes out on whatever networks there are; nothing can be said about who answers.
 func TestMulticast(t *testing.T) {
+	t.Parallel()
 	f := newFake(t, &fake{})
-	finder := Finder{Addresses: []netip.AddrPort{f.probed}, Wait: 100 * time.Millisecond}
+	finder := Finder{Addresses: []netip.AddrPort{f.probed}, Wait: patience}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	devices, err := finder.Find(ctx)
