@@ -284,8 +284,8 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		keepSecret(f, "proxy", "proxy has a password")
 	}
 	names := make(map[string]bool)
-	publishes := make(map[relay.Publish]string)
-	hosts := make(map[string]private.Service) // the first one that has a host by https or tls
+	publishes := make(map[relay.Publish]string) // names of services
+	hosts := make(map[string]private.Service)   // the first one that has a host by https or tls
 	for i, one := range c.Service {
 		at := fmt.Sprintf("service[%d]", i)
 		svc := private.Service{Service: relay.Service{Name: one.Name}, ProxyProtocol: one.ProxyProtocol}
@@ -301,10 +301,14 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		if one.Publish != "" {
 			if svc.Publish, err = relay.ParsePublish(one.Publish); err != nil {
 				f.Addf(at+".publish", "%v", err)
-			} else if other, ok := publishes[svc.Publish]; ok && (!svc.Publish.IsPort() || svc.Publish.Port != 0) {
-				f.Addf(at+".publish", "publish %q is taken by service %q", one.Publish, other)
 			}
-			publishes[svc.Publish] = one.Name
+			for _, p := range addresses(svc.Publish) {
+				if other, ok := publishes[p]; ok {
+					f.Addf(at+".publish", "publish %q is taken by service %q", one.Publish, other)
+					break
+				}
+				publishes[p] = one.Name
+			}
 			switch p := svc.Publish; p.Scheme {
 			case "https", "wss", "rtsp", "rtsps", "tls":
 				if first, ok := hosts[p.Host]; !ok {
@@ -347,6 +351,22 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		s.services = append(s.services, svc)
 	}
 	return s
+}
+
+// addresses are what no other service may have if one is published as p: a way in for each scheme that leads to it.
+func addresses(p relay.Publish) (list []relay.Publish) {
+	switch {
+	case p.IsZero() || p.IsPort() && p.Port == 0:
+		return nil
+	case p.IsPort() || p.Scheme == "tls":
+		return []relay.Publish{p}
+	}
+	for _, scheme := range []string{"https", "http"} {
+		if relay.OnHTTP(p.Scheme, scheme == "https") {
+			list = append(list, relay.Publish{Scheme: scheme, Host: p.Host, Path: p.Path})
+		}
+	}
+	return list
 }
 
 // camera reads what one says of a camera into svc, whose target is known. Mistakes go to f; at is the service there.

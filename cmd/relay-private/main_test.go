@@ -168,6 +168,29 @@ command line: --publish rtsp://cams.example.com=rtsp://…@10.0.0.20:554/h264: e
 			code: 2,
 		},
 		{
+			name: "addresses that are taken",
+			args: "--config private.toml --check",
+			files: map[string]string{"private.toml": `relay = "r"
+site = "s"
+key = "office.key"
+service = [
+	{ name = "a", publish = "rtsp://h.test/p", target = "rtsp://10.0.0.1" },
+	{ name = "b", publish = "https://h.test/p", target = "http://10.0.0.1" },
+	{ name = "c", publish = "ws://h.test/p", target = "http://10.0.0.1" },
+	{ name = "d", publish = "rtsps://h.test/q", target = "rtsp://10.0.0.1" },
+	{ name = "e", publish = "http://h.test/q", target = "http://10.0.0.1" },
+	{ name = "f", publish = "rtsp://h.test/q", target = "rtsp://10.0.0.1" },
+	{ name = "g", publish = "tcp://:0", target = "tcp://10.0.0.1:1" },
+	{ name = "h", publish = "tcp://:0", target = "tcp://10.0.0.1:1" },
+]
+`},
+			stderr: `
+private.toml:6:26: publish "https://h.test/p" is taken by service "a"
+private.toml:7:26: publish "ws://h.test/p" is taken by service "a"
+private.toml:10:26: publish "rtsp://h.test/q" is taken by service "d"`,
+			code: 2,
+		},
+		{
 			name: "bad flags",
 			args: "--site office --key office.key --publish http://127.0.0.1:8080 --publish tcp://:1=tftp://x:1 --check",
 			stderr: `
