@@ -126,8 +126,8 @@ func join(ctx context.Context, o joinOptions, stdin io.Reader, stdout io.Writer)
 			return err
 		}
 	}
-	made = append(made, config)
-	if err := writeNew(config, newConfig(token, answer, authority != nil, way.proxies[token.Relay]), 0o644); err != nil {
+	made = append(made, config) // targets may have passwords
+	if err := writeNew(config, newConfig(token, answer, authority != nil, way.proxies[token.Relay]), 0o600); err != nil {
 		return err
 	}
 	fmt.Fprintf(stdout, `%s has joined %s as site %q, which may publish %s

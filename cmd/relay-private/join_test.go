@@ -93,7 +93,7 @@ func TestJoin(t *testing.T) {
 	if strings.Contains(stdout, s.token.String()) {
 		t.Error("the token is printed")
 	}
-	for name, mode := range map[string]os.FileMode{"office.key": 0o600, "private.toml": 0o644, "ca.pem": 0o644} {
+	for name, mode := range map[string]os.FileMode{"office.key": 0o600, "private.toml": 0o600, "ca.pem": 0o644} {
 		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != mode {
 			t.Errorf("%s: %v, want mode %v", name, err, mode)
 		}
