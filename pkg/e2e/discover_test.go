@@ -108,7 +108,6 @@ func TestDiscover(t *testing.T) {
 
 	type found struct {
 		text, notes strings.Builder
-		err         error
 	}
 	runs := []*exec.Cmd{
 		s.tunnelctl("cameras", "office", "--user", "admin"),
