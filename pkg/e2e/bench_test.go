@@ -104,7 +104,8 @@ func BenchmarkTable(b *testing.B) {
 		{"silent-tcp", t.silent("idle", false)},
 		{"silent-wss", t.silent("idle-ws", true)},
 		{"silent-h2", t.silent("idle-h2", true)},
-		{"rtsp-http", t.cameraPlayers},
+		{"rtsp-http-500", t.cameraPlayers(500)},
+		{"rtsp-http-2000", t.cameraPlayers(2000)}, // more than two processors can do, camera and players included
 		{"silent-rtsp", t.silentCameras},
 	} {
 		b.Run(r.name, func(b *testing.B) {

@@ -318,53 +318,54 @@ func cameraSystem(t testing.TB) (camera *process, addr string, s *system) {
 }
 
 // cameraPlayers measures many players of small streams, of the camera itself and over HTTP through both relays.
-func (t *bench) cameraPlayers(b *testing.B, row string) {
-	const players = 2000
-	camera, addr, s := cameraSystem(b)
-	before := map[string]int64{"public": s.public.rss(), "private": s.private.rss()}
-	after := map[string]int64{}
-	m := map[string][]outcome{}
-	for range *benchRounds {
-		for name, j := range map[string]job{
-			"direct":  {Kind: "rtsp", Addr: addr, Path: "cam", Host: addr},
-			"culvert": {Kind: "rtsp-http", Addr: s.http, Path: "gate", Host: "cams.example.com"},
-		} {
-			if !slices.Contains(strings.Split(*benchPaths, ","), name) {
-				continue
+func (t *bench) cameraPlayers(players int) func(*testing.B, string) {
+	return func(b *testing.B, row string) {
+		camera, addr, s := cameraSystem(b)
+		before := map[string]int64{"public": s.public.rss(), "private": s.private.rss()}
+		after := map[string]int64{}
+		m := map[string][]outcome{}
+		for range *benchRounds {
+			for name, j := range map[string]job{
+				"direct":  {Kind: "rtsp", Addr: addr, Path: "cam", Host: addr},
+				"culvert": {Kind: "rtsp-http", Addr: s.http, Path: "gate", Host: "cams.example.com"},
+			} {
+				if !slices.Contains(strings.Split(*benchPaths, ","), name) {
+					continue
+				}
+				j.Conns, j.Warm, j.Window = players, 2*time.Second, *benchWindow+3*time.Second
+				j.Pids = map[string][]int{"ends": camera.pids()}
+				if name == "culvert" {
+					j.Pids["public"], j.Pids["private"] = s.public.pids(), s.private.pids()
+				}
+				l := startLoad(b, nil, j)
+				out := l.result(b)
+				for side, p := range map[string]*process{"public": s.public, "private": s.private} {
+					after[side] = p.rss()
+				}
+				l.stop()
+				m[name] = append(m[name], out)
 			}
-			j.Conns, j.Warm, j.Window = players, 2*time.Second, *benchWindow+3*time.Second
-			j.Pids = map[string][]int{"ends": camera.pids()}
-			if name == "culvert" {
-				j.Pids["public"], j.Pids["private"] = s.public.pids(), s.private.pids()
-			}
-			l := startLoad(b, nil, j)
-			out := l.result(b)
-			for side, p := range map[string]*process{"public": s.public, "private": s.private} {
-				after[side] = p.rss()
-			}
-			l.stop()
-			m[name] = append(m[name], out)
 		}
-	}
-	figure := fmt.Sprintf("%d players over HTTP, ", players)
-	t.add(cell{row: row, figure: figure + "frames", unit: "/s"}, m, opsPerSecond)
-	t.add(cell{row: row, figure: "delay of a frame, p50", unit: "us"}, m, func(o outcome) float64 { return micros(o.P50) })
-	t.add(cell{row: row, figure: "delay of a frame, p99", unit: "us"}, m, func(o outcome) float64 { return micros(o.P99) })
-	perFrame := func(names ...string) func(outcome) float64 {
-		return func(o outcome) (sum float64) {
-			for _, name := range names {
-				sum += o.CPU[name]
+		figure := fmt.Sprintf("%d players over HTTP, ", players)
+		t.add(cell{row: row, figure: figure + "frames", unit: "/s"}, m, opsPerSecond)
+		t.add(cell{row: row, figure: "delay of a frame, p50", unit: "us"}, m, func(o outcome) float64 { return micros(o.P50) })
+		t.add(cell{row: row, figure: "delay of a frame, p99", unit: "us"}, m, func(o outcome) float64 { return micros(o.P99) })
+		perFrame := func(names ...string) func(outcome) float64 {
+			return func(o outcome) (sum float64) {
+				for _, name := range names {
+					sum += o.CPU[name]
+				}
+				return sum / float64(o.Ops) * 1e6
 			}
-			return sum / float64(o.Ops) * 1e6
 		}
-	}
-	t.add(cell{row: row, figure: "CPU of camera and players", unit: "us a frame"}, m, perFrame("ends", "load"))
-	delete(m, "direct")
-	t.add(cell{row: row, figure: "CPU of the public side", unit: "us a frame"}, m, perFrame("public"))
-	t.add(cell{row: row, figure: "CPU of the private side", unit: "us a frame"}, m, perFrame("private"))
-	for _, side := range []string{"public", "private"} {
-		t.cells = append(t.cells, cell{row: row, figure: side + " side, per session that plays", unit: "B",
-			values: map[string]float64{"culvert": float64(after[side]-before[side]) / players}})
+		t.add(cell{row: row, figure: "CPU of camera and players", unit: "us a frame"}, m, perFrame("ends", "load"))
+		delete(m, "direct")
+		t.add(cell{row: row, figure: "CPU of the public side", unit: "us a frame"}, m, perFrame("public"))
+		t.add(cell{row: row, figure: "CPU of the private side", unit: "us a frame"}, m, perFrame("private"))
+		for _, side := range []string{"public", "private"} {
+			t.cells = append(t.cells, cell{row: row, figure: side + " side, per session that plays", unit: "B",
+				values: map[string]float64{"culvert": float64(after[side]-before[side]) / float64(players)}})
+		}
 	}
 }
 

@@ -419,3 +419,6 @@ func (c *camera) OnPlay(*gortsplib.ServerHandlerOnPlayCtx) (*base.Response, erro
 func (c *camera) OnPause(*gortsplib.ServerHandlerOnPauseCtx) (*base.Response, error) {
 	return &base.Response{StatusCode: base.StatusOK}, nil
 }
+
+// OnStreamWriteError is what happens to players who do not read: their streams end.
+func (c *camera) OnStreamWriteError(*gortsplib.ServerHandlerOnStreamWriteErrorCtx) {}

@@ -264,42 +264,70 @@ func TestVideoOverCuts(t *testing.T) {
 	s.link = startFaultProxy(t, s.https)
 	s.startPrivate()
 	frames := int((time.Duration(cuts) * pause).Seconds() * frameRate)
-	type result struct {
-		name string
-		r    recording
-		err  error
-	}
-	results := make(chan result)
-	watchers := 0
-	for _, path := range []string{"/alone", "/shared"} {
-		for _, p := range players {
-			switch p.name {
-			case "ffmpeg http", "gortsplib rtsps", "gortsplib https":
-				watchers++
-				go func() {
+	over := make(chan struct{})
+	cut := 0
+	go func() {
+		defer close(over)
+		for range cuts {
+			time.Sleep(pause)
+			cut += s.link.cut()
+		}
+	}()
+	t.Run("each", func(t *testing.T) {
+		for _, path := range []string{"/alone", "/shared"} {
+			for _, p := range players {
+				if !slices.Contains([]string{"ffmpeg http", "gortsplib rtsps", "gortsplib https"}, p.name) {
+					continue
+				}
+				t.Run(p.name+path, func(t *testing.T) {
+					t.Parallel()
 					r, err := p.play(p, t, s, frames, p.url(s, "", path))
-					results <- result{p.name + path, r, err}
-				}()
+					if err != nil {
+						t.Fatal(err)
+					}
+					r.gapless(t, frames)
+					if r.video < frames {
+						t.Errorf("decoded %d\n%s", r.video, r.output)
+					}
+				})
 			}
 		}
+	})
+	if <-over; cut < cuts {
+		t.Errorf("%d connections of links cut in %d times", cut, cuts)
 	}
-	for range cuts {
-		time.Sleep(pause)
-		if s.link.cut() == 0 {
-			t.Error("there was no link to cut")
+}
+
+// TestSlowPlayer has a player with a stream of its own stop reading beside one that reads: nobody but itself has to wait, and
+// what is kept for it has a bound.
+func TestSlowPlayer(t *testing.T) {
+	t.Parallel()
+	c := startCamera(t, nil)
+	c.fill(100 << 10) // 2.5 MB a second
+	s := configureCameras(t, nil, service{"gate", "rtsp://cams.example.com/gate", c.target()})
+	s.startPublic()
+	s.startPrivate()
+	url := camURL("rtsp", s.rtsp, "/gate")
+	public, private := s.public.rss(), s.private.rss()
+	for range 3 {
+		slow, _ := dialPlayer(t, s.rtsp)
+		slow.watch(url)
+		slow.until("the first frames", enough(5))
+	}
+	w, err := watch(t, nil, s.rtsp, url, gortsplib.TunnelNone, gortsplib.ProtocolTCP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := w.frames(200)
+	r.gapless(t, 200)
+	for _, p := range r.pictures {
+		if late := p.came.Sub(p.sent); late > 10*time.Second {
+			t.Errorf("frame %d came %v late", p.n, late)
+			break
 		}
 	}
-	for range watchers {
-		x := <-results
-		if x.err != nil {
-			t.Errorf("%s: %v", x.name, x.err)
-			continue
-		}
-		x.r.gapless(t, frames)
-		if x.r.video < frames {
-			t.Errorf("%s: decoded %d\n%s", x.name, x.r.video, x.r.output)
-		}
-	}
+	grown(t, s.public, public, 64<<20)
+	grown(t, s.private, private, 64<<20)
 }
 
 // TestDeadline stops the link for longer than video may be late: what comes afterwards is fresh, and whole.

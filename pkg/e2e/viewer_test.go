@@ -204,7 +204,7 @@ func (w *watching) got() (recording, error) {
 // await waits until a condition holds for what has come.
 func (w *watching) await(what string, ok func([]picture) bool) recording {
 	w.t.Helper()
-	for limit := time.After(waitLimit); ; {
+	for limit := time.After(2 * waitLimit); ; {
 		w.mu.Lock()
 		added, ended := w.added, w.ended
 		w.mu.Unlock()
