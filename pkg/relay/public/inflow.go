@@ -9,6 +9,7 @@ type inflow struct {
 	end     evloop.End // that it is of
 	handler evloop.Handler
 	kept    []byte // nil when there is nothing
+	used    int    // bytes of kept that the handler has used already
 	paused  bool   // by the handler
 	again   bool   // present comes at the end of this turn
 	eof     bool   // nothing more comes
@@ -36,39 +37,47 @@ func (f *inflow) present() {
 	if f.handler == nil || f.paused || f.closed {
 		return
 	}
-	if b := f.kept; b != nil {
-		f.kept = nil
-		f.push(b)
+	if f.kept != nil {
+		f.push(nil)
 	}
 	f.tellEOF()
 }
 
-// push presents b, which is lent, behind what is kept.
+// push presents b, which is lent, behind what is kept. However small the pieces are that come, and those that the
+// handler uses, each byte is copied a fixed number of times.
 func (f *inflow) push(b []byte) {
 	if f.closed {
 		return
 	}
-	if f.kept != nil {
-		f.kept = append(f.kept, b...)
-		b, f.kept = f.kept, nil
+	whole, at := f.kept, f.used
+	own := whole != nil
+	if own {
+		whole = append(whole, b...)
+		f.kept, f.used = nil, 0
+	} else {
+		whole = b
 	}
-	for len(b) > 0 && f.handler != nil && !f.paused {
+	for at < len(whole) && f.handler != nil && !f.paused {
 		h := f.handler
-		n := h.OnData(b)
-		b = b[n:]
-		switch {
+		n := h.OnData(whole[at:])
+		at += n
+		switch left := len(whole) - at; {
 		case f.closed:
 			return
-		case n > 0 && len(b) > evloop.MaxKept, f.handler != h: // go on
+		case n > 0 && left > evloop.MaxKept, f.handler != h: // go on
 			continue
-		case len(b) > evloop.MaxKept && !f.paused:
+		case left > evloop.MaxKept && !f.paused:
 			f.end.Abort(evloop.ErrInputTooLong)
 			return
 		}
 		break
 	}
-	if len(b) > 0 {
-		f.kept = append([]byte(nil), b...)
+	switch left := len(whole) - at; {
+	case left == 0:
+	case own && at < left:
+		f.kept, f.used = whole, at
+	default:
+		f.kept = append([]byte(nil), whole[at:]...)
 	}
 }
 
