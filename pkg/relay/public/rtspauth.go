@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"culvert.dev/pkg/http1"
@@ -29,7 +30,7 @@ func (u *users) authenticate(l *loop, addr netip.Addr, m *rtsp.Message) decision
 	value := m.Get("authorization")
 	a, err := rtsp.ParseAuthorization(value)
 	if err == nil && !a.Basic {
-		return u.digest(l, addr, m.Method, value, &a)
+		return u.digest(l, addr, m, value, &a)
 	}
 	d, ok := u.check(l, addr, value)
 	switch {
@@ -42,7 +43,7 @@ func (u *users) authenticate(l *loop, addr netip.Addr, m *rtsp.Message) decision
 }
 
 // digest is authenticate for Digest.
-func (u *users) digest(l *loop, addr netip.Addr, method, value []byte, a *rtsp.Authorization) decision {
+func (u *users) digest(l *loop, addr netip.Addr, m *rtsp.Message, value []byte, a *rtsp.Authorization) decision {
 	now := l.since()
 	refuse := func(stale bool) decision {
 		return decision{action: doAnswer, trouble: troublePassword, fields: u.challenges(l, addr, stale)}
@@ -54,7 +55,7 @@ func (u *users) digest(l *loop, addr netip.Addr, method, value []byte, a *rtsp.A
 	if !ours { // of another relay, or before a restart: nothing is learned from the answer
 		return refuse(false)
 	}
-	what := u.hmac("digest", method, value)
+	what := u.hmac("digest", m.Method, m.URL, value)
 	if until, ok := u.bad[what]; ok && until > now {
 		return refuse(false)
 	}
@@ -62,7 +63,7 @@ func (u *users) digest(l *loop, addr netip.Addr, method, value []byte, a *rtsp.A
 		return decision{action: doHold, attempt: t}
 	}
 	ha1 := u.hashes[a.User].HA1(a.Algorithm)
-	if ha1 != "" && a.Realm == u.realm && a.Verify(string(method), ha1) {
+	if ha1 != "" && a.Realm == u.realm && isFor(a.URI, m.URL) && a.Verify(string(m.Method), ha1) {
 		if age := l.Now().Sub(made); age < 0 || age > nonceTime {
 			return refuse(true)
 		}
@@ -72,6 +73,18 @@ func (u *users) digest(l *loop, addr netip.Addr, method, value []byte, a *rtsp.A
 	u.pending[what] = t
 	t.wrong(now)
 	return decision{action: doHold, attempt: t}
+}
+
+// isFor reports whether what was proved for a URI is for a request with that URL. Players write a path or a URL, and some
+// that of the presentation when they ask for a track of it. The host does not matter, which they know by several names.
+func isFor(uri string, url []byte) bool {
+	proved, err := rtsp.ParseURL([]byte(uri))
+	asked, err2 := rtsp.ParseURL(url)
+	if err != nil || err2 != nil {
+		return false
+	}
+	of, path := strings.TrimRight(proved.Path, "/"), strings.TrimRight(asked.Path, "/")
+	return of == path || of != "" && relay.MatchPath(of, path)
 }
 
 // challenges are what a player is asked with: by Digest for those users whose hash can tell, by Basic for others. Many

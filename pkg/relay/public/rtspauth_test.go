@@ -124,6 +124,8 @@ func TestPlayerPassword(t *testing.T) {
 			{"Digest", map[string]string{"eve": digestHash(t, "eve", "secret")}, "eve", "secret", gateURL, nil, 200},
 			{"Digest by MD5", map[string]string{"eve": digestHash(t, "eve", "secret")}, "eve", "secret", gateURL, only("MD5"), 200},
 			{"Digest, path alone", map[string]string{"eve": digestHash(t, "eve", "secret")}, "eve", "secret", "/gate", nil, 200},
+			{"Digest, for another camera", map[string]string{"eve": digestHash(t, "eve", "secret")}, "eve", "secret", "rtsp://cams.test/door", nil, 401},
+			{"Digest, for a track", map[string]string{"eve": digestHash(t, "eve", "secret")}, "eve", "secret", gateURL + "/trackID=0", nil, 401},
 			{"Digest, wrong", map[string]string{"eve": digestHash(t, "eve", "secret")}, "eve", "Secret", gateURL, nil, 401},
 			{"Digest of another", map[string]string{"eve": digestHash(t, "eve", "secret")}, "bob", "secret", gateURL, nil, 401},
 			{"both kinds", map[string]string{"eve": digestHash(t, "eve", "secret"), "bob": string(b)}, "eve", "secret", gateURL, nil, 200},
