@@ -66,16 +66,20 @@ func (u URL) String() string {
 	return s
 }
 
-// dotted reports whether a path has "." or ".." as a part, also in percent encoding.
+// dotted reports whether a path has "." or ".." as a part, also for who decodes percent signs before slashes are looked for.
 func dotted(path string) bool {
+	if strings.Contains(path, "%") {
+		path = decoded.Replace(path)
+	}
 	for part := range strings.SplitSeq(path, "/") {
-		switch strings.ReplaceAll(strings.ToLower(part), "%2e", ".") {
-		case ".", "..":
+		if part == "." || part == ".." {
 			return true
 		}
 	}
 	return false
 }
+
+var decoded = strings.NewReplacer("%2e", ".", "%2E", ".", "%2f", "/", "%2F", "/", "%5c", "/", "%5C", "/")
 
 // Mapping says which URLs of a camera a visitor reaches by which. Both are prefixes: absolute URLs, the
 // camera's perhaps with a query, below which some cameras put their tracks:

@@ -24,7 +24,7 @@ func TestParseURL(t *testing.T) {
 	}
 	for _, in := range []string{
 		"", "gate", "rtsp:/h/x", "rtsp://", "rtsp:///x", "://h/x", "rtsp://h/a b", "rtsp://h/a\r\nb", "rtsp://h/a#b", `rtsp://h\@i/`,
-		"rtsp://h/..", "rtsp://h/a/../b", "rtsp://h/a/%2e%2E/b", "rtsp://h/./b", "rtsp://h/" + strings.Repeat("x", MaxURL),
+		"rtsp://h/..", "rtsp://h/a/../b", "rtsp://h/a/%2e%2E/b", "rtsp://h/./b", "rtsp://h/a/x%2f..%2Fb", "rtsp://h/a/%2e.%5cb", "rtsp://h/" + strings.Repeat("x", MaxURL),
 	} {
 		if got, err := ParseURL([]byte(in)); err == nil {
 			t.Errorf("%.80q is taken as %+v", in, got)
