@@ -40,8 +40,9 @@ const (
 	// maxJump is the longest step of the camera's clock that is a pause and not another time.
 	maxJump = 10 * videoRate
 
-	// maxSamples is how many samples of sound may wait for a picture.
-	maxSamples = 1000
+	// maxSamples is how many samples of sound may wait for a picture, and maxSample the length of one: those of AAC have
+	// 768 bytes for each channel at most, and packets of Opus six frames of 1275.
+	maxSamples, maxSample = 1000, 8 << 10
 
 	// Sender reports move sound to where it belongs if it is further off than minShift, and not further than maxShift,
 	// which would be two clocks that have nothing to do with each other.
@@ -80,6 +81,7 @@ type Muxer struct {
 	ahead   [][]byte   // what is to be put ahead of the next unit
 	lost    bool       // part of a unit is missing: there is nothing to see before the next key frame
 	ready   []*picture // that are to become fragments
+	early   int        // bytes of those that wait for the beginning
 	last    *picture   // whose duration is not known
 
 	// Of audio.
@@ -224,7 +226,7 @@ func (m *Muxer) takeReport(video bool, b []byte) {
 func (m *Muxer) restart() {
 	m.generation++
 	m.init, m.mime, m.withSound = nil, "", false
-	m.began, m.last, m.ready, m.ahead = false, nil, nil, nil
+	m.began, m.last, m.ready, m.early, m.ahead = false, nil, nil, 0, nil
 	m.heard, m.placed, m.soundEnd, m.samples = false, false, 0, nil
 	m.reports = [2]report{}
 	m.first, m.start = m.end, m.end
@@ -310,6 +312,7 @@ func (m *Muxer) takeUnit(au [][]byte, pts int64) {
 		}
 		last.duration = p.time - last.time
 		m.ready = append(m.ready, last)
+		m.early += len(last.data)
 	}
 	m.last = p
 	m.emit()
@@ -321,7 +324,7 @@ func (m *Muxer) emit() {
 		return
 	}
 	if m.init == nil {
-		if m.sound != nil && !m.heard && m.last.time < audioWait {
+		if m.sound != nil && !m.heard && m.last.time < audioWait && m.early < maxKept {
 			return
 		}
 		m.begin()
@@ -332,7 +335,8 @@ func (m *Muxer) emit() {
 	for _, p := range m.ready {
 		m.add(p)
 	}
-	m.ready = m.ready[:0]
+	clear(m.ready)
+	m.ready, m.early = m.ready[:0], 0
 	if m.withSound && m.last.time-scale(m.soundEnd, m.sound.rate(), videoRate) > audioLost {
 		m.muted, m.sound = true, nil
 		m.restart()
@@ -349,7 +353,7 @@ func (m *Muxer) begin() {
 	}
 	m.buf.Reset()
 	if err := in.Marshal(&m.buf); err != nil {
-		m.ready = nil
+		m.ready, m.early = nil, 0
 		m.began, m.last = false, nil // the parameter sets of the next key frame may be better
 		return
 	}
@@ -422,7 +426,7 @@ func (m *Muxer) takeAudio(p *rtp.Packet) {
 	jump := scale(maxJump, videoRate, rate)
 	for _, u := range units {
 		d := m.sound.duration(u)
-		if d <= 0 {
+		if d <= 0 || len(u) > maxSample {
 			continue
 		}
 		m.align(t, d)

@@ -597,6 +597,22 @@ func TestMuxerMemory(t *testing.T) {
 	}
 }
 
+// A camera whose clock hardly moves does not have pictures wait for sound without end.
+func TestMuxerSlowClock(t *testing.T) {
+	c := loadClip(t, "h264-aac.mp4")
+	m := newTestMuxer(t, c)
+	s := newSender(t, c)
+	big := c.of(0)[0]
+	big.nalus = append(slices.Clone(big.nalus), append([]byte{0x65, 0x88}, make([]byte, 1<<20)...))
+	for range 12 {
+		big.pts, big.dts = big.pts+1, big.dts+1
+		s.send(m, big)
+	}
+	if m.Init() == nil {
+		t.Errorf("%d bytes wait for the beginning", m.early)
+	}
+}
+
 func TestMuxerNothingToPlay(t *testing.T) {
 	for _, f := range [][]format.Format{nil, {nil}, {&format.MJPEG{}}, {&format.Opus{ChannelCount: 2}}} {
 		if _, err := NewMuxer(describe(f), true); !errors.Is(err, ErrNotPlayable) {
