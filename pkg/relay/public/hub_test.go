@@ -557,6 +557,29 @@ func TestPullTroubles(t *testing.T) {
 	}
 }
 
+// A site that asks and asks, and takes no answers, does not have them pile up here.
+func TestPullOfTooManyQuestions(t *testing.T) {
+	share(t, func(c *sharedCamera) {
+		w := new(testWatcher)
+		c.do(func() { c.service.watch(w) })
+		questions := []byte(strings.Repeat("OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n", 1000))
+		var st *tunnel.Stream
+		c.do(func() {
+			st = c.stream
+			st.Pause()
+		})
+		for range 100 {
+			c.do(func() { st.Write(questions) })
+			if c.service.hub == nil {
+				break
+			}
+		}
+		if w.trouble != troubleCamera {
+			t.Errorf("trouble %v; %d bytes of answers wait", w.trouble, c.service.hub.pull.Pending())
+		}
+	})
+}
+
 // A camera that has stopped without a word is asked, and left.
 func TestSilentCamera(t *testing.T) {
 	share(t, func(c *sharedCamera) {

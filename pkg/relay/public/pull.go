@@ -116,7 +116,7 @@ func (p *pull) onTimer() {
 		l.Arm(&p.timer, reportTime, p.onTimer)
 		return
 	}
-	if linked {
+	if linked && p.Pending() <= p.HighMark() {
 		p.report()
 		if p.deadline.IsZero() && (now.Sub(p.alive) >= p.interval || now.Sub(p.heard) >= doubtTime) {
 			p.alive = now
@@ -184,6 +184,10 @@ func (p *pull) OnData(b []byte) (used int) {
 		case rtsp.Response:
 			p.response(m)
 		case rtsp.Request:
+			if p.Pending() > p.HighMark() { // it asks, and takes no answers
+				p.fail(troubleCamera)
+				break
+			}
 			if cseq, ok := m.CSeq(); ok { // it asks whether we are there, or whatever else
 				p.Write(rtsp.AppendResponse(nil, rtsp.StatusNotImplemented, []rtsp.Field{rtspField("CSeq", strconv.FormatUint(uint64(cseq), 10))}, nil))
 			}
