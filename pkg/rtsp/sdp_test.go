@@ -19,9 +19,10 @@ func TestSDP(t *testing.T) {
 	got, named := m.AppendSDP(nil, []byte(hikvisionSDP))
 	want := strings.NewReplacer(
 		"IP4 192.168.1.64", "IP4 0.0.0.0",
-		"rtsp://192.168.1.64:554/Streaming/Channels/101", "rtsp://v/gate",
+		"rtsp://192.168.1.64:554/Streaming/Channels/101/?transportmode=unicast&profile=Profile_1", "rtsp://v/gate/~0",
+		"rtsp://192.168.1.64:554/Streaming/Channels/101/trackID=1?transportmode=unicast&profile=Profile_1", "rtsp://v/gate/~1",
 	).Replace(hikvisionSDP)
-	if string(got) != want || len(named) > 0 {
+	if string(got) != want || len(named) != 2 {
 		t.Errorf("%s\nwant\n%s\n%q", got, want, named)
 	}
 	for _, test := range []struct {
@@ -35,6 +36,8 @@ func TestSDP(t *testing.T) {
 		{"Dahua", "rtsp://h.lan/cam/realmonitor?channel=1&subtype=0", "a=control:rtsp://h.lan:554/cam/realmonitor?channel=1&subtype=0/trackID=0\r\n", "a=control:rtsp://v/gate/trackID=0\r\n", nil},
 		{"outside, twice", "rtsp://h.lan/x", "a=control:rtsp://h.lan/y\na=control:rtsp://10.1.1.1/z\na=control:rtsp://h.lan/y\n",
 			"a=control:rtsp://v/gate/~0\na=control:rtsp://v/gate/~1\na=control:rtsp://v/gate/~0\n", []string{"rtsp://h.lan/y", "rtsp://10.1.1.1/z"}},
+		{"a password in a query", "rtsp://h.lan/x", "a=control:rtsp://h.lan/x/1?user=admin&password=secret\n", "a=control:rtsp://v/gate/~0\n",
+			[]string{"rtsp://h.lan/x/1?user=admin&password=secret"}},
 		{"absolute path", "rtsp://h.lan:8554/x", "a=control:/x/1\na=control:/y\n", "a=control:rtsp://v/gate/1\na=control:rtsp://v/gate/~0\n", []string{"rtsp://h.lan:8554/y"}},
 		{"host in a query", "rtsp://h.lan/x", "a=control:rtsp://h.lan/x/1?at=H.LAN\na=control:t?h.lan\n", "a=control:rtsp://v/gate/~0\na=control:rtsp://v/gate/~1\n",
 			[]string{"rtsp://h.lan/x/1?at=H.LAN", "rtsp://h.lan/x/t?h.lan"}},

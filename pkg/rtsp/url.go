@@ -107,11 +107,13 @@ func (m Mapping) ToCamera(url string) (string, bool) {
 }
 
 // ToVisitor returns the visitor's URL for a camera's, or false for one that is not below the prefix: of
-// another host, even if that is another name of the camera, another scheme, port or path.
+// another host, even if that is another name of the camera, another scheme, port or path. Nor is one with a query
+// that the prefix has not: some cameras write user and password there.
 func (m Mapping) ToVisitor(url string) (string, bool) {
 	v, ok := swap(url, m.Camera, m.Visitor)
-	if !ok || strings.HasPrefix(v[min(len(v), len(m.Visitor)):], "/~") {
-		return "", false // the names of what is outside begin so
+	rest := v[min(len(v), len(m.Visitor)):]
+	if !ok || strings.HasPrefix(rest, "/~") || strings.Contains(rest, "?") { // "~": a name of what is outside
+		return "", false
 	}
 	return v, true
 }

@@ -82,7 +82,9 @@ func TestMapping(t *testing.T) {
 		{"rtsp://10.0.0.20", "rtsp://10.0.0.20/a/b", visitor + "/a/b"},
 		{dahua, dahua + "/", visitor + "/"},
 		{dahua, "rtsp://10.0.0.20:554" + dahua[len("rtsp://10.0.0.20"):] + "/trackID=0", visitor + "/trackID=0"},
-		{dahua, dahua + "&starttime=1", visitor + "?starttime=1"},
+		{dahua, dahua + "&starttime=1", ""},
+		{"rtsp://10.0.0.20/h264", "rtsp://10.0.0.20/h264/a?user=admin&password=x", ""},
+		{"rtsp://10.0.0.20/h264", "rtsp://10.0.0.20/h264?user=admin&password=x", ""},
 		{dahua, dahua + "1", ""},
 		{dahua, "rtsp://10.0.0.20/cam/realmonitor/", ""},
 	} {

@@ -159,13 +159,11 @@ func (c *proxy) pass(r *cameraRequest, m *rtsp.Message) {
 		body = s.body
 		c.offered = queriesIn(body)
 	}
-	fields := s.fields[:0]
+	fields := append(s.fields[:0], rtsp.Field{Name: []byte("CSeq"), Value: r.visitorCSeq}) // which some cameras forget
 	for _, f := range m.Fields {
 		switch {
-		case keptFromVisitor(f.Name):
+		case rtsp.Is(f.Name, "CSeq"), keptFromVisitor(f.Name):
 			continue
-		case rtsp.Is(f.Name, "CSeq"):
-			f.Value = r.visitorCSeq
 		case rtsp.Is(f.Name, "Content-Base"), rtsp.Is(f.Name, "Content-Location"), rtsp.Is(f.Name, "Location"):
 			url, ok := c.urls.ToVisitor(string(f.Value))
 			if !ok {
@@ -213,13 +211,14 @@ func queriesIn(sdp []byte) (found []string) {
 // keptFromVisitor reports whether a field of an answer is not for the visitor.
 func keptFromVisitor(name []byte) bool {
 	for _, n := range [...]string{
-		"Content-Length", "Server", "Via", "WWW-Authenticate", "Proxy-Authenticate", "Authentication-Info", "X-Server-IP-Address", "Set-Cookie",
+		"Content-Length", "Server", "Via", "WWW-Authenticate", "Proxy-Authenticate", "Authentication-Info", "Set-Cookie",
 	} {
 		if rtsp.Is(name, n) {
 			return true
 		}
 	}
-	return false
+	// What a maker has added is about the device, and no player needs it.
+	return len(name) > 2 && rtsp.Is(name[:2], "X-")
 }
 
 // withoutAddresses returns a Transport without the addresses in it.

@@ -296,11 +296,26 @@ func TestCameraForms(t *testing.T) {
 		{
 			name: "query in a track", target: "/media.amp",
 			contentBase: "rtsp://CAMERA/media.amp/", session: "*", control: "rtsp://CAMERA/media.amp/stream=0?codec=h264&x=1",
-			wantBase: base + "/", wantControl: base + "/stream=0?codec=h264&x=1",
+			wantBase: base + "/", wantControl: base + "/~0",
+			setup: map[string]string{
+				base + "/~0":                      "rtsp://CAMERA/media.amp/stream=0?codec=h264&x=1",
+				base + "/stream=0?codec=h264&x=1": "",
+			},
+		},
+		{
+			name: "query in a relative track", target: "/media.amp",
+			contentBase: "rtsp://CAMERA/media.amp/", session: "*", control: "stream=0?codec=h264&x=1",
+			wantBase: base + "/", wantControl: "stream=0?codec=h264&x=1",
 			setup: map[string]string{
 				base + "/stream=0?codec=h264&x=1": "rtsp://CAMERA/media.amp/stream=0?codec=h264&x=1",
 				base + "/stream=0?codec=h264&x=2": "",
 			},
+		},
+		{
+			name: "password in a query", target: "/h264",
+			contentBase: "rtsp://CAMERA/h264/?user=viewer&password=secret", session: "*", control: "rtsp://CAMERA/h264/1?user=viewer&password=secret",
+			wantControl: base + "/~0",
+			setup:       map[string]string{base + "/~0": "rtsp://CAMERA/h264/1?user=viewer&password=secret", base: "rtsp://CAMERA/h264"},
 		},
 		{
 			name: "live555 without the port", target: "/main",
@@ -327,7 +342,7 @@ func TestCameraForms(t *testing.T) {
 			v.send("DESCRIBE " + base + "/ RTSP/1.0\nCSeq: 1\n")
 			c := f.accept()
 			c.want("DESCRIBE rtsp://CAMERA" + test.target + " RTSP/1.0\nCSeq: 1\n")
-			answer := "RTSP/1.0 200 OK\nCSeq: 1\nContent-Type: application/sdp\n"
+			answer := "RTSP/1.0 200 OK\nCSeq: 1\nX-Address: 10.9.8.7\nContent-Type: application/sdp\n"
 			if test.contentBase != "" {
 				answer += "Content-Base: " + test.contentBase + "\n"
 			}
