@@ -182,6 +182,9 @@ func (m *Muxer) Next(pos uint64) (data []byte, next uint64) {
 // Size is how many bytes are kept.
 func (m *Muxer) Size() int { return m.size }
 
+// Drop keeps nothing of what there is. Readers go on at the next key frame.
+func (m *Muxer) Drop() { m.trim(m.end) }
+
 // Take takes a packet. It keeps nothing of p.
 func (m *Muxer) Take(p *Packet) {
 	video := p.Track == m.video

@@ -357,6 +357,20 @@ func TestMuxerReaders(t *testing.T) {
 	if f, _ := m.Next(59); f != nil {
 		t.Error("there is something behind the end")
 	}
+	m.Drop()
+	if f, _ := m.Next(50); f != nil || m.Size() != 0 {
+		t.Errorf("%d bytes are kept", m.Size())
+	}
+	if _, ok := m.Start(); ok {
+		t.Error("there is a start where nothing is kept")
+	}
+	for _, u := range video[:3] {
+		u.pts, u.dts = u.pts+video[60].pts, u.dts+video[60].pts
+		s.send(m, u)
+	}
+	if f, next := m.Next(50); f == nil || next != 61 {
+		t.Errorf("the one whose fragments were dropped goes on at %d, want 60", next)
+	}
 }
 
 // until are the units before u, and between those from a to before b.

@@ -21,6 +21,10 @@ const (
 	// while there is more waits for the next one.
 	maxStream = 4 << 20
 
+	// maxStreams is how much of all streams of a session is kept, for players and for browsers. While there is more
+	// nothing is kept but what is given out at once.
+	maxStreams = 512 << 20
+
 	// packetCost is what a packet that is kept costs besides its bytes.
 	packetCost = 160
 
@@ -296,6 +300,7 @@ func (h *hub) end() {
 	if h.ended {
 		return
 	}
+	h.count(0)
 	h.ended = true
 	h.timer.Stop()
 	h.tick.Stop()
@@ -563,8 +568,16 @@ func (h *hub) add(p camera.Packet) {
 		binary.BigEndian.PutUint32(p.Data[8:], h.tracks[p.Track].ssrc)
 	}
 	h.log = append(h.log, p)
-	h.size += size + packetCost
+	h.count(h.size + size + packetCost)
 	h.pending += size
+}
+
+// count notes the size of the log, of which the session has the sum.
+func (h *hub) count(size int) {
+	if !h.ended {
+		h.service.session.streams += size - h.size
+	}
+	h.size = size
 }
 
 // key empties the log for a key frame, with which who is behind goes on.
@@ -642,7 +655,8 @@ func (h *hub) behind() {
 // purge empties the log. Nobody who is on has a place in it.
 func (h *hub) purge() {
 	h.base = h.next()
-	h.given, h.pending, h.size = h.base, 0, 0
+	h.given, h.pending = h.base, 0
+	h.count(0)
 	clear(h.log)
 	h.log = h.log[:0]
 	for _, c := range h.pieces {
@@ -686,7 +700,7 @@ func (h *hub) partial() bool {
 // spread gives out what there is.
 func (h *hub) spread() {
 	h.give()
-	if h.size > maxStream {
+	if h.size > maxStream || h.service.session.streams > maxStreams {
 		h.kept = false
 	}
 	if !h.kept {

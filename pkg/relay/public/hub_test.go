@@ -636,6 +636,50 @@ func TestStalledPull(t *testing.T) {
 	})
 }
 
+// What is kept of all cameras of a session is bounded: beyond that, who is there goes on, and who comes waits.
+func TestManyStreams(t *testing.T) {
+	share(t, func(c *sharedCamera) {
+		_, frames := clip(t)
+		a, b := new(testWatcher), new(testWatcher)
+		c.do(func() {
+			c.service.session.streams = maxStreams // by others
+			c.service.watch(a)
+		})
+		c.send(frames[:10]...)
+		time.Sleep(time.Second)
+		c.do(func() {
+			if n := c.service.session.streams; n != maxStreams {
+				t.Errorf("%d bytes are kept", n-maxStreams)
+			}
+			c.service.watch(b)
+		})
+		if len(a.packets) == 0 || len(b.packets) > 0 {
+			t.Errorf("a has %d packets, b %d", len(a.packets), len(b.packets))
+		}
+		c.do(func() { c.service.session.streams -= maxStreams })
+		c.send(frames[10:]...)
+		time.Sleep(time.Second)
+		c.do(func() {
+			if n := c.service.session.streams; n == 0 || n != c.service.hub.size {
+				t.Errorf("%d bytes are counted, %d are kept", n, c.service.hub.size)
+			}
+		})
+		if len(b.packets) == 0 || !b.packets[0].Key {
+			t.Error("b does not go on with a key frame")
+		}
+		c.do(func() {
+			c.service.unwatch(a)
+			c.service.unwatch(b)
+		})
+		time.Sleep(hubRest + time.Second)
+		c.do(func() {
+			if n := c.service.session.streams; n != 0 || c.service.hub != nil {
+				t.Errorf("%d bytes are counted in the end", n)
+			}
+		})
+	})
+}
+
 // A group of frames that is longer than what is kept: who is there goes on, who comes waits.
 func TestLongGroup(t *testing.T) {
 	share(t, func(c *sharedCamera) {

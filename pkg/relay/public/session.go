@@ -59,6 +59,7 @@ type session struct {
 	services  []*service           // nil unless active
 	held      map[netip.Addr]int   // visitors by address, those of services that are gone included
 	refused   []ServiceError       // of announced
+	streams   int                  // bytes that are kept of cameras, see maxStreams
 	welcomed  bool                 // there was a Welcome
 	told      bool                 // the private relay knows that the session is active
 	notice    *tunnel.Stream       // by which it is told otherwise; nil: none is open

@@ -22,6 +22,7 @@ type broadcast struct {
 	muxer   *camera.Muxer // nil: nothing has come
 	viewers []*viewer
 	trouble *trouble // why it is over; nil: it is not
+	kept    int      // bytes of the muxer that the session counts
 }
 
 // viewer is a browser that watches, and the back of its exchange. It is sent what the muxer has kept when there is
@@ -91,6 +92,19 @@ func (b *broadcast) flush() {
 	for _, v := range slices.Clone(b.viewers) { // those that are over leave
 		v.proceed()
 	}
+	if b.trouble != nil {
+		return
+	}
+	if b.count(b.muxer.Size()); b.service.session.streams > maxStreams {
+		b.muxer.Drop()
+		b.count(0)
+	}
+}
+
+// count has the session count n bytes that are kept.
+func (b *broadcast) count(n int) {
+	b.service.session.streams += n - b.kept
+	b.kept = n
 }
 
 // full reports whether frames have to be dropped. Viewers drop their own.
@@ -103,6 +117,7 @@ func (b *broadcast) end(t *trouble) {
 	if b.trouble = t; b.service.broadcast == b {
 		b.service.broadcast = nil
 	}
+	b.count(0)
 	for len(b.viewers) > 0 {
 		v := b.viewers[0]
 		ex := v.exchange

@@ -267,6 +267,9 @@ func TestLiveLeave(t *testing.T) {
 			if s.hub == nil || len(s.hub.watchers) != 0 {
 				t.Errorf("hub %v", s.hub)
 			}
+			if n := s.session.streams; n != s.hub.size {
+				t.Errorf("%d bytes are counted, %d are kept", n, s.hub.size)
+			}
 		})
 		// It begins again with what the hub has kept.
 		three := watchLive(t, client)
