@@ -127,7 +127,8 @@ type limitsConfig struct {
 	FlowsPerAddress int `toml:"flows_per_address"`
 
 	// SessionMemory is how many bytes the streams of one session may keep here: received and not taken by
-	// the visitor, or sent and not confirmed by the site. The default is 268435456 (256 MiB).
+	// the visitor, or sent and not confirmed by the site. A quarter as much is for what is kept of its cameras. The
+	// default is 268435456 (256 MiB).
 	SessionMemory int `toml:"session_memory"`
 }
 

@@ -40,9 +40,12 @@ const (
 	// maxJump is the longest step of the camera's clock that is a pause and not another time.
 	maxJump = 10 * videoRate
 
-	// maxSamples is how many samples of sound may wait for a picture, and maxSample the length of one: those of AAC have
-	// 768 bytes for each channel at most, and packets of Opus six frames of 1275.
-	maxSamples, maxSample = 1000, 8 << 10
+	// maxReady is how many pictures may wait for sound, and maxSamples how many samples of sound for a picture. Those have
+	// maxSample bytes at most: those of AAC have 768 for each channel, and packets of Opus six frames of 1275.
+	maxReady, maxSamples, maxSample = 100, 1000, 8 << 10
+
+	// maxSpare is how much memory for fragments is kept for the next one.
+	maxSpare = 64 << 10
 
 	// Sender reports move sound to where it belongs if it is further off than minShift, and not further than maxShift,
 	// which would be two clocks that have nothing to do with each other.
@@ -78,6 +81,7 @@ type Muxer struct {
 	next    uint16
 	unit    uint32 // timestamp of the unit that is coming in
 	open    bool
+	partial int        // bytes of packets of it that are not a unit yet
 	ahead   [][]byte   // what is to be put ahead of the next unit
 	lost    bool       // part of a unit is missing: there is nothing to see before the next key frame
 	ready   []*picture // that are to become fragments
@@ -179,11 +183,39 @@ func (m *Muxer) Next(pos uint64) (data []byte, next uint64) {
 	return m.kept[pos-m.first].data, pos + 1
 }
 
-// Size is how many bytes are kept.
-func (m *Muxer) Size() int { return m.size }
+// Size is how many bytes are kept, for readers and of what is not a fragment yet.
+func (m *Muxer) Size() int { return m.size + m.unfinished() }
 
-// Drop keeps nothing of what there is. Readers go on at the next key frame.
-func (m *Muxer) Drop() { m.trim(m.end) }
+// unfinished is how many bytes have come that are not a fragment yet.
+func (m *Muxer) unfinished() int {
+	n := m.partial + m.early
+	for _, b := range m.ahead {
+		n += len(b)
+	}
+	for i := range m.samples {
+		n += len(m.samples[i].data)
+	}
+	if m.last != nil {
+		n += len(m.last.data)
+	}
+	return n
+}
+
+// Trim forgets the oldest fragments, until Size is n at most or there are none. Who has not got them goes on at the next key frame.
+func (m *Muxer) Trim(n int) {
+	n -= m.unfinished()
+	pos, size := m.first, m.size
+	for ; pos < m.end && size > n; pos++ {
+		size -= len(m.kept[pos-m.first].data)
+	}
+	m.trim(pos)
+}
+
+// Restart forgets everything. Another generation begins with the next key frame.
+func (m *Muxer) Restart() {
+	m.lose()
+	m.restart()
+}
 
 // Take takes a packet. It keeps nothing of p.
 func (m *Muxer) Take(p *Packet) {
@@ -249,11 +281,13 @@ func (m *Muxer) takeVideo(p *rtp.Packet) {
 	switch {
 	case err == nil:
 	case errors.Is(err, rtph264.ErrMorePacketsNeeded), errors.Is(err, rtph265.ErrMorePacketsNeeded):
+		m.partial += len(p.Payload)
 		return
 	default:
 		m.lose()
 		return
 	}
+	m.partial = 0
 	t := m.unit
 	// Without a marker, a unit ends when the next one begins.
 	if m.open = p.Timestamp != t; m.open {
@@ -266,7 +300,7 @@ func (m *Muxer) takeVideo(p *rtp.Packet) {
 
 // lose drops what there is of a unit.
 func (m *Muxer) lose() {
-	m.lost, m.open = true, false
+	m.lost, m.open, m.partial = true, false, 0
 	m.picture.restart()
 }
 
@@ -327,7 +361,7 @@ func (m *Muxer) emit() {
 		return
 	}
 	if m.init == nil {
-		if m.sound != nil && !m.heard && m.last.time < audioWait && m.early < maxKept {
+		if m.sound != nil && !m.heard && m.last.time < audioWait && len(m.ready) < maxReady && m.early < maxKept {
 			return
 		}
 		m.begin()
@@ -391,10 +425,11 @@ func (m *Muxer) add(p *picture) {
 	}
 	m.kept = append(m.kept, fragment{p.time, p.key, bytes.Clone(m.buf.Bytes())})
 	m.size += m.buf.Len()
-	m.end++
-	for m.size > maxKept {
-		m.trim(m.first + 1)
+	if m.buf.Cap() > maxSpare {
+		m.buf = seekablebuffer.Buffer{}
 	}
+	m.end++
+	m.Trim(maxKept)
 }
 
 // trim keeps nothing before pos.

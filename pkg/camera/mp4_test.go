@@ -357,9 +357,9 @@ func TestMuxerReaders(t *testing.T) {
 	if f, _ := m.Next(59); f != nil {
 		t.Error("there is something behind the end")
 	}
-	m.Drop()
-	if f, _ := m.Next(50); f != nil || m.Size() != 0 {
-		t.Errorf("%d bytes are kept", m.Size())
+	m.Trim(0)
+	if f, _ := m.Next(50); f != nil || m.size != 0 {
+		t.Errorf("%d bytes are kept", m.size)
 	}
 	if _, ok := m.Start(); ok {
 		t.Error("there is a start where nothing is kept")

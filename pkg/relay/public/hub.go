@@ -21,12 +21,11 @@ const (
 	// while there is more waits for the next one.
 	maxStream = 4 << 20
 
-	// maxStreams is how much of all streams of a session is kept, for players and for browsers. While there is more
-	// nothing is kept but what is given out at once.
-	maxStreams = 512 << 20
-
 	// packetCost is what a packet that is kept costs besides its bytes.
 	packetCost = 160
+
+	// minLog is how many packets a log has room for that is kept when it is empty.
+	minLog = 64
 
 	// hubRest is how long the stream of a camera goes on without viewers: players that try one
 	// transport after another come again at once.
@@ -117,7 +116,8 @@ type hub struct {
 	kept    bool            // log[0] begins a key frame
 	size    int             // of the log, with packetCost
 	pieces  [][]byte        // what its packets are in
-	spare   [][]byte        // for more of them
+	room    int             // bytes of pieces
+	held    int             // of session.store
 	ahead   []camera.Packet // of the lead's unit under way, until it is known whether that is a key frame: they come before all else of it
 	woken   bool
 	tick    evloop.Timer
@@ -158,8 +158,25 @@ type hubTrack struct {
 	reportAt time.Time // when that came
 }
 
-// pieceSize is that of most pieces of memory for packets, and maxPieces how many of them are kept for what comes next.
-const pieceSize, maxPieces = 64 << 10, 4
+// pieceSize is that of most pieces of memory for packets, and maxPieces how many of them a loop keeps for what comes next.
+const pieceSize, maxPieces = 64 << 10, 32
+
+// storeShare is which part of as much memory as a session's streams may take there is on top of that for what is kept of its cameras.
+const storeShare = 4
+
+// store is the memory that the hubs and broadcasts of a session have for what is kept for whoever comes next.
+type store struct{ size, used int }
+
+// hold notes that somebody who has held *held bytes holds n now, and reports whether that may stay so: nobody is to have
+// more than what is left. So one has much, many have the same, and there is something for the next one.
+func (s *store) hold(held *int, n int) bool {
+	s.used += n - *held
+	*held = n
+	return n <= s.size-s.used
+}
+
+// share is how much somebody may hold who holds n now.
+func (s *store) share(n int) int { return max(0, s.size-s.used+n) / 2 }
 
 // watch gives v the stream of s, which is a camera.
 func (s *service) watch(v watcher) {
@@ -300,10 +317,10 @@ func (h *hub) end() {
 	if h.ended {
 		return
 	}
-	h.count(0)
 	h.ended = true
 	h.timer.Stop()
 	h.tick.Stop()
+	h.store().hold(&h.held, 0)
 	if h.service.hub == h {
 		h.service.hub = nil
 	}
@@ -464,7 +481,7 @@ func (h *hub) take(track int, data []byte) {
 		for _, a := range h.ahead {
 			h.add(a)
 		}
-		h.ahead = h.ahead[:0]
+		h.ahead = nil
 		h.add(p)
 		h.log[first].Key = t.reader.Access == camera.Key
 		return
@@ -542,13 +559,15 @@ func (h *hub) add(p camera.Packet) {
 	last := len(h.pieces) - 1
 	if last < 0 || cap(h.pieces[last])-len(h.pieces[last]) < size {
 		var b []byte
-		if k := len(h.spare) - 1; k >= 0 && size <= pieceSize {
-			b = h.spare[k]
-			h.spare = h.spare[:k]
+		l := h.loop
+		if k := len(l.pieces) - 1; k >= 0 && size <= pieceSize {
+			b, l.pieces[k] = l.pieces[k], nil
+			l.pieces = l.pieces[:k]
 		} else {
 			b = make([]byte, 0, max(size, pieceSize))
 		}
 		h.pieces = append(h.pieces, b)
+		h.room += cap(b)
 		last++
 	}
 	c := h.pieces[last]
@@ -568,16 +587,8 @@ func (h *hub) add(p camera.Packet) {
 		binary.BigEndian.PutUint32(p.Data[8:], h.tracks[p.Track].ssrc)
 	}
 	h.log = append(h.log, p)
-	h.count(h.size + size + packetCost)
+	h.size += size + packetCost
 	h.pending += size
-}
-
-// count notes the size of the log, of which the session has the sum.
-func (h *hub) count(size int) {
-	if !h.ended {
-		h.service.session.streams += size - h.size
-	}
-	h.size = size
 }
 
 // key empties the log for a key frame, with which who is behind goes on.
@@ -655,17 +666,28 @@ func (h *hub) behind() {
 // purge empties the log. Nobody who is on has a place in it.
 func (h *hub) purge() {
 	h.base = h.next()
-	h.given, h.pending = h.base, 0
-	h.count(0)
+	h.given, h.pending, h.size = h.base, 0, 0
+	if cap(h.log) > 2*len(h.log)+minLog {
+		h.log = nil
+	}
 	clear(h.log)
 	h.log = h.log[:0]
+	l := h.loop
 	for _, c := range h.pieces {
-		if cap(c) == pieceSize && len(h.spare) < maxPieces {
-			h.spare = append(h.spare, c[:0])
+		if cap(c) == pieceSize && len(l.pieces) < maxPieces {
+			l.pieces = append(l.pieces, c[:0])
 		}
 	}
 	clear(h.pieces)
-	h.pieces = h.pieces[:0]
+	h.pieces, h.room = h.pieces[:0], 0
+	h.fits()
+}
+
+func (h *hub) store() *store { return &h.service.session.store }
+
+// fits notes what the log takes, and reports whether it may stay.
+func (h *hub) fits() bool {
+	return h.ended || h.store().hold(&h.held, h.room+cap(h.log)*packetCost)
 }
 
 // wake has the packets that have come given out at the end of this turn.
@@ -681,7 +703,7 @@ func (h *hub) turn() {
 	h.woken = false
 	switch {
 	case h.ended || h.pending == 0:
-	case h.pending >= hubBatch || !h.partial():
+	case h.pending >= hubBatch || !h.partial() || !h.fits():
 		h.spread()
 	case !h.ticking:
 		h.ticking = true
@@ -700,7 +722,7 @@ func (h *hub) partial() bool {
 // spread gives out what there is.
 func (h *hub) spread() {
 	h.give()
-	if h.size > maxStream || h.service.session.streams > maxStreams {
+	if !h.fits() || h.size > maxStream {
 		h.kept = false
 	}
 	if !h.kept {

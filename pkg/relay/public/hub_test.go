@@ -641,27 +641,28 @@ func TestManyStreams(t *testing.T) {
 	share(t, func(c *sharedCamera) {
 		_, frames := clip(t)
 		a, b := new(testWatcher), new(testWatcher)
+		size := c.service.session.store.size
 		c.do(func() {
-			c.service.session.streams = maxStreams // by others
+			c.service.session.store.used += size // by others
 			c.service.watch(a)
 		})
 		c.send(frames[:10]...)
 		time.Sleep(time.Second)
 		c.do(func() {
-			if n := c.service.session.streams; n != maxStreams {
-				t.Errorf("%d bytes are kept", n-maxStreams)
+			if h := c.service.hub; h.kept || len(h.log) > 0 || h.room > 0 {
+				t.Errorf("%d packets are kept, in %d bytes", len(h.log), h.room)
 			}
 			c.service.watch(b)
 		})
 		if len(a.packets) == 0 || len(b.packets) > 0 {
 			t.Errorf("a has %d packets, b %d", len(a.packets), len(b.packets))
 		}
-		c.do(func() { c.service.session.streams -= maxStreams })
+		c.do(func() { c.service.session.store.used -= size })
 		c.send(frames[10:]...)
 		time.Sleep(time.Second)
 		c.do(func() {
-			if n := c.service.session.streams; n == 0 || n != c.service.hub.size {
-				t.Errorf("%d bytes are counted, %d are kept", n, c.service.hub.size)
+			if n := c.service.session.store.used; n == 0 || n != c.service.hub.held {
+				t.Errorf("%d bytes are counted, %d are kept", n, c.service.hub.held)
 			}
 		})
 		if len(b.packets) == 0 || !b.packets[0].Key {
@@ -673,7 +674,7 @@ func TestManyStreams(t *testing.T) {
 		})
 		time.Sleep(hubRest + time.Second)
 		c.do(func() {
-			if n := c.service.session.streams; n != 0 || c.service.hub != nil {
+			if n := c.service.session.store.used; n != 0 || c.service.hub != nil {
 				t.Errorf("%d bytes are counted in the end", n)
 			}
 		})

@@ -118,7 +118,8 @@ type Relay struct {
 	MaxFlows, MaxFlowsPerAddress int
 
 	// MaxStreams, Budget and ResumeTimeout are those of tunnel.Config, for each
-	// session. 0: that package's defaults.
+	// session. A quarter of Budget is what it may take besides for what is kept of
+	// cameras. 0: that package's defaults.
 	MaxStreams    int
 	Budget        int
 	ResumeTimeout time.Duration

@@ -58,8 +58,8 @@ type session struct {
 	hearing   bool                 // another one is coming in
 	services  []*service           // nil unless active
 	held      map[netip.Addr]int   // visitors by address, those of services that are gone included
+	store     store                // of cameras
 	refused   []ServiceError       // of announced
-	streams   int                  // bytes that are kept of cameras, see maxStreams
 	welcomed  bool                 // there was a Welcome
 	told      bool                 // the private relay knows that the session is active
 	notice    *tunnel.Stream       // by which it is told otherwise; nil: none is open
@@ -118,6 +118,7 @@ func (s *session) start() {
 		OnGoAway:      s.onGoAway,
 		OnClose:       s.onClose,
 	}, s.loop.Now())
+	s.store.size = s.tun.Budget() / storeShare
 }
 
 // wake has the session flushed at the end of this turn.

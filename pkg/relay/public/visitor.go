@@ -81,7 +81,8 @@ type loop struct {
 	tunnels          rtspTunnels
 	rtspIn, rtspBack rtsp.Message
 	rtspOut          []rtsp.Field
-	frames           []byte // for one player, see fanViewer
+	frames           []byte   // for one player, see fanViewer
+	pieces           [][]byte // for the logs of hubs
 
 	access accessLog
 

@@ -15,14 +15,17 @@ import (
 // goes they have to begin again.
 const quietTime = 10 * time.Minute
 
+// maxUnfinished is how much of a broadcast may wait to be sent when all together take twice what they may.
+const maxUnfinished = 256 << 10
+
 // broadcast makes MP4 of a camera for all browsers that watch it. There is one while there are any. It belongs
 // to the loop of the service.
 type broadcast struct {
 	service *service
 	muxer   *camera.Muxer // nil: nothing has come
 	viewers []*viewer
+	held    int      // of session.store
 	trouble *trouble // why it is over; nil: it is not
-	kept    int      // bytes of the muxer that the session counts
 }
 
 // viewer is a browser that watches, and the back of its exchange. It is sent what the muxer has kept when there is
@@ -95,16 +98,13 @@ func (b *broadcast) flush() {
 	if b.trouble != nil {
 		return
 	}
-	if b.count(b.muxer.Size()); b.service.session.streams > maxStreams {
-		b.muxer.Drop()
-		b.count(0)
+	if m, s := b.muxer, &b.service.session.store; !s.hold(&b.held, m.Size()) {
+		m.Trim(s.share(b.held))
+		if s.hold(&b.held, m.Size()); s.used > 2*s.size && b.held > maxUnfinished {
+			m.Restart()
+			s.hold(&b.held, m.Size())
+		}
 	}
-}
-
-// count has the session count n bytes that are kept.
-func (b *broadcast) count(n int) {
-	b.service.session.streams += n - b.kept
-	b.kept = n
 }
 
 // full reports whether frames have to be dropped. Viewers drop their own.
@@ -114,10 +114,10 @@ func (b *broadcast) gone(t *trouble) { b.end(t) }
 
 // end ends all viewers, and makes room for another broadcast.
 func (b *broadcast) end(t *trouble) {
+	b.service.session.store.hold(&b.held, 0)
 	if b.trouble = t; b.service.broadcast == b {
 		b.service.broadcast = nil
 	}
-	b.count(0)
 	for len(b.viewers) > 0 {
 		v := b.viewers[0]
 		ex := v.exchange

@@ -267,8 +267,8 @@ func TestLiveLeave(t *testing.T) {
 			if s.hub == nil || len(s.hub.watchers) != 0 {
 				t.Errorf("hub %v", s.hub)
 			}
-			if n := s.session.streams; n != s.hub.size {
-				t.Errorf("%d bytes are counted, %d are kept", n, s.hub.size)
+			if n := s.session.store.used; n != s.hub.held {
+				t.Errorf("%d bytes are counted, %d are kept", n, s.hub.held)
 			}
 		})
 		// It begins again with what the hub has kept.
