@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// MaxMedia bounds the streams of a description that a visitor may know by numbers, and those of an RTP-Info.
+// MaxMedia bounds the streams of a description that a visitor may know by numbers.
 const MaxMedia = 32
 
 // name returns the visitor's URL for what the camera has outside the prefix.

@@ -3,7 +3,6 @@ package rtsp
 import (
 	"bytes"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -27,43 +26,6 @@ func ParseSession(v []byte) (id string, timeout time.Duration) {
 		}
 	}
 	return string(bytes.TrimSpace(b)), timeout
-}
-
-// RTPInfo is what a server says of a stream in its answer to PLAY (rfc2326#section-12.33).
-type RTPInfo struct {
-	URL        string // may be relative
-	Seq        uint16
-	RTPTime    uint32
-	HasSeq     bool
-	HasRTPTime bool
-}
-
-// ParseRTPInfo reads an RTP-Info field, as far as it makes sense.
-func ParseRTPInfo(v []byte) []RTPInfo {
-	var all []RTPInfo
-	for rest := string(v); rest != "" && len(all) < MaxMedia; {
-		var url, params string
-		_, url, params, rest = cutRTPInfo(rest)
-		if url == "" {
-			continue
-		}
-		i := RTPInfo{URL: unquote(url)}
-		for p := range strings.SplitSeq(params, ";") {
-			name, value, _ := strings.Cut(p, "=")
-			n, err := strconv.ParseUint(strings.TrimRight(value, " \t,"), 10, 32)
-			if err != nil {
-				continue
-			}
-			switch strings.ToLower(strings.TrimSpace(name)) {
-			case "seq":
-				i.Seq, i.HasSeq = uint16(n), n <= 65535
-			case "rtptime":
-				i.RTPTime, i.HasRTPTime = uint32(n), true
-			}
-		}
-		all = append(all, i)
-	}
-	return all
 }
 
 // AppendRTPInfo appends a camera's RTP-Info with the visitor's URLs in it. An absolute URL that is not below
