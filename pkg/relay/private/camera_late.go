@@ -19,6 +19,9 @@ const (
 	// more than a quarter of what is left.
 	lateQueue, lateQueues = 4 << 20, 64 << 20
 
+	// itemCost is what a frame that waits costs besides its bytes, of which it may have four.
+	itemCost = 160
+
 	// sweepInterval is the least time between two looks through a queue.
 	sweepInterval = 50 * time.Millisecond
 )
@@ -34,7 +37,7 @@ type backlog struct {
 
 	items   []lateItem // the first heads are gone
 	heads   int
-	bytes   int // of items
+	bytes   int // of items, with itemCost
 	sweepAt time.Time
 	dropped int // units, since the queue was last empty
 
@@ -146,7 +149,7 @@ func (q *backlog) frame(d *rtsp.Demux, b []byte, ahead int, now time.Time) bool 
 
 func (q *backlog) push(b []byte, u *lateUnit) {
 	q.items = append(q.items, lateItem{bytes.Clone(b), u})
-	q.bytes += len(b)
+	q.bytes += itemCost + len(b)
 }
 
 // message takes a message, which is sent in its turn. It reports whether that is now.
@@ -189,7 +192,7 @@ func (q *backlog) next() []byte {
 		b, u := i.b, i.unit
 		*i = lateItem{}
 		q.heads++
-		q.bytes -= len(b)
+		q.bytes -= itemCost + len(b)
 		if q.empty() {
 			q.items, q.heads = q.items[:0], 0
 		}
@@ -242,7 +245,7 @@ func (q *backlog) sweep(cutoff time.Time) {
 			}
 		}
 		kept = append(kept, i)
-		q.bytes += len(i.b)
+		q.bytes += itemCost + len(i.b)
 	}
 	clear(q.items[len(kept):])
 	q.items, q.heads = kept, 0

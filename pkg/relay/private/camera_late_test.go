@@ -3,6 +3,7 @@ package private
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -200,6 +201,21 @@ func TestBacklogBounded(t *testing.T) {
 	v.drain(16 << 20)
 	if v.out == 0 || v.gaps == 0 {
 		t.Errorf("%d units, %d gaps", v.out, v.gaps)
+	}
+}
+
+// Frames without anything in them count, too.
+func TestBacklogOfSmallFrames(t *testing.T) {
+	v := newViewing(t, 30*time.Second)
+	v.pending = lateAhead
+	most := 0
+	for i := range 1000 {
+		v.now = v.now.Add(sweepInterval)
+		v.frames(9, i, true, slices.Repeat([][]byte{{'$', 9, 0, 0}}, 100))
+		most = max(most, len(v.q.items))
+	}
+	if most > lateQueue/itemCost+100 {
+		t.Errorf("%d frames waited", most)
 	}
 }
 
