@@ -33,6 +33,10 @@ const (
 	// session's memory gets short. It is 12 s of 4 Mbit/s, in which a camera does not notice that the link was cut.
 	queueMarks = 48
 
+	// tellInterval is the least time between two lines in the log about video that was dropped: a visitor who reads
+	// slowly would have one written for every few frames.
+	tellInterval = time.Minute
+
 	// fullInterval is how often a camera that had to be paused is looked at.
 	fullInterval = 50 * time.Millisecond
 )
@@ -312,7 +316,10 @@ func (c *proxy) feed() {
 	c.held = q.bytes
 	if q.empty() && q.dropped > 0 {
 		c.service.dropped.Add(uint64(q.dropped))
-		c.peer.relay.log.Info("video was too late for a visitor and is dropped", "service", c.service.Name, "deadline", q.deadline, "frames", q.dropped)
+		if now := c.peer.now().UnixNano(); now-c.service.droppedAt.Load() >= int64(tellInterval) {
+			c.service.droppedAt.Store(now)
+			c.peer.relay.log.Info("video was too late for a visitor and is dropped", "service", c.service.Name, "deadline", q.deadline, "frames", q.dropped)
+		}
 		q.dropped = 0
 	}
 }
@@ -364,6 +371,10 @@ func (s cameraSide) OnClose(err error) {
 	c := s.proxy
 	c.ended = true
 	if c.gone {
+		return
+	}
+	if c.session != nil && !c.playing && len(c.asked) == 0 { // it has played, and nobody wants anything of it
+		c.fail(rtsp.StatusBadGateway)
 		return
 	}
 	if err == nil {

@@ -552,6 +552,24 @@ func TestCameraEnds(t *testing.T) {
 	c.conn.Close()
 	stream.wantCode(tunnel.CodeCancelled)
 
+	// One that ends the connection after what was asked for is not down.
+	v, stream = s.watch(f)
+	c = f.accept()
+	v.send("SETUP rtsp://cams.example.com/gate RTSP/1.0\nCSeq: 2\nTransport: RTP/AVP/TCP;unicast;interleaved=0-1\n")
+	c.read()
+	c.send("RTSP/1.0 200 OK\nCSeq: 1\nSession: 5\n")
+	v.want("RTSP/1.0 200 OK\nCSeq: 2\nSession: 5\n")
+	c.conn.(*net.TCPConn).SetLinger(0)
+	c.conn.Close()
+	v.wantEnd()
+	stream.closeWrite()
+	if err := <-stream.closed; err != nil {
+		t.Errorf("stream ended with %v", err)
+	}
+	if n := log.count("target cannot be reached"); n != 2 {
+		t.Errorf("%d lines in the log", n)
+	}
+
 	_, stream = s.watch(f)
 	c = f.accept()
 	c.sendRaw([]byte("SSH-2.0-OpenSSH_9.2\r\n"))
@@ -568,7 +586,7 @@ func TestCameraEnds(t *testing.T) {
 		t.Errorf("%d lines in the log after the camera has gone", n)
 	}
 	s.wantAllEnded()
-	if st := s.peer.relay.Status().Services[0]; st.Total != 6 {
+	if st := s.peer.relay.Status().Services[0]; st.Total != 7 {
 		t.Errorf("status %+v", st)
 	}
 }

@@ -95,9 +95,10 @@ type service struct {
 	unshaken atomic.Uint64 // streams whose TLS handshake has failed
 	down     atomic.Bool   // the last stream could not reach the target, which has been logged
 
-	dropped  atomic.Uint64 // frames of a camera that were too late for a visitor
-	denied   atomic.Bool   // a camera has not let the last stream in, which has been logged
-	deniedAt atomic.Int64  // when it has last refused the password, in Unix nanoseconds
+	dropped   atomic.Uint64 // frames of a camera that were too late for a visitor
+	droppedAt atomic.Int64  // when the log was told, in Unix nanoseconds
+	denied    atomic.Bool   // a camera has not let the last stream in, which has been logged
+	deniedAt  atomic.Int64  // when it has last refused the password, in Unix nanoseconds
 }
 
 // newService checks what of a target can be checked without dialling it: a folder must be there.
