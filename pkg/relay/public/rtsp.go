@@ -584,7 +584,7 @@ func (p *player) decide(u rtsp.URL, m *rtsp.Message) decision {
 		}
 	} else {
 		routes := r.routes.Load()
-		if !isName(l.host) && routes.any(l.host, c.secure) == nil {
+		if !isName(l.host) && c.sni != "" && routes.any(l.host, c.secure) == nil {
 			l.host = append(l.host[:0], c.sni...)
 		}
 		if c.secure && routes.passed(l.host) != nil {

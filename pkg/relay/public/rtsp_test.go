@@ -309,3 +309,11 @@ func cameraAnswers(status int, fields ...string) func(*tunnel.Stream, relay.Head
 		return true
 	}
 }
+
+// A camera at an address instead of a name is one that will be back, too.
+func TestPlayerAddressAway(t *testing.T) {
+	r := newCameraRelay(t, false, nil)
+	r.Reload([]Site{{Name: "office", Keys: []string{"k"}, Publish: patterns("rtsp://127.0.0.1/*")}})
+	r.player(false).ask(503, "DESCRIBE", "rtsp://127.0.0.1:8554/gate")
+	r.player(false).ask(404, "DESCRIBE", "rtsp://127.0.0.2:8554/gate")
+}
