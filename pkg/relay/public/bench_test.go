@@ -1,13 +1,18 @@
 package public
 
 import (
+	"encoding/base64"
+	"fmt"
 	"io"
 	"net"
 	"runtime"
+	"strings"
 	"testing"
 
 	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/rtsp"
 	"culvert.dev/pkg/tunnel"
+	"culvert.dev/pkg/websocket"
 )
 
 // BenchmarkKeepAlive is one visitor's request and response through the relay and
@@ -40,6 +45,15 @@ func benchmarkKeepAlive(b *testing.B, change func(*Relay)) {
 	}
 }
 
+// memory is what the program has in use.
+func memory() uint64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc + m.StackInuse
+}
+
 // BenchmarkSilentVisitor measures what an upgraded connection that is silent
 // holds, its stream at both ends of the session included.
 func BenchmarkSilentVisitor(b *testing.B) {
@@ -53,13 +67,6 @@ func BenchmarkSilentVisitor(b *testing.B) {
 		}})
 		return true
 	})
-	memory := func() uint64 {
-		var m runtime.MemStats
-		runtime.GC()
-		runtime.GC()
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc + m.StackInuse
-	}
 	for b.Loop() {
 		var conns []net.Conn
 		for range n {
@@ -78,6 +85,107 @@ func BenchmarkSilentVisitor(b *testing.B) {
 			}
 		}
 		b.ReportMetric(float64(int64(memory()-before))/n, "B/visitor")
+		for _, c := range conns {
+			c.Close()
+		}
+	}
+}
+
+// BenchmarkSilentPlayer measures what a player holds to whom nothing comes, its stream at both ends of the session included.
+func BenchmarkSilentPlayer(b *testing.B) {
+	for _, how := range []string{"rtsp", "rtsp-http", "rtsp-ws", "fan_out"} {
+		b.Run(how, func(b *testing.B) { benchmarkSilentPlayer(b, how) })
+	}
+}
+
+func benchmarkSilentPlayer(b *testing.B, how string) {
+	const n = 2000
+	r := newCameraRelay(b, false, nil)
+	s := r.connect("office", nil)
+	replies := make(chan []relay.AnnounceReply, 1)
+	onLoop(s.session.loop.Loop, func() {
+		s.announce([]relay.Announcement{{Name: "gate", Publish: "rtsp://cams.test/gate", TargetScheme: "rtsp", Camera: &relay.Camera{FanOut: how == "fan_out"}}}, replies)
+	})
+	<-replies
+	var m rtsp.Message
+	s.handle(func(st *tunnel.Stream, _ relay.Header) bool {
+		st.SetHandler(&funcHandler{data: func(b []byte) (used int) {
+			for used < len(b) {
+				var d rtsp.Demux
+				k, n, err := d.Next(b[used:], &m)
+				if err != nil || k == rtsp.None {
+					break
+				}
+				if used += n; k != rtsp.Request {
+					continue
+				}
+				cseq := string(m.Get("cseq"))
+				switch string(m.Method) {
+				case "DESCRIBE":
+					st.Write([]byte(reply(cseq, 200, testSDP, "Content-Type: application/sdp")))
+				case "SETUP":
+					st.Write([]byte(reply(cseq, 200, "", "Session: 4711", "Transport: "+string(m.Get("transport")))))
+				default:
+					st.Write([]byte(reply(cseq, 200, "", "Session: 4711")))
+				}
+			}
+			return used
+		}})
+		return true
+	})
+	dial := func(addr string) net.Conn {
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return c
+	}
+	buf := make([]byte, 8192)
+	until := func(c net.Conn, what string) string {
+		for got := 0; ; {
+			k, err := c.Read(buf[got:])
+			if err != nil {
+				b.Fatal(err)
+			}
+			if got += k; strings.Contains(string(buf[:got]), what) {
+				return string(buf[:got])
+			}
+		}
+	}
+	for b.Loop() {
+		var conns []net.Conn
+		before := memory()
+		for i := range n {
+			addr := r.listener("rtsp").String()
+			if how == "rtsp-http" || how == "rtsp-ws" {
+				addr = r.http
+			}
+			c := dial(addr)
+			up := func(s string) { io.WriteString(c, s) }
+			conns = append(conns, c)
+			switch how {
+			case "rtsp-http":
+				fmt.Fprintf(c, "GET /gate HTTP/1.0\r\nHost: cams.test\r\nx-sessioncookie: %d\r\nAccept: application/x-rtsp-tunnelled\r\n\r\n", i)
+				until(c, "\r\n\r\n")
+				post := dial(addr)
+				conns = append(conns, post)
+				fmt.Fprintf(post, "POST /gate HTTP/1.0\r\nHost: cams.test\r\nx-sessioncookie: %d\r\nContent-Type: application/x-rtsp-tunnelled\r\nContent-Length: 32767\r\n\r\n", i)
+				up = func(s string) { io.WriteString(post, base64.StdEncoding.EncodeToString([]byte(s))) }
+			case "rtsp-ws":
+				up(socketHead)
+				until(c, "\r\n\r\n")
+				up = func(s string) { io.WriteString(c, message(websocket.Binary, s)) }
+			}
+			const url = "rtsp://cams.test/gate"
+			up("DESCRIBE " + url + " RTSP/1.0\r\nCSeq: 1\r\n\r\n")
+			until(c, "control:trackID=0\r\n")
+			up("SETUP " + url + "/trackID=0 RTSP/1.0\r\nCSeq: 2\r\nTransport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n\r\n")
+			_, id, _ := strings.Cut(until(c, "\r\n\r\n"), "Session: ")
+			id = strings.FieldsFunc(id, func(r rune) bool { return r == ';' || r == '\r' })[0]
+			up("PLAY " + url + "/ RTSP/1.0\r\nCSeq: 3\r\nSession: " + id + "\r\n\r\n")
+			until(c, "\r\n\r\n")
+		}
+		b.ReportMetric(float64(int64(memory()-before))/n, "B/player")
 		for _, c := range conns {
 			c.Close()
 		}

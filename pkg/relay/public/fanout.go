@@ -98,7 +98,9 @@ func (v *fanViewer) request(m *rtsp.Message, cseq uint32) {
 func (v *fanViewer) release() {
 	for v.player != nil && v.watch != nil && v.known != nil && len(v.held) > 0 {
 		r := v.held[0]
-		v.held = v.held[1:]
+		if v.held = v.held[1:]; len(v.held) == 0 {
+			v.held = nil
+		}
 		v.serve(r.m, r.cseq)
 	}
 	if v.player != nil && len(v.held) == 0 {

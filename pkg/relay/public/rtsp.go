@@ -175,7 +175,9 @@ func (v *visitor) play() {
 	if v.secure {
 		how = "rtsps"
 	}
-	v.loop.serveRTSP(v.conn, &v.client, how, nil)
+	c := v.client.carried() // v itself is done with
+	c.verdict = v.verdict
+	v.loop.serveRTSP(v.conn, c, how, nil)
 }
 
 // serveRTSP serves RTSP on end, whose input is unread. The count of admission of c is given back when end has
