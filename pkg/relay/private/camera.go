@@ -446,6 +446,9 @@ func (c *proxy) await() {
 func (c *proxy) looked() {
 	now := c.peer.now()
 	switch {
+	case c.moved():
+		c.fail(rtsp.StatusBadGateway)
+		return
 	case c.full || c.cameraWaits: // it may say nothing
 	case len(c.asked) > 0 && now.Sub(c.asked[0].at) >= answerTimeout:
 		c.peer.targetDown(c.service, errCameraSilent)
@@ -456,6 +459,13 @@ func (c *proxy) looked() {
 		return
 	}
 	c.await()
+}
+
+// moved reports whether this is what the visitors of a fan_out service share, and the service has got another target by
+// now. It has no end of its own, so that they would be shown the old camera for ever; the public relay asks again.
+func (c *proxy) moved() bool {
+	now := c.peer.relay.services.Load().byName[c.service.Name]
+	return now != nil && now.Target != c.service.Target && !c.operator && now.Camera != nil && now.Camera.FanOut
 }
 
 // cameraTLS is what an rtsps camera is spoken to with. Cameras make their certificates themselves, without their address in

@@ -359,6 +359,42 @@ func TestCameraSilent(t *testing.T) {
 	})
 }
 
+// What many watch ends soon when the service has got another camera, so that they are shown that; a single visitor's
+// stream goes on.
+func TestCameraMoves(t *testing.T) {
+	watching(t, 0, 1000, func(t *testing.T, w *world, s *source, v *viewer) {
+		reload := func(target string, fanOut bool) {
+			svc := published(t, tcpService(t, "gate", target), "rtsp://cams.example.com/gate")
+			svc.Camera = &relay.Camera{FanOut: fanOut}
+			if err := w.relay.Reload([]Service{svc}); err != nil {
+				t.Error(err)
+			}
+		}
+		for _, fanOut := range []bool{false, true} {
+			target := "rtsp://camera/live"
+			if !fanOut {
+				target = "rtsp://other/live"
+			}
+			reload(target, fanOut)
+			select {
+			case err := <-v.closed:
+				t.Fatalf("%s, fan_out %v: ended with %v", target, fanOut, err)
+			case <-time.After(3 * lookAtCameraInterval):
+			}
+		}
+		reload("rtsp://other/live", true)
+		select {
+		case err := <-v.closed:
+			if err != nil {
+				t.Errorf("ended with %v", err)
+			}
+		case <-time.After(lookAtCameraInterval + time.Second):
+			t.Fatal("the old camera is watched on")
+		}
+		v.closed <- nil
+	})
+}
+
 // A camera that does not answer ends the stream, too, with an answer to the visitor.
 func TestCameraAnswersNot(t *testing.T) {
 	svc := published(t, tcpService(t, "gate", "rtsp://camera/live"), "rtsp://cams.example.com/gate")
