@@ -141,7 +141,9 @@ func (w *rtspSocket) OnData(b []byte) (used int) {
 		case websocket.None:
 			return used
 		case websocket.Ping:
-			w.conn.Write(websocket.AppendFrame(nil, websocket.Pong, ev.Payload, nil))
+			if w.conn.Pending() <= w.conn.HighMark() { // rfc6455#section-5.5.3: not each of them needs one
+				w.conn.Write(websocket.AppendFrame(nil, websocket.Pong, ev.Payload, nil))
+			}
 		case websocket.Close:
 			status, _ := websocket.ParseClose(ev.Payload)
 			if status == websocket.StatusNone {

@@ -22,6 +22,7 @@ import (
 	xhttp2 "golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
+	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/rtsp"
 	"culvert.dev/pkg/tunnel"
@@ -347,6 +348,32 @@ func TestSocketEnds(t *testing.T) {
 				t.Errorf("%s: %d visitors are left", name, n)
 			}
 		})
+	}
+}
+
+// stuffed is an End whose peer reads nothing.
+type stuffed struct {
+	evloop.End
+	pending int
+}
+
+func (e *stuffed) Write(b []byte) { e.pending += len(b) }
+func (e *stuffed) Pending() int   { return e.pending }
+func (e *stuffed) HighMark() int  { return 4096 }
+
+// Who sends pings and reads no answers has not all of them kept for him.
+func TestSocketPings(t *testing.T) {
+	end := new(stuffed)
+	w := &rtspSocket{conn: end}
+	w.frames.Masked = true
+	ping := websocket.AppendFrame(nil, websocket.Ping, make([]byte, 100), &websocket.Key{1, 2, 3, 4})
+	for range 1000 {
+		if n := w.OnData(ping); n != len(ping) {
+			t.Fatalf("%d bytes were used", n)
+		}
+	}
+	if end.pending < 4096 || end.pending > 4096+2*len(ping) {
+		t.Errorf("%d bytes wait", end.pending)
 	}
 }
 
