@@ -265,7 +265,7 @@ type screen struct {
 
 const screenOf = `(() => {
 	const v = document.querySelector('video'), i = document.querySelector('img'), b = v ? v.buffered : []
-	if (!v) return {}
+	if (!v || document.readyState === 'loading') return {}
 	const by = [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')].map(e => e.nextHopProtocol)
 	return {
 		Time: v.currentTime, Delay: b.length ? b.end(b.length - 1) - v.currentTime : -1, Width: v.videoWidth, Height: v.videoHeight,

@@ -193,7 +193,6 @@ func TestTLS(t *testing.T) {
 			{"localhost", []string{"acme-tls/1"}, "!"},
 			{"APP.example.com", []string{"h2"}, "h2"},
 			{"nobody.example.com", []string{"h2", "http/1.1"}, "h2"},
-			{"", []string{"h2", "http/1.1"}, "h2"},
 		} {
 			state, err := handshake(s.https, &tls.Config{ServerName: tt.host, NextProtos: tt.offered})
 			if tt.want == "!" {

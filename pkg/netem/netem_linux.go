@@ -136,7 +136,9 @@ func (l *Link) close() {
 	for _, n := range []*Namespace{l.Outside, l.Inside} {
 		if n != nil {
 			unix.Close(n.tun)
+			n.mu.Lock()
 			n.file.Close()
+			n.mu.Unlock()
 		}
 	}
 }
@@ -293,7 +295,10 @@ func (n *Namespace) Do(f func() error) error {
 		return f()
 	}
 	return onThread(func() error {
-		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+		n.mu.Lock()
+		err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET) // it may be closed meanwhile
+		n.mu.Unlock()
+		if err != nil {
 			return fmt.Errorf("netem: enter the namespace: %w", err)
 		}
 		return f()

@@ -341,9 +341,11 @@ func TestJoin(t *testing.T) {
 			t.Errorf("%.60q: %d, want %d", test.request, got, test.want)
 		}
 	}
+	mu.Lock()
 	if len(got) != 2 {
 		t.Errorf("%d requests came through, want 2", len(got))
 	}
+	mu.Unlock()
 	for range maxJoins {
 		r.status(true, post(body("good")))
 	}
