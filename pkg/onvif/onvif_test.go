@@ -412,3 +412,19 @@ func (s says) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	return &http.Response{StatusCode: 200, Body: io.NopCloser(bytes.NewReader(s)), Request: r}, nil
 }
+
+// A URL is whole or it is worth nothing, however long.
+func TestLongURL(t *testing.T) {
+	url := "rtsp://192.168.100.108:554/cam/realmonitor?channel=1&subtype=0&unicast=true&proto=Onvif&session=" + strings.Repeat("7", 60)
+	d := newDevice(&Finder{}, netip.MustParseAddr("192.168.100.108"))
+	if got, err := d.here(url, "rtsp", "rtsps"); err != nil || got != url {
+		t.Fatalf("%q, %v", got, err)
+	}
+	var b bytes.Buffer
+	if err := Write(&b, io.Discard, []Device{{Name: "a", Streams: []Stream{{URL: url}}}}, Shown{User: "admin"}); err != nil {
+		t.Fatal(err)
+	}
+	if want := `target = "` + strings.Replace(url, "://", "://admin:PASSWORD@", 1) + `"`; !strings.Contains(b.String(), want) {
+		t.Errorf("no %s in\n%s", want, b.String())
+	}
+}

@@ -77,12 +77,12 @@ func writeServices(w io.Writer, devices []Device, publish, user string) {
 func withUser(s, user string) string {
 	u, err := url.Parse(s)
 	if err != nil {
-		return clean(s)
+		return printable(s)
 	}
 	if user != "" {
 		u.User = url.UserPassword(user, "PASSWORD")
 	}
-	return clean(u.String())
+	return printable(u.String())
 }
 
 // slug makes a name for a service and its path.

@@ -130,15 +130,19 @@ func scopeText(s string) string {
 	return clean(strings.ReplaceAll(s, "_", " "))
 }
 
-// clean returns what a device says of itself so that it can be shown to people.
-func clean(s string) string {
-	s = strings.ToValidUTF8(s, "")
-	s = strings.TrimSpace(strings.Map(func(r rune) rune {
+// printable returns s without what could do something to a terminal.
+func printable(s string) string {
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return -1
 		}
 		return r
-	}, s))
+	}, strings.ToValidUTF8(s, "")))
+}
+
+// clean returns what a device says of itself so that it can be shown to people.
+func clean(s string) string {
+	s = printable(s)
 	if r := []rune(s); len(r) > 100 {
 		s = string(r[:100])
 	}
