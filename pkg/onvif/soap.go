@@ -114,6 +114,7 @@ func (d *device) ask(ctx context.Context, service, body string, authenticated bo
 			}
 			return nil, errDenied
 		}
+		d.digest.Accepted()
 		if len(answer) > maxSOAP {
 			return nil, fmt.Errorf("answers with more than %d bytes", maxSOAP)
 		}
@@ -257,7 +258,7 @@ func (d *device) media(ctx context.Context, service string) (string, error) {
 // translation of addresses does not know better, and one that means harm does not have us ask others.
 func (d *device) here(s string, schemes ...string) (string, error) {
 	u, err := url.Parse(s)
-	if err != nil || len(s) > 1024 || u.Host == "" || u.Fragment != "" || u.Scheme != schemes[0] && u.Scheme != schemes[1] || clean(s) != s || strings.ContainsAny(s, " \"\\'<>") {
+	if err != nil || len(s) > 1024 || u.Host == "" || u.Fragment != "" || u.Scheme != schemes[0] && u.Scheme != schemes[1] || printable(s) != s || strings.ContainsAny(s, " \"\\'<>") {
 		return "", fmt.Errorf("gives a URL that makes no sense: %.80q", s)
 	}
 	port := u.Port()

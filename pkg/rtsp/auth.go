@@ -42,6 +42,8 @@ type Client struct {
 
 	c       *challenge // nil before the first
 	nc      uint32     // requests that were authenticated with it
+	good    bool       // and one of them was let in
+	digest  bool       // the server has offered Digest
 	refused int        // challenges in a row whose nonce was not good for one request
 }
 
@@ -100,7 +102,8 @@ func (c *challenge) qop() string {
 
 // Challenge takes the WWW-Authenticate fields of a 401 response and reports whether it is worth asking
 // again with what Authorization returns. It is not if the server refused the first request that had what
-// it asked for the last time: then the user or the password is wrong.
+// it asked for the last time: then the user or the password is wrong. Nor is it if a server that has had
+// a digest wants the password itself.
 func (c *Client) Challenge(m *Message) bool {
 	var best *challenge
 	n := 0
@@ -120,11 +123,15 @@ func (c *Client) Challenge(m *Message) bool {
 	if best == nil || c.User == "" && c.Password == "" {
 		return false
 	}
+	if best.scheme == "basic" && c.digest {
+		return false // somebody in between would like to have the password
+	}
+	c.digest = best.scheme == "digest"
 	worth := true
 	if c.c != nil && c.nc > 0 {
 		stale := strings.EqualFold(best.params["stale"], "true")
 		switch {
-		case c.nc > 1:
+		case c.good:
 			c.refused = 0 // the nonce was good for a while and has expired
 		case stale && c.refused < maxRefused:
 			c.refused++
@@ -135,9 +142,13 @@ func (c *Client) Challenge(m *Message) bool {
 			worth = false
 		}
 	}
-	c.c, c.nc = best, 0
+	c.c, c.nc, c.good = best, 0, false
 	return worth
 }
+
+// Accepted tells that a request with what Authorization returned was let in: if the server asks again, the nonce has
+// expired.
+func (c *Client) Accepted() { c.good = true }
 
 // Authorization returns the field for a request, if there has been a challenge. url is what the request
 // line has.

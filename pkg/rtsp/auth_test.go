@@ -120,8 +120,15 @@ func TestWrongPasswordIsTriedOnce(t *testing.T) {
 		}
 		use(&c)
 	}
+	// Nor is it for requests that were sent at once.
+	use(&c)
+	use(&c)
+	if c.Challenge(response401(`Digest realm="r", nonce="c"`)) {
+		t.Error("a wrong password is tried again")
+	}
 	// A nonce that was good for some requests has expired.
 	use(&c)
+	c.Accepted()
 	use(&c)
 	if !c.Challenge(response401(`Digest realm="r", nonce="d"`)) {
 		t.Error("an expired nonce is taken for a wrong password")
@@ -136,6 +143,14 @@ func TestWrongPasswordIsTriedOnce(t *testing.T) {
 	}
 	if worth != maxRefused {
 		t.Errorf("%d stale nonces in a row are tried, want %d", worth, maxRefused)
+	}
+	// Who has had a digest does not get the password itself.
+	c.Accepted()
+	if c.Challenge(response401("Basic realm=r")) {
+		t.Error("Basic is tried after Digest")
+	}
+	if f, _ := c.Authorization([]byte("DESCRIBE"), []byte("rtsp://h/"), nil); !strings.HasPrefix(string(f.Value), "Digest ") {
+		t.Errorf("after that the server gets %s", f.Value)
 	}
 	c = Client{User: "u", Password: "p"}
 	if !c.Challenge(response401("Basic realm=r")) {

@@ -69,6 +69,7 @@ const (
 	StatusUnavailable          = 503
 	StatusGatewayTimeout       = 504
 	StatusVersionNotSupported  = 505
+	StatusOptionNotSupported   = 551
 )
 
 // Reason returns the phrase of a status code.
@@ -124,7 +125,7 @@ func Reason(status int) string {
 		return "Gateway Time-out"
 	case StatusVersionNotSupported:
 		return "RTSP Version not supported"
-	case 551:
+	case StatusOptionNotSupported:
 		return "Option not supported"
 	}
 	return "Status " + strconv.Itoa(status)

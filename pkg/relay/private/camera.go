@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"time"
 
@@ -58,11 +59,15 @@ type proxy struct {
 	named        []string     // the camera's URLs that the visitor knows by numbers, see rtsp.Mapping.AppendSDP
 	offered      []string     // what the camera has said that has a query in it, as the visitor knows it
 	login        rtsp.Client
-	logins       uint32 // challenges that login has taken
+	logins       uint32      // challenges that login has taken
+	challenged   rtsp.Client // login after the last of them
+	redialled    bool        // see again
 	up, down     rtsp.Demux
-	upMid        bool // the visitor's last frame has not come to its end
-	downMid      bool // nor has the camera's
-	visitorWaits bool // its messages do, see waits
+	reports      [4]uint64 // the channels of RTCP, a bit each
+	upDropped    bool      // the visitor's last frame is not passed on
+	upMid        bool      // of those that are, the last one has not come to its end
+	downMid      bool      // nor has the camera's
+	visitorWaits bool      // its messages do, see waits
 	cameraWaits  bool
 	visitorFull  bool // it is paused, because the camera does not take what it sends
 	full         bool // the camera is
@@ -96,31 +101,80 @@ func (p *peer) acceptCamera(s *tunnel.Stream, svc *service, h relay.Header) {
 		return
 	}
 	svc.open.Add(1)
-	s.Pause() // until the camera is there
-	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
-	c := &proxy{peer: p, service: svc, operator: h.Scheme == "forward", visitor: s}
-	d := &dial{peer: p, service: svc, visitor: s, addr: h.Visitor, cancel: cancel, camera: c}
-	s.SetHandler(d)
-	if dial := p.relay.dialCamera; dial != nil {
-		p.loop.DialFunc(ctx, dial, d.connected)
-		return
-	}
-	p.loop.Dial(ctx, svc.network, svc.address, d.connected)
+	newProxy(p, svc, s, h.Scheme == "forward").dial()
 }
 
-// begin begins with a connection to the camera.
-func (c *proxy) begin(conn *evloop.Conn) {
-	t := c.service.Target
-	c.conn = conn
-	c.login = rtsp.Client{User: t.User, Password: t.Password}
+func newProxy(p *peer, svc *service, visitor *tunnel.Stream, operator bool) *proxy {
+	t := svc.Target
+	c := &proxy{peer: p, service: svc, operator: operator, visitor: visitor, login: rtsp.Client{User: t.User, Password: t.Password}}
 	c.urls.Camera = cameraURL(t)
-	if d := c.service.Deadline; d > 0 {
-		c.late = &backlog{deadline: d}
+	if svc.Deadline > 0 {
+		c.late = &backlog{deadline: svc.Deadline}
 	}
+	return c
+}
+
+// dial connects to the camera. The visitor waits until it is there.
+func (c *proxy) dial() {
+	c.visitor.Pause()
+	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
+	d := &dial{peer: c.peer, service: c.service, visitor: c.visitor, cancel: cancel, camera: c}
+	c.visitor.SetHandler(d)
+	if dial := c.peer.relay.dialCamera; dial != nil {
+		c.peer.loop.DialFunc(ctx, dial, d.connected)
+		return
+	}
+	c.peer.loop.Dial(ctx, c.service.network, c.service.address, d.connected)
+}
+
+// begin begins with a connection to the camera, on which it is asked again what it has not answered on the one before.
+func (c *proxy) begin(conn *evloop.Conn) {
+	c.conn = conn
 	conn.SetHandler(cameraSide{c})
 	c.visitor.SetHandler(visitorSide{c})
-	c.visitor.Resume()
+	asked := c.asked
+	c.asked = nil
+	for _, r := range asked {
+		r.tries--
+		c.send(r)
+	}
+	c.resumeVisitor()
 }
+
+// again dials a camera again that has ended the connection after it asked for credentials, as some do, and reports whether
+// it does. It does so once, and not after there is a session, which may be one of the connection.
+func (c *proxy) again() bool {
+	shown := func(r *cameraRequest) bool { return r.shown }
+	if c.redialled || c.session != nil || c.upMid || c.downMid || c.full || c.held > 0 || !slices.ContainsFunc(c.asked, shown) {
+		return false
+	}
+	c.redialled = true
+	// Those with credentials had been asked, and refused, before the others.
+	slices.SortStableFunc(c.asked, func(a, b *cameraRequest) int {
+		switch {
+		case a.shown == b.shown:
+			return 0
+		case a.shown:
+			return -1
+		}
+		return 1
+	})
+	c.login = c.challenged // nobody has seen them yet
+	c.look.Stop()
+	c.down, c.cameraWaits, c.visitorFull, c.visitorWaits = rtsp.Demux{}, false, false, false
+	c.conn.SetHandler(left{})
+	c.conn.Abort(errCameraLeft)
+	c.dial()
+	return true
+}
+
+// left is the handler of a connection that nobody needs any more.
+type left struct{}
+
+func (left) OnData(b []byte) int { return len(b) }
+func (left) OnEOF()              {}
+func (left) OnDrain()            {}
+func (left) OnClose(error)       {}
 
 // cameraURL is what a camera is asked for.
 func cameraURL(t relay.Target) string {
@@ -134,7 +188,8 @@ func cameraURL(t relay.Target) string {
 	return u.String()
 }
 
-// OnData takes what the visitor sends: requests, and frames for the camera (RTCP, and sound for its loudspeaker).
+// OnData takes what the visitor sends: requests, and reports (RTCP). Frames of media are not passed on: they are sound for
+// the camera's loudspeaker, and cameras are watched here.
 func (v visitorSide) OnData(b []byte) int {
 	c, m := v.proxy, &v.peer.rtsp.message
 	at, from := 0, 0 // b[from:at] are frames
@@ -149,6 +204,15 @@ func (v visitorSide) OnData(b []byte) int {
 			break
 		}
 		if k == rtsp.Frame {
+			if ch := c.up.Channel; c.up.First {
+				c.upDropped = c.reports[ch/64]>>(ch%64)&1 == 0
+			}
+			if c.upDropped {
+				c.conn.Write(b[from:at])
+				at += n
+				from = at
+				continue
+			}
 			at += n
 			if c.upMid = !c.up.Last; !c.upMid && c.cameraWaits {
 				c.cameraWaits = false
@@ -358,7 +422,7 @@ func (s cameraSide) OnDrain() {
 // OnEOF is a camera that has had enough: it was restarted, or has too many visitors.
 func (s cameraSide) OnEOF() {
 	c := s.proxy
-	if c.gone {
+	if c.gone || c.again() {
 		return
 	}
 	if c.playing || len(c.asked) > 0 {
@@ -369,6 +433,9 @@ func (s cameraSide) OnEOF() {
 
 func (s cameraSide) OnClose(err error) {
 	c := s.proxy
+	if !c.gone && c.again() {
+		return
+	}
 	c.ended = true
 	if c.gone {
 		return
@@ -387,6 +454,9 @@ var (
 	errCameraLeft    = errors.New("the camera has ended the connection")
 	errCameraSilent  = errors.New("the camera does not answer")
 	errCameraStopped = errors.New("the camera plays, and has sent nothing for a minute")
+	errCameraAsks    = errors.New("the camera asks and asks, and does not read the answers")
+	errCameraUDP     = errors.New("the camera does not send over TCP, which is what goes through the relays: look for RTP over RTSP in its settings")
+	errCameraTooLong = errors.New("the camera's answer is too long with the visitor's URLs in it")
 	errElsewhere     = errors.New("the camera sends visitors to another address: if they may go there, make it the target")
 )
 

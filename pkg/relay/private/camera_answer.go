@@ -2,10 +2,12 @@ package private
 
 import (
 	"bytes"
+	"fmt"
 	"time"
 
 	"culvert.dev/pkg/camera"
 	"culvert.dev/pkg/rtsp"
+	"culvert.dev/pkg/tunnel"
 )
 
 // denyTime is how long a password that a camera has refused is not tried again: cameras shut out who guesses.
@@ -30,6 +32,9 @@ func (c *proxy) asksBack(m *rtsp.Message) {
 	s.fields = fields
 	s.out = rtsp.AppendResponse(s.out[:0], status, fields, nil)
 	c.conn.Write(s.out)
+	if c.conn.Pending() > c.conn.HighMark() {
+		c.lost(errCameraAsks, tunnel.CodeRefused)
+	}
 }
 
 // answer passes an answer of the camera on, unless it is about what is between the camera and this relay.
@@ -38,14 +43,24 @@ func (c *proxy) answer(m *rtsp.Message) {
 	if r == nil || m.Status < 200 {
 		return
 	}
-	switch {
-	case m.Status == rtsp.StatusUnauthorized, m.Status == 407:
+	if m.Status == rtsp.StatusUnauthorized || m.Status == 407 {
 		c.unauthorized(r, m)
 		return
-	case m.Status < 300 && (r.shown || rtsp.Is(r.method, "DESCRIBE")) && c.service.denied.Swap(false):
-		c.peer.relay.log.Info("camera lets us in again", "service", c.service.Name)
+	}
+	if in := m.Status < 300 && !rtsp.Is(r.method, "OPTIONS"); in && r.shown || in && rtsp.Is(r.method, "DESCRIBE") { // OPTIONS is for everybody
+		if r.shown && r.logins == c.logins {
+			c.login.Accepted()
+		}
+		if c.service.denied.Swap(false) {
+			c.peer.relay.log.Info("camera lets us in again", "service", c.service.Name)
+		}
 	}
 	if m.Status >= 300 && m.Status < 400 && m.Status != 304 && c.redirected(r, m) {
+		return
+	}
+	if rtsp.Is(r.method, "SETUP") && byUDP(m) {
+		c.peer.targetDown(c.service, errCameraUDP)
+		c.say(rtsp.StatusUnsupportedTransport, r.visitorCSeq)
 		return
 	}
 	c.note(r, m)
@@ -80,6 +95,7 @@ func (c *proxy) unauthorized(r *cameraRequest, m *rtsp.Message) {
 	case r.tries < maxTries && (r.logins != c.logins || c.login.Challenge(m)):
 		if r.logins == c.logins { // or else it was sent before one was known
 			c.logins++
+			c.challenged = c.login
 		}
 		c.send(r)
 		return
@@ -112,10 +128,14 @@ func (c *proxy) redirected(r *cameraRequest, m *rtsp.Message) bool {
 	}
 	u, err := rtsp.ParseURL(location)
 	camera, _ := rtsp.ParseURL([]byte(c.urls.Camera))
-	if err == nil && (u.Scheme == "" || u.Scheme == camera.Scheme && u.Authority == camera.Authority) && string(r.url) == c.urls.Camera && c.redirects < 3 {
-		c.redirects++
+	origin := camera.Scheme + "://" + camera.Authority
+	if u.Scheme == "" {
 		u.Scheme, u.Authority = camera.Scheme, camera.Authority
-		c.urls.Camera = u.String()
+	}
+	to, ok := rtsp.Mapping{Visitor: origin, Camera: origin}.ToCamera(u.String())
+	if err == nil && ok && string(r.url) == c.urls.Camera && c.redirects < 3 {
+		c.redirects++
+		c.urls.Camera = to
 		r.url, r.tries = []byte(c.urls.Camera), 0
 		c.send(r)
 		return true
@@ -136,10 +156,14 @@ func (c *proxy) note(r *cameraRequest, m *rtsp.Message) {
 	case rtsp.Is(r.method, "SETUP"):
 		id, _ := rtsp.ParseSession(m.Get("Session"))
 		c.session = []byte(id)
-		if t, err := rtsp.ParseTransport(m.Get("Transport")); err == nil && t[0].HasInterleaved && c.late != nil {
-			c.late.add(uint8(t[0].Interleaved[0]), trackOf(c.shown, string(r.url)))
+		if p, ok := channels(r, m.Fields); ok {
+			c.reports[p[1]/64] |= 1 << (p[1] % 64)
+			if c.late != nil {
+				c.late.add(uint8(p[0]), trackOf(c.shown, string(r.url)))
+			}
 		}
-	case rtsp.Is(r.method, "PLAY"), rtsp.Is(r.method, "RECORD"):
+	case rtsp.Is(r.method, "PLAY"):
+		c.peer.targetBack(c.service)
 		if !c.playing {
 			c.playing = true
 			c.await()
@@ -153,7 +177,10 @@ func (c *proxy) note(r *cameraRequest, m *rtsp.Message) {
 func (c *proxy) pass(r *cameraRequest, m *rtsp.Message) {
 	s := &c.peer.rtsp
 	body := m.Body
-	if len(body) > 0 && rtsp.Is(r.method, "DESCRIBE") && isSDP(m.Get("Content-Type")) {
+	if m.Status >= 300 {
+		body = nil // an error page is for those who know what and where the camera is
+	}
+	if rtsp.Is(r.method, "DESCRIBE") && (isSDP(m.Get("Content-Type")) || bytes.HasPrefix(body, []byte("v="))) {
 		c.urls.Base = c.baseOf(m)
 		s.body, c.named = c.urls.AppendSDP(s.body[:0], body)
 		body = s.body
@@ -174,12 +201,41 @@ func (c *proxy) pass(r *cameraRequest, m *rtsp.Message) {
 			f.Value = c.urls.AppendRTPInfo(nil, f.Value, c.named)
 		case rtsp.Is(f.Name, "Transport"):
 			f.Value = withoutAddresses(f.Value)
+			if p, ok := channels(r, m.Fields); ok && !bytes.Contains(bytes.ToLower(f.Value), []byte("interleaved=")) {
+				f.Value = fmt.Appendf(f.Value, ";interleaved=%d-%d", p[0], p[1])
+			}
 		}
 		fields = append(fields, f)
 	}
 	s.fields = fields
 	s.out = rtsp.AppendResponse(s.out[:0], m.Status, fields, body)
+	if len(s.out) > rtsp.MaxMessage { // it could be 100 times what came
+		s.out, s.body = nil, nil
+		c.peer.targetDown(c.service, errCameraTooLong)
+		c.say(rtsp.StatusBadGateway, r.visitorCSeq)
+		return
+	}
 	c.tell(s.out)
+}
+
+// byUDP reports whether an answer to SETUP says that the camera cannot send over TCP, or will not.
+func byUDP(m *rtsp.Message) bool {
+	if m.Status == rtsp.StatusUnsupportedTransport {
+		return true
+	}
+	t, err := rtsp.ParseTransport(m.Get("Transport"))
+	return m.Status < 300 && err == nil && !t[0].TCP && !t[0].HasInterleaved
+}
+
+// channels returns those of an answer to SETUP, or those that were asked for: some cameras take them and do not say so.
+func channels(r *cameraRequest, answer []rtsp.Field) (p rtsp.Pair, ok bool) {
+	for _, fields := range [...][]rtsp.Field{answer, r.fields} {
+		t, err := rtsp.ParseTransport((&rtsp.Message{Fields: fields}).Get("Transport"))
+		if err == nil && t[0].HasInterleaved {
+			return t[0].Interleaved, true
+		}
+	}
+	return p, false
 }
 
 // baseOf returns what the tracks of a description are relative to, if that is nowhere below the visitor's URL.

@@ -1,6 +1,7 @@
 package private
 
 import (
+	"bytes"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,6 +44,10 @@ type cameraRequest struct {
 
 // ask passes a request of the visitor on: with the camera's URL and without what is not the camera's business.
 func (c *proxy) ask(m *rtsp.Message) {
+	if status := methodStatus(m); status != 0 {
+		c.say(status, m.Get("CSeq"))
+		return
+	}
 	url, ok := c.route(m)
 	if !ok {
 		c.say(rtsp.StatusNotFound, m.Get("CSeq"))
@@ -53,6 +58,10 @@ func (c *proxy) ask(m *rtsp.Message) {
 		switch {
 		case keptFromCamera(f.Name):
 			continue
+		case rtsp.Is(f.Name, "Require") && bytes.Contains(bytes.ToLower(f.Value), []byte("backchannel")):
+			// Nobody speaks into the room of a camera that is there to be watched. Players go on without.
+			c.say(rtsp.StatusOptionNotSupported, m.Get("CSeq"), rtsp.Field{Name: []byte("Unsupported"), Value: f.Value})
+			return
 		case rtsp.Is(f.Name, "Transport"):
 			var status int
 			if f.Value, status = transportFor(f.Value); status != 0 {
@@ -73,6 +82,23 @@ func (c *proxy) ask(m *rtsp.Message) {
 	}
 	r.size += len(r.url) + len(r.body)
 	c.send(r)
+}
+
+// methodStatus returns the status that refuses a request which could change the camera, or 0. The public relay refuses
+// them, too; the site does not depend on that.
+func methodStatus(m *rtsp.Message) int {
+	switch string(m.Method) {
+	case "OPTIONS", "DESCRIBE", "SETUP", "PLAY", "PAUSE", "TEARDOWN", "GET_PARAMETER":
+		return 0
+	case "SET_PARAMETER":
+		if len(m.Body) == 0 { // it keeps the session alive
+			return 0
+		}
+		return rtsp.StatusMethodNotAllowed
+	case "ANNOUNCE", "RECORD":
+		return rtsp.StatusMethodNotAllowed
+	}
+	return rtsp.StatusNotImplemented
 }
 
 // send sends a request, or sends it again.
@@ -170,7 +196,7 @@ func transportFor(v []byte) ([]byte, int) {
 		return nil, rtsp.StatusBadRequest
 	}
 	for _, t := range all {
-		if !t.TCP || t.Multicast {
+		if !t.TCP || t.Multicast || t.Mode == "RECORD" {
 			continue
 		}
 		if len(all) == 1 && t.Destination == "" && t.Source == "" {
@@ -183,7 +209,7 @@ func transportFor(v []byte) ([]byte, int) {
 }
 
 // say answers a request of the visitor that the camera does not hear of, or not any more.
-func (c *proxy) say(status int, cseq []byte) {
+func (c *proxy) say(status int, cseq []byte, more ...rtsp.Field) {
 	if c.downMid {
 		return // only at the end of everything
 	}
@@ -192,6 +218,7 @@ func (c *proxy) say(status int, cseq []byte) {
 	if len(cseq) > 0 {
 		fields = append(fields, rtsp.Field{Name: []byte("CSeq"), Value: cseq})
 	}
+	fields = append(fields, more...)
 	s.fields = fields
 	s.out = rtsp.AppendResponse(s.out[:0], status, fields, nil)
 	c.tell(s.out)

@@ -66,7 +66,7 @@ func FuzzCamera(f *testing.F) {
 		loop.Post(func() {
 			p := &peer{relay: r, loop: loop}
 			var here, there *tunnel.Session
-			c := &proxy{peer: p, service: list.list[0]}
+			c := newProxy(p, list.list[0], nil, false)
 			here = tunnel.New(tunnel.Config{Client: true, Accept: func(st *tunnel.Stream, _ []byte) { c.visitor = st; st.SetHandler(visitorSide{c}) }}, loop.Now())
 			there = tunnel.New(tunnel.Config{}, loop.Now())
 			a, b := &pipe{loop: loop, to: there}, &pipe{loop: loop, to: here}

@@ -54,7 +54,6 @@ func (d *discovery) OnEOF() {
 		d.answer(nil, err)
 		return
 	}
-	p.relay.log.Info("an operator looks for cameras", "relay", p.address)
 	p.loop.Spawn(func(ctx context.Context) { d.search(ctx, req) })
 }
 
@@ -75,6 +74,9 @@ func (d *discovery) search(ctx context.Context, req relay.DiscoverRequest) {
 	devices, err := d.peer.relay.Discover(ctx, req)
 	cancel()
 	<-over
+	if err == nil { // what is refused costs the public relay nothing, and so it gets no line
+		d.peer.relay.log.Info("an operator has looked for cameras", "relay", d.peer.address)
+	}
 	d.peer.loop.Post(func() { d.answer(devices, err) })
 }
 

@@ -45,6 +45,8 @@ const (
 
 	// maxSnapshot is the size of a picture, and maxStill that of what it is made of.
 	maxSnapshot, maxStill = 8 << 20, 8 << 20
+
+	maxPixels = "67108864" // of a picture that ffmpeg decodes: parameter sets may claim any size
 )
 
 // studio takes the snapshots of all services.
@@ -344,7 +346,7 @@ func (s *snapshot) choose(d *description.Session) (*description.Media, format.Fo
 func (st *studio) decode(format string, b []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), st.time)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, st.ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error", "-threads", "1", "-protocol_whitelist", "pipe",
+	cmd := exec.CommandContext(ctx, st.ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error", "-threads", "1", "-protocol_whitelist", "pipe", "-max_pixels", maxPixels,
 		"-f", format, "-i", "pipe:0", "-frames:v", "1", "-threads", "1", "-q:v", "3", "-f", "mjpeg", "pipe:1")
 	cmd.Env = []string{} // not ours
 	cmd.Stdin = bytes.NewReader(b)

@@ -146,11 +146,11 @@ func (d *dial) reached(c *evloop.Conn) {
 }
 
 func (d *dial) splice(c *evloop.Conn) {
-	d.peer.targetBack(d.service)
 	if d.camera != nil {
-		d.camera.begin(c)
+		d.camera.begin(c) // whether it is back is to be seen: see note
 		return
 	}
+	d.peer.targetBack(d.service)
 	forward.Splice(c, d.visitor, d.service.ended)
 }
 
