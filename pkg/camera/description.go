@@ -229,15 +229,34 @@ func (m *medium) track() Track {
 // format is what gortsplib says of the first format, without its parameters if these cannot be read.
 func (m *medium) format() format.Format {
 	md := &sdp.MediaDescription{MediaName: sdp.MediaName{Media: m.name, Protos: []string{"RTP", "AVP"}, Formats: m.formats}, Attributes: m.attrs}
-	f, err := format.Unmarshal(md, m.formats[0])
+	f, err := unmarshal(md, m.formats[0])
 	if err != nil {
 		md.Attributes = slices.DeleteFunc(slices.Clone(m.attrs), func(a sdp.Attribute) bool { return a.Key == "fmtp" })
-		f, err = format.Unmarshal(md, m.formats[0])
+		f, err = unmarshal(md, m.formats[0])
 	}
 	if _, unknown := f.(*format.Generic); err != nil || unknown {
 		return nil
 	}
 	return f
+}
+
+func unmarshal(md *sdp.MediaDescription, payloadType string) (f format.Format, err error) {
+	if !survives(func() { f, err = format.Unmarshal(md, payloadType) }) {
+		return nil, errPanic
+	}
+	return f, err
+}
+
+var errPanic = errors.New("camera: a library does not survive this")
+
+// survives runs f, which has a library read what a camera has sent, and reports whether that went without a panic.
+// A panic would be the end of the process and of everybody in it, for one camera that somebody has broken into.
+func survives(f func()) (ok bool) {
+	defer func() {
+		ok = recover() == nil
+	}()
+	f()
+	return
 }
 
 // offer writes the description for viewers.
@@ -263,18 +282,26 @@ const maxSet = 1024
 // size264 and size265 are the size of a picture by its sequence parameter set; 0 if that says nothing.
 func size264(sps []byte) (width, height int) {
 	var s h264.SPS
-	if len(sps) > maxSet || s.Unmarshal(sps) != nil {
-		return 0, 0
+	if len(sps) <= maxSet && survives(func() {
+		if s.Unmarshal(sps) == nil {
+			width, height = s.Width(), s.Height()
+		}
+	}) {
+		return sane(width, height)
 	}
-	return sane(s.Width(), s.Height())
+	return 0, 0
 }
 
 func size265(sps []byte) (width, height int) {
 	var s h265.SPS
-	if len(sps) > maxSet || s.Unmarshal(sps) != nil {
-		return 0, 0
+	if len(sps) <= maxSet && survives(func() {
+		if s.Unmarshal(sps) == nil {
+			width, height = s.Width(), s.Height()
+		}
+	}) {
+		return sane(width, height)
 	}
-	return sane(s.Width(), s.Height())
+	return 0, 0
 }
 
 func sane(width, height int) (int, int) {

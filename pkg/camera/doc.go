@@ -18,5 +18,6 @@
 //     its timestamp changes, and a viewer can start at each of them.
 //   - What a unit says of itself changes once: from Undecided to Key or Delta. Parameter sets and the like, which come
 //     ahead of a picture, belong to its unit, whatever timestamp and marker they have.
+//   - Whatever a camera sends, nothing here panics, also where a library reads it.
 //   - What is offered to viewers has no address of the camera, and no line that was not understood.
 package camera

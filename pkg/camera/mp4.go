@@ -219,6 +219,12 @@ func (m *Muxer) Restart() {
 
 // Take takes a packet. It keeps nothing of p.
 func (m *Muxer) Take(p *Packet) {
+	if !survives(func() { m.take(p) }) {
+		m.Restart()
+	}
+}
+
+func (m *Muxer) take(p *Packet) {
 	video := p.Track == m.video
 	switch {
 	case !video && (m.sound == nil || p.Track != m.audio):

@@ -714,3 +714,30 @@ func BenchmarkMuxer(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/75, "ns/picture")
 }
+
+// fragile is a decoder that breaks at its nth packet.
+type fragile struct {
+	videoFormat
+	n int
+}
+
+func (f *fragile) decode(p *rtp.Packet) ([][]byte, error) {
+	if f.n--; f.n == 0 {
+		panic("index out of range")
+	}
+	return f.videoFormat.decode(p)
+}
+
+// A packet that a library does not survive ends the stream of one camera, which begins again.
+func TestMuxerPanic(t *testing.T) {
+	c := loadClip(t, "h264-aac.mp4")
+	m := newTestMuxer(t, c)
+	m.picture = &fragile{m.picture, 40}
+	newSender(t, c).send(m, c.units...)
+	if m.Generation() != 1 {
+		t.Errorf("generation %d, want another one", m.Generation())
+	}
+	if _, ok := m.Start(); !ok || m.Init() == nil {
+		t.Error("it does not go on")
+	}
+}

@@ -33,7 +33,14 @@ func NewStill(f format.Format) *Still {
 }
 
 // RTP takes a packet, and returns the picture as soon as there is one. It keeps nothing of p.
-func (s *Still) RTP(p *rtp.Packet) []byte {
+func (s *Still) RTP(p *rtp.Packet) (picture []byte) {
+	if !survives(func() { picture = s.take(p) }) {
+		return nil
+	}
+	return picture
+}
+
+func (s *Still) take(p *rtp.Packet) []byte {
 	if len(p.Payload) == 0 {
 		return nil
 	}
