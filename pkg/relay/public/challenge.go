@@ -69,7 +69,7 @@ func (l *loop) challenge(c *client, req *http1.Request) (decision, bool) {
 func (v *visitor) prove(host, path string) {
 	v.phase = held
 	v.conn.Pause()
-	v.stop() // what is asked has a deadline of its own
+	v.due.stop() // what is asked has a deadline of its own
 	p := &proof{host: host, path: path}
 	v.loop.Go(
 		func() { p.answer, p.ok = v.relay.Challenge(host, path) },

@@ -30,7 +30,7 @@ func (v *visitor) link() {
 		return
 	}
 	v.phase = asking
-	v.stop() // link has a deadline of its own
+	v.due.stop() // link has a deadline of its own
 	link.Accept(v.conn, key, func(in *link.Incoming, err error) {
 		if err == nil {
 			err = v.relay.authenticate(in)
@@ -60,7 +60,7 @@ func joined(fields []http1.Field, name string) string {
 // closed already, so that nobody tells; then the count ends a little late.
 func (v *visitor) unlinked() {
 	v.conn.SetHandler(discard{v})
-	v.loop.Arm(&v.timer, farewell, v.leave)
+	v.loop.Arm(&v.due.timer, farewell, v.leave)
 }
 
 // refused notes a link that did not come about. in is nil if there was no Hello.

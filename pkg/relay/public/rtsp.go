@@ -42,14 +42,12 @@ type player struct {
 	how    string   // "rtsp", "rtsps", "rtsp-http" or "rtsp-ws"
 	bound  *service // the only one that end reaches; nil: any
 
-	before, after *player // in the loop's list
+	place[*player] // in the loop's list
 
-	timer    evloop.Timer
-	fires    int64 // when timer does; 0: it is stopped
-	deadline int64 // of the phase
-	moved    int64 // when the visitor was seen to take something, or had nothing to take
-	taken    uint64
-	written  uint64
+	due     deadline // of the phase
+	moved   int64    // when the visitor was seen to take something, or had nothing to take
+	taken   uint64
+	written uint64
 
 	demux    rtsp.Demux
 	service  *service // that has let it in; nil: none has
@@ -165,7 +163,7 @@ var (
 // play makes a player of a visitor of a listener of RTSP.
 func (v *visitor) play() {
 	v.phase = gone
-	v.stop()
+	v.due.stop()
 	v.loop.remove(v)
 	how := "rtsp"
 	if v.secure {
@@ -191,24 +189,8 @@ func (l *loop) serveRTSP(end evloop.End, c *client, how string, bound *service) 
 }
 
 // addPlayer and removePlayer keep the list of the loop's players.
-func (l *loop) addPlayer(p *player) {
-	if p.after = l.players; p.after != nil {
-		p.after.before = p
-	}
-	l.players = p
-}
-
-func (l *loop) removePlayer(p *player) {
-	if p.before != nil {
-		p.before.after = p.after
-	} else {
-		l.players = p.after
-	}
-	if p.after != nil {
-		p.after.before = p.before
-	}
-	p.before, p.after = nil, nil
-}
+func (l *loop) addPlayer(p *player)    { push(&l.players, p) }
+func (l *loop) removePlayer(p *player) { take(&l.players, p) }
 
 // drainPlayers is drain for players: those who watch something are let be.
 func (l *loop) drainPlayers(all bool) (newcomers int) {
@@ -230,28 +212,10 @@ func (l *loop) drainPlayers(all bool) (newcomers int) {
 func (p *player) busy() bool { return len(p.flight) > 0 || len(p.sessions) > 0 }
 
 // await gives the current phase d of time.
-func (p *player) await(d time.Duration) {
-	p.deadline = p.loop.since() + int64(d)
-	if p.fires == 0 || p.fires > p.deadline {
-		p.arm(d)
-	}
-}
-
-// arm arms the timer, as that of a visitor.
-func (p *player) arm(d time.Duration) {
-	p.fires = p.loop.since() + int64(d)
-	p.loop.Arm(&p.timer, d, p.onTimer)
-}
-
-func (p *player) stop() {
-	p.timer.Stop()
-	p.fires = 0
-}
+func (p *player) await(d time.Duration) { p.due.set(p.loop, d, p) }
 
 func (p *player) onTimer() {
-	p.fires = 0
-	if left := p.deadline - p.loop.since(); left > 0 {
-		p.arm(time.Duration(left))
+	if !p.due.reached(p.loop, p) {
 		return
 	}
 	switch p.phase {
@@ -423,7 +387,7 @@ func (p *player) OnClose(err error) {
 		p.phase = playGone
 	} else {
 		p.phase = playGone
-		p.stop()
+		p.due.stop()
 		p.loop.removePlayer(p)
 		p.leave()
 	}

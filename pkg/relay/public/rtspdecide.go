@@ -188,7 +188,7 @@ func (p *player) move(to *loop) {
 	}
 	p.leave()
 	p.phase = playMoving
-	p.stop()
+	p.due.stop()
 	p.loop.removePlayer(p)
 	p.conn.Pause()
 	p.conn.Move(to.Loop, func() {
@@ -211,7 +211,7 @@ func (p *player) wait(queued bool) {
 	}
 	p.phase = playHeld
 	p.end.Pause()
-	p.stop()
+	p.due.stop()
 }
 
 // look keeps a request, which is read again soon, and then later and later.

@@ -257,7 +257,7 @@ func (v *visitor) tunnel(s *service, req *http1.Request) {
 // handOver leaves the visitor's connection, and its count, to h.
 func (v *visitor) handOver(h evloop.Handler) {
 	v.phase = gone
-	v.stop()
+	v.due.stop()
 	v.loop.remove(v)
 	v.conn.SetHandler(h)
 }

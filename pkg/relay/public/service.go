@@ -155,22 +155,19 @@ func (s *service) turnAway(r record, w word) {
 
 // splice is a visitor whose connection is spliced with a stream.
 type splice struct {
-	service       *service
-	stream        stream
-	before, after *splice
-	addr          netip.Addr
-	verdict       verdict
-	record        *record // of the access log; nil: there is none
+	place[*splice] // among those of the service
+	service        *service
+	stream         stream
+	addr           netip.Addr
+	verdict        verdict
+	record         *record // of the access log; nil: there is none
 }
 
 // join splices a visitor, who has entered with v, with a stream of s, until both
 // are closed.
 func join(c forward.End, st stream, addr netip.Addr, v verdict, s *service) *splice {
-	j := &splice{service: s, stream: st, after: s.joined, addr: addr, verdict: v}
-	if j.after != nil {
-		j.after.before = j
-	}
-	s.joined = j
+	j := &splice{service: s, stream: st, addr: addr, verdict: v}
+	push(&s.joined, j)
 	s.enter(addr)
 	// What the stream has carried before an upgrade has been counted by exchanges.
 	sent, received := st.Bytes()
@@ -205,14 +202,7 @@ func (s *service) resetUnseen() {
 // over is the end of both connection and stream.
 func (j *splice) over(err error) {
 	s := j.service
-	if j.before != nil {
-		j.before.after = j.after
-	} else {
-		s.joined = j.after
-	}
-	if j.after != nil {
-		j.after.before = j.before
-	}
+	take(&s.joined, j)
 	s.leave(j.addr)
 	sent, received := j.stream.Bytes()
 	s.sent += sent

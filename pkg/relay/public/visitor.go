@@ -92,24 +92,8 @@ type loop struct {
 }
 
 // add and remove keep the list of the loop's visitors.
-func (l *loop) add(v *visitor) {
-	if v.after = l.first; v.after != nil {
-		v.after.before = v
-	}
-	l.first = v
-}
-
-func (l *loop) remove(v *visitor) {
-	if v.before != nil {
-		v.before.after = v.after
-	} else {
-		l.first = v.after
-	}
-	if v.after != nil {
-		v.after.before = v.before
-	}
-	v.before, v.after = nil, nil
-}
+func (l *loop) add(v *visitor)    { push(&l.first, v) }
+func (l *loop) remove(v *visitor) { take(&l.first, v) }
 
 // drain closes the visitors that wait for nothing. Those that have come and wait
 // for their first answer are let be, unless all is set; it returns how many.
@@ -145,13 +129,10 @@ type visitor struct {
 	ex    *exchange // while busy
 	two   *visitor2 // while many
 
-	before, after *visitor // in the loop's list
+	place[*visitor] // in the loop's list
 
-	timer    evloop.Timer
-	fires    int64 // when timer does; 0: it is stopped
-	deadline int64 // of the phase
-
-	pending int // of the connection, when it was last looked at
+	due     deadline // of the phase
+	pending int      // of the connection, when it was last looked at
 	phase   phase
 	looks   uint8 // that have found no service, of a request that is held
 	asked   bool  // a request has come
@@ -278,7 +259,7 @@ func (d discard) OnClose(error)       { d.v.leave() }
 // before.
 func (v *visitor) move(to *loop, f func()) {
 	v.phase = moving
-	v.stop()
+	v.due.stop()
 	v.loop.remove(v)
 	v.conn.Pause()
 	v.conn.Move(to.Loop, func() {
@@ -295,7 +276,7 @@ func (v *visitor) leave() {
 		return
 	}
 	if v.phase != moving { // or else v.loop is not the one that runs this
-		v.stop()
+		v.due.stop()
 		v.loop.remove(v)
 	}
 	v.phase = gone
@@ -303,29 +284,10 @@ func (v *visitor) leave() {
 }
 
 // await gives the current phase d of time.
-func (v *visitor) await(d time.Duration) {
-	v.deadline = v.loop.since() + int64(d)
-	if v.fires == 0 || v.fires > v.deadline {
-		v.arm(d)
-	}
-}
-
-// arm arms the timer. Most deadlines move on before they are reached, so it is
-// left alone then, and armed for the rest when it fires.
-func (v *visitor) arm(d time.Duration) {
-	v.fires = v.loop.since() + int64(d)
-	v.loop.Arm(&v.timer, d, v.onTimer)
-}
-
-func (v *visitor) stop() {
-	v.timer.Stop()
-	v.fires = 0
-}
+func (v *visitor) await(d time.Duration) { v.due.set(v.loop, d, v) }
 
 func (v *visitor) onTimer() {
-	v.fires = 0
-	if left := v.deadline - v.loop.since(); left > 0 {
-		v.arm(time.Duration(left))
+	if !v.due.reached(v.loop, v) {
 		return
 	}
 	switch v.phase {
@@ -546,7 +508,7 @@ func (v *visitor) wait(queued bool) {
 	}
 	v.phase = held
 	v.conn.Pause()
-	v.stop() // the decision has a deadline of its own
+	v.due.stop() // the decision has a deadline of its own
 }
 
 // look keeps a request, which is read again soon, and then later and later.
@@ -687,7 +649,7 @@ func (v *visitor) upgrade(res *http1.Response, st stream, s *service) *trouble {
 // s, and ends v. What is left is the count of the visitor.
 func (v *visitor) spliced(st stream, s *service) *splice {
 	v.phase = gone
-	v.stop()
+	v.due.stop()
 	v.loop.remove(v)
 	j := join(v.conn, st, v.addr.Addr(), v.verdict, s)
 	if v.eof {

@@ -200,29 +200,27 @@ type stream2 struct {
 	ex *exchange      // while there is one
 	as *http1.Request // a copy, while it is held
 
-	before, after *stream2
-	timer         evloop.Timer // of a request that is held
-	since         int64        // when it was answered without an exchange
-	key           string       // see addKey
-	looks         uint8        // as in visitor
-	isHead        bool         // it is HEAD
-	grpc          bool
-	connect       bool // it is an extended CONNECT
-	ended         bool // all of it has come
-	over          bool // it is answered
+	place[*stream2] // among those of w
+
+	timer   evloop.Timer // of a request that is held
+	since   int64        // when it was answered without an exchange
+	key     string       // see addKey
+	looks   uint8        // as in visitor
+	isHead  bool         // it is HEAD
+	grpc    bool
+	connect bool // it is an extended CONNECT
+	ended   bool // all of it has come
+	over    bool // it is answered
 }
 
 // add makes the handler of a stream. req is nil if it is not known.
 func (w *visitor2) add(s *http2.Stream, req *http1.Request) *stream2 {
-	st := &stream2{Stream: s, w: w, after: w.first}
+	st := &stream2{Stream: s, w: w}
 	if req != nil {
 		st.isHead = string(req.Method) == "HEAD"
 		st.grpc = bytes.HasPrefix(http1.Get(req.Fields, "content-type"), grpcType)
 	}
-	if st.after != nil {
-		st.after.before = st
-	}
-	w.first = st
+	push(&w.first, st)
 	s.SetHandler(st)
 	w.v.await(busyCheck)
 	return st
@@ -230,14 +228,7 @@ func (w *visitor2) add(s *http2.Stream, req *http1.Request) *stream2 {
 
 // leave takes st out of the list.
 func (st *stream2) leave() {
-	if st.before != nil {
-		st.before.after = st.after
-	} else {
-		st.w.first = st.after
-	}
-	if st.after != nil {
-		st.after.before = st.before
-	}
+	take(&st.w.first, st)
 	st.timer.Stop()
 	st.w.free = st.w.v.loop.since()
 }
