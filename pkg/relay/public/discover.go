@@ -15,16 +15,9 @@ func (r *Relay) Discover(ctx context.Context, site string, req relay.DiscoverReq
 	if err := req.Check(); err != nil {
 		return nil, err
 	}
-	r.prepare()
-	r.mu.Lock()
-	_, known := r.sites[site]
-	g := r.groups[site]
-	r.mu.Unlock()
-	switch {
-	case !known:
-		return nil, fmt.Errorf("%w: %q", ErrUnknownSite, site)
-	case g == nil:
-		return nil, fmt.Errorf("site %q has no private relay connected", site)
+	g, err := r.groupOf(site)
+	if err != nil {
+		return nil, err
 	}
 	d := &discovery{done: make(chan struct{})}
 	if !g.loop.Post(func() { d.open(g, req) }) {

@@ -273,22 +273,30 @@ func (n *notice) OnClose(error) {
 // ErrUnknownSite says that the relay has no site of that name.
 var ErrUnknownSite = errors.New("no such site")
 
+// groupOf returns the group of a site. It must not be called on a loop.
+func (r *Relay) groupOf(site string) (*group, error) {
+	r.prepare()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, known := r.sites[site]; !known {
+		return nil, fmt.Errorf("%w: %q", ErrUnknownSite, site)
+	}
+	g := r.groups[site]
+	if g == nil {
+		return nil, fmt.Errorf("site %q has no private relay connected", site)
+	}
+	return g, nil
+}
+
 // Promote makes a stand-by of a site active: visitors who come from now on go to
 // it. What they have under way on the other one finishes there; what is left of that
 // after the time cut is reset, unless cut is negative. id is the beginning of a
 // SessionStatus.ID, or "" for the only stand-by there is. It returns that ID. It must not
 // be called on a loop. If ctx ends first, it may still happen.
 func (r *Relay) Promote(ctx context.Context, site, id string, cut time.Duration) (string, error) {
-	r.prepare()
-	r.mu.Lock()
-	_, known := r.sites[site]
-	g := r.groups[site]
-	r.mu.Unlock()
-	switch {
-	case !known:
-		return "", fmt.Errorf("%w: %q", ErrUnknownSite, site)
-	case g == nil:
-		return "", fmt.Errorf("site %q has no private relay connected", site)
+	g, err := r.groupOf(site)
+	if err != nil {
+		return "", err
 	}
 	type result struct {
 		id  string
