@@ -1,7 +1,6 @@
 package public
 
 import (
-	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -117,11 +116,7 @@ func (u *users) check(l *loop, addr netip.Addr, authorization []byte) (d decisio
 	name, password, has := credentials(authorization)
 	var what credential
 	if has {
-		m := hmac.New(sha256.New, u.key[:])
-		m.Write([]byte(name))
-		m.Write([]byte{0})
-		m.Write([]byte(password))
-		m.Sum(what[:0])
+		what = u.hmac("basic", []byte(name), []byte(password))
 		if until, ok := u.good[what]; ok && until > now {
 			return decision{}, true
 		}
