@@ -63,6 +63,18 @@ func (d *Description) Lead() int {
 	return slices.IndexFunc(d.Tracks, func(t Track) bool { return t.IsVideo() })
 }
 
+// TrackOf returns the index of the track that a SETUP is for, or -1: its URL ends with the track's control attribute.
+func TrackOf(tracks []Track, url string) int {
+	best := -1
+	for i := range tracks {
+		c := strings.TrimPrefix(tracks[i].Control, "*")
+		if strings.HasSuffix(url, c) && (c != "" || len(tracks) == 1) && (best < 0 || len(c) > len(tracks[best].Control)) {
+			best = i
+		}
+	}
+	return best
+}
+
 // Continues reports whether a viewer that knows old can go on with d in its place. inBand says of a
 // track of old whether its parameter sets come along with its pictures, so that a viewer learns the new ones.
 func (d *Description) Continues(old *Description, inBand func(track int) bool) bool {

@@ -2,7 +2,6 @@ package private
 
 import (
 	"bytes"
-	"strings"
 	"time"
 
 	"culvert.dev/pkg/camera"
@@ -273,17 +272,13 @@ func (q *backlog) judge(u *lateUnit, cutoff time.Time) {
 
 // trackOf finds the track that was set up by a URL. What is not known is taken for pictures, all of which can be decoded.
 func trackOf(d *camera.Description, url string) *camera.Track {
-	best := &camera.Track{Media: "video"}
-	if d == nil {
-		return best
-	}
-	if len(d.Tracks) == 1 {
-		return &d.Tracks[0]
-	}
-	for i := range d.Tracks {
-		if t := &d.Tracks[i]; strings.HasSuffix(url, t.Control) && len(t.Control) > len(best.Control) {
-			best = t
+	if d != nil {
+		if len(d.Tracks) == 1 {
+			return &d.Tracks[0]
+		}
+		if i := camera.TrackOf(d.Tracks, url); i >= 0 {
+			return &d.Tracks[i]
 		}
 	}
-	return best
+	return &camera.Track{Media: "video"}
 }

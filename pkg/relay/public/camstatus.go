@@ -180,7 +180,7 @@ func (v *cameraView) answer(method rtspMethod, cseq uint32, m *rtsp.Message) {
 		}
 	case methodSetup:
 		list, err := rtsp.ParseTransport(m.Get("Transport"))
-		if i := trackOf(v.tracks, url); err == nil && i >= 0 && v.tracks[i].IsVideo() && list[0].HasInterleaved {
+		if i := camera.TrackOf(v.tracks, url); err == nil && i >= 0 && v.tracks[i].IsVideo() && list[0].HasInterleaved {
 			v.read(i, uint8(list[0].Interleaved[0]))
 		}
 	case methodPlay:
@@ -203,18 +203,6 @@ func (v *cameraView) read(track int, channel uint8) {
 	}
 	v.readers[i].track = track
 	v.readers[i].Reset(&v.tracks[track])
-}
-
-// trackOf returns the index of the track that a SETUP is for, or -1: its URL ends with the track's control attribute.
-func trackOf(tracks []camera.Track, url string) int {
-	best := -1
-	for i := range tracks {
-		c := strings.TrimPrefix(tracks[i].Control, "*")
-		if strings.HasSuffix(url, c) && (c != "" || len(tracks) == 1) && (best < 0 || len(c) > len(tracks[best].Control)) {
-			best = i
-		}
-	}
-	return best
 }
 
 func (v *cameraView) plays(on bool) {
