@@ -174,7 +174,7 @@ func FuzzRoundTrip(f *testing.F) {
 				if k == Request {
 					b = AppendRequest(nil, m.Method, m.URL, m.Fields, m.Body)
 				} else {
-					b = AppendResponse(nil, m.Status, m.Fields, m.Body)
+					b = AppendResponse(nil, m.Status, "", m.Fields, m.Body)
 				}
 				var again Message
 				k2, n2, err := new(Demux).Next(b, &again)

@@ -229,12 +229,16 @@ func AppendRequest(dst, method, url []byte, fields []Field, body []byte) []byte 
 	return appendRest(dst, fields, body)
 }
 
-// AppendResponse appends a response, with the fields as AppendRequest does.
-func AppendResponse(dst []byte, status int, fields []Field, body []byte) []byte {
+// AppendResponse appends a response, with the fields as AppendRequest does. If reason is "", it is that of
+// the status.
+func AppendResponse(dst []byte, status int, reason string, fields []Field, body []byte) []byte {
 	dst = append(dst, "RTSP/1.0 "...)
 	dst = strconv.AppendInt(dst, int64(status), 10)
 	dst = append(dst, ' ')
-	dst = append(dst, Reason(status)...)
+	if reason == "" {
+		reason = Reason(status)
+	}
+	dst = append(dst, reason...)
 	dst = append(dst, "\r\n"...)
 	return appendRest(dst, fields, body)
 }

@@ -30,7 +30,7 @@ func (c *proxy) asksBack(m *rtsp.Message) {
 		}
 	}
 	s.fields = fields
-	s.out = rtsp.AppendResponse(s.out[:0], status, fields, nil)
+	s.out = rtsp.AppendResponse(s.out[:0], status, "", fields, nil)
 	c.conn.Write(s.out)
 	if c.conn.Pending() > c.conn.HighMark() {
 		c.lost(errCameraAsks, tunnel.CodeRefused)
@@ -208,7 +208,7 @@ func (c *proxy) pass(r *cameraRequest, m *rtsp.Message) {
 		fields = append(fields, f)
 	}
 	s.fields = fields
-	s.out = rtsp.AppendResponse(s.out[:0], m.Status, fields, body)
+	s.out = rtsp.AppendResponse(s.out[:0], m.Status, "", fields, body)
 	if len(s.out) > rtsp.MaxMessage { // it could be 100 times what came
 		s.out, s.body = nil, nil
 		c.peer.targetDown(c.service, errCameraTooLong)

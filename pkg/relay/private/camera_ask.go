@@ -220,7 +220,7 @@ func (c *proxy) say(status int, cseq []byte, more ...rtsp.Field) {
 	}
 	fields = append(fields, more...)
 	s.fields = fields
-	s.out = rtsp.AppendResponse(s.out[:0], status, fields, nil)
+	s.out = rtsp.AppendResponse(s.out[:0], status, "", fields, nil)
 	c.tell(s.out)
 }
 

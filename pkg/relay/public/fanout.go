@@ -192,11 +192,7 @@ func (v *fanViewer) reply(cseq uint32, fields ...rtsp.Field) {
 }
 
 func (v *fanViewer) refuse(cseq uint32, t *trouble) {
-	var fields []rtsp.Field
-	if t.status == 503 {
-		fields = append(fields, rtspField("Retry-After", retryAfter))
-	}
-	v.player.reply(cseq, t.status, fields, nil)
+	v.player.reply(cseq, t.status, t.rtspFields(), nil)
 }
 
 // namedTrack returns the number of the track that a URL names, as our descriptions do; players put what they like before and behind it.

@@ -82,7 +82,7 @@ func newPull(h *hub, st *tunnel.Stream, url string) *pull {
 func (p *pull) ask(method, url string, fields ...rtsp.Field) {
 	l := p.loop
 	p.cseq++
-	fields = append(fields, rtspField("CSeq", strconv.FormatUint(uint64(p.cseq), 10)), rtspField("User-Agent", "culvert"))
+	fields = append(fields, cseqField(p.cseq), rtspField("User-Agent", "culvert"))
 	if p.session != "" {
 		fields = append(fields, rtspField("Session", p.session))
 	}
@@ -189,7 +189,7 @@ func (p *pull) OnData(b []byte) (used int) {
 				break
 			}
 			if cseq, ok := m.CSeq(); ok { // it asks whether we are there, or whatever else
-				p.Write(rtsp.AppendResponse(nil, rtsp.StatusNotImplemented, []rtsp.Field{rtspField("CSeq", strconv.FormatUint(uint64(cseq), 10))}, nil))
+				p.Write(rtsp.AppendResponse(nil, rtsp.StatusNotImplemented, "", []rtsp.Field{cseqField(cseq)}, nil))
 			}
 		}
 		if p.hub == nil {

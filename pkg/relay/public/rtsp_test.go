@@ -135,7 +135,7 @@ func reply(cseq string, status int, body string, fields ...string) string {
 		name, value, _ := strings.Cut(f, ": ")
 		b = append(b, rtsp.Field{Name: []byte(name), Value: []byte(value)})
 	}
-	return string(rtsp.AppendResponse(nil, status, b, []byte(body)))
+	return string(rtsp.AppendResponse(nil, status, "", b, []byte(body)))
 }
 
 // testPlayer is a raw player.

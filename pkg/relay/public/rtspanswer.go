@@ -19,6 +19,14 @@ func rtspStatus(t *trouble) int {
 	return t.status
 }
 
+// rtspFields are those that tell a player when to come again, if it may.
+func (t *trouble) rtspFields() []rtsp.Field {
+	if t.status != 503 {
+		return nil
+	}
+	return []rtsp.Field{rtspField("Retry-After", retryAfter)}
+}
+
 func rtspField(name, value string) rtsp.Field { return rtsp.Field(field(name, value)) }
 
 // turnDown answers a request with what is wrong. It reports false if the request has to wait for its turn.
@@ -27,8 +35,8 @@ func (p *player) turnDown(cseq uint32, t *trouble, fields ...rtsp.Field) bool {
 		return false
 	}
 	p.err = t.word()
-	if t.status == 503 && !slices.ContainsFunc(fields, func(f rtsp.Field) bool { return rtsp.Is(f.Name, "retry-after") }) {
-		fields = append(fields, rtspField("Retry-After", retryAfter))
+	if !slices.ContainsFunc(fields, func(f rtsp.Field) bool { return rtsp.Is(f.Name, "retry-after") }) {
+		fields = append(fields, t.rtspFields()...)
 	}
 	p.loop.counters.Answered++
 	return p.answer(cseq, rtspStatus(t), t.text, fields...)
@@ -53,20 +61,15 @@ func (p *player) answer(cseq uint32, status int, words string, fields ...rtsp.Fi
 }
 
 func (p *player) say(cseq uint32, status int, words string, fields []rtsp.Field) {
-	b := append(p.loop.out, "RTSP/1.0 "...)
-	b = append(append(strconv.AppendInt(b, int64(status), 10), ' '), words...)
-	b = append(b, "\r\nCSeq: "...)
-	b = append(strconv.AppendUint(b, uint64(cseq), 10), "\r\n"...)
-	for _, f := range fields {
-		b = append(append(append(append(b, f.Name...), ": "...), f.Value...), "\r\n"...)
-	}
-	b = append(b, "\r\n"...)
+	l := p.loop
+	l.rtspOut = append(append(l.rtspOut[:0], cseqField(cseq)), fields...)
+	b := rtsp.AppendResponse(l.out, status, words, l.rtspOut, nil)
 	p.status = status
 	if status < 400 {
 		p.err = fine
 	}
 	p.write(b)
-	p.loop.out = b[:0]
+	l.out = b[:0]
 }
 
 // write sends b, whole messages or frames.
@@ -105,15 +108,11 @@ func (p *player) endWith(t *trouble, cseq uint32) {
 // fail answers the requests that wait, and ends the player. The server is not asked any more.
 func (p *player) fail(t *trouble) {
 	p.err = t.word()
-	var fields []rtsp.Field
-	if t.status == 503 {
-		fields = append(fields, rtspField("Retry-After", retryAfter))
-	}
 	for _, f := range p.flight {
 		if p.midway {
 			break
 		}
-		p.say(f.cseq, rtspStatus(t), t.text, fields)
+		p.say(f.cseq, rtspStatus(t), t.text, t.rtspFields())
 	}
 	p.close()
 }
@@ -159,7 +158,7 @@ func (p *player) reply(cseq uint32, status int, fields []rtsp.Field, body []byte
 		p.flight = slices.Delete(p.flight, i, i+1)
 	}
 	l := p.loop
-	out := append(l.rtspOut[:0], rtsp.Field{Name: nameCSeq, Value: strconv.AppendUint(nil, uint64(cseq), 10)})
+	out := append(l.rtspOut[:0], cseqField(cseq))
 	for _, f := range fields {
 		if !isOne(f.Name, unfit[:]) {
 			out = append(out, f)
@@ -180,14 +179,14 @@ func (p *player) reply(cseq uint32, status int, fields []rtsp.Field, body []byte
 	if p.status = status; status < 400 {
 		p.err = fine
 	}
-	l.out = rtsp.AppendResponse(l.out, status, out, body)
+	l.out = rtsp.AppendResponse(l.out, status, "", out, body)
 	p.write(l.out)
 	l.out = l.out[:0]
 	p.unblock()
 	p.rest()
 }
 
-var nameCSeq = []byte("CSeq")
+func cseqField(n uint32) rtsp.Field { return rtspField("CSeq", strconv.FormatUint(uint64(n), 10)) }
 
 // succeeded notes what an answer has changed. It reports false if a SETUP for UDP was not answered as it has to be.
 func (p *player) succeeded(f flight, fields []rtsp.Field) bool {
