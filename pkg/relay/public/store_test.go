@@ -165,11 +165,7 @@ func TestLiveWithoutStore(t *testing.T) {
 		sdp, frames := clip(t)
 		c := newLiveCamera(t, r, sdp)
 		onLoop(c.site.session.loop.Loop, func() { c.site.session.store.size = 64 << 10 })
-		got := make(chan *film)
-		go func() { got <- watchLive(t, client) }()
-		c.plays()
-		c.send(frames...)
-		one := <-got
+		one := c.premiere(client, frames)
 		one.begin()
 		one.fragments(19)
 		for n := range 4 {
@@ -184,6 +180,7 @@ func TestLiveWithoutStore(t *testing.T) {
 				}
 			})
 		}
+		got := make(chan *film)
 		go func() { got <- watchLive(t, client) }()
 		waitFor(t, func() (there bool) {
 			c.look(func(s *service) { there = len(s.broadcast.viewers) == 2 })

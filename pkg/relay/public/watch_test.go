@@ -27,6 +27,23 @@ type liveCamera struct {
 	stream  *tunnel.Stream
 }
 
+// premiere has the camera play, as it does for the first browser that watches, and sends that frames.
+func (c *liveCamera) premiere(client *http.Client, frames [][]byte) *film {
+	c.t.Helper()
+	got := make(chan *film, 1)
+	go func() {
+		defer close(got)
+		got <- watchLive(c.t, client)
+	}()
+	c.plays()
+	c.send(frames...)
+	f := <-got
+	if f == nil {
+		c.t.FailNow()
+	}
+	return f
+}
+
 const liveURL = "https://cams.test/gate/live.mp4"
 
 func newLiveCamera(t *testing.T, r *testRelay, sdp string) *liveCamera {
@@ -188,14 +205,7 @@ func TestLive(t *testing.T) {
 	browsers(t, func(t *testing.T, r *testRelay, client *http.Client) {
 		sdp, frames := clip(t)
 		c := newLiveCamera(t, r, sdp)
-		got := make(chan *film)
-		go func() { got <- watchLive(t, client) }()
-		c.plays()
-		c.send(frames...)
-		f := <-got
-		if f == nil {
-			t.FailNow()
-		}
+		f := c.premiere(client, frames)
 		if h := f.res.Header; f.res.StatusCode != 200 || h.Get("Content-Type") != `video/mp4; codecs="avc1.64000c, mp4a.40.2"` || h.Get("Cache-Control") != "no-store" || f.res.ContentLength != -1 {
 			t.Fatalf("%s %v", f.res.Status, h)
 		}
@@ -246,11 +256,7 @@ func TestLiveLeave(t *testing.T) {
 	browsers(t, func(t *testing.T, r *testRelay, client *http.Client) {
 		sdp, frames := clip(t)
 		c := newLiveCamera(t, r, sdp)
-		got := make(chan *film)
-		go func() { got <- watchLive(t, client) }()
-		c.plays()
-		c.send(frames...)
-		one := <-got
+		one := c.premiere(client, frames)
 		one.begin()
 		two := watchLive(t, client)
 		two.begin()
@@ -285,11 +291,7 @@ func TestLiveSlow(t *testing.T) {
 	browsers(t, func(t *testing.T, r *testRelay, client *http.Client) {
 		sdp, frames := clip(t)
 		c := newLiveCamera(t, r, sdp)
-		got := make(chan *film)
-		go func() { got <- watchLive(t, client) }()
-		c.plays()
-		c.send(frames...)
-		fast := <-got
+		fast := c.premiere(client, frames)
 		fast.begin()
 		fast.fragments(19)
 		slow := watchLive(t, client)
@@ -364,11 +366,7 @@ func TestLiveTroubles(t *testing.T) {
 		}
 
 		// Other parameter sets end the stream in good order: the browser comes again, and gets the new ones.
-		got := make(chan *film)
-		go func() { got <- watchLive(t, client) }()
-		c.plays()
-		c.send(frames...)
-		f := <-got
+		f := c.premiere(client, frames)
 		f.begin()
 		f.fragments(19)
 		c.send(resized(shifted(frames, 1))...)
