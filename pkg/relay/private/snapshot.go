@@ -296,7 +296,7 @@ func (s *snapshot) watch(ctx context.Context, c *gortsplib.Client, u *base.URL) 
 	if err != nil {
 		return nil, nil, err
 	}
-	media, f, still := s.choose(desc)
+	media, f, still := choose(desc)
 	if still == nil {
 		return nil, nil, fmt.Errorf("%w: the camera sends no video that could be made one of", errNoSnapshot)
 	}
@@ -331,7 +331,7 @@ func (s *snapshot) watch(ctx context.Context, c *gortsplib.Client, u *base.URL) 
 }
 
 // choose returns the first track that a picture can be taken out of.
-func (s *snapshot) choose(d *description.Session) (*description.Media, format.Format, *camera.Still) {
+func choose(d *description.Session) (*description.Media, format.Format, *camera.Still) {
 	for _, m := range d.Medias {
 		for _, f := range m.Formats {
 			if still := camera.NewStill(f); still != nil {
