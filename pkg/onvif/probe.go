@@ -175,11 +175,12 @@ func (f *Finder) search(ctx context.Context) ([]found, error) {
 		s.conn.SetReadDeadline(until)
 		readers.Go(func() { r.read(s.conn) })
 	}
-	stop := context.AfterFunc(ctx, func() {
+	expire := func() {
 		for _, s := range sockets {
 			s.conn.SetReadDeadline(time.Unix(1, 0))
 		}
-	})
+	}
+	stop := context.AfterFunc(ctx, expire)
 	defer stop()
 	sent, failed := 0, error(nil)
 	for i := range 2 {
@@ -203,9 +204,7 @@ func (f *Finder) search(ctx context.Context) ([]found, error) {
 	}
 	if sent == 0 {
 		stop()
-		for _, s := range sockets {
-			s.conn.SetReadDeadline(time.Unix(1, 0))
-		}
+		expire()
 		readers.Wait()
 		return nil, fmt.Errorf("look for cameras: no probe could be sent: %w", failed)
 	}

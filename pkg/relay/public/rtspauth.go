@@ -35,7 +35,7 @@ func (u *users) authenticate(l *loop, addr netip.Addr, m *rtsp.Message) decision
 	d, ok := u.check(l, addr, value)
 	switch {
 	case ok:
-		d.user, _, _ = credentials(value)
+		d.user = a.User
 	case d.trouble == troublePassword:
 		d.fields = u.challenges(l, addr, false)
 	}
