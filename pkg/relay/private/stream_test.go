@@ -247,8 +247,9 @@ func TestTarget(t *testing.T) {
 
 // An https target is spoken to in TLS, and its certificate is verified against the service's own CA.
 func TestHTTPSTarget(t *testing.T) {
-	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "over "+r.Proto) }))
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "over "+r.Proto) }))
 	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
+	srv.StartTLS()
 	defer srv.Close()
 	trusted := tcpService(t, "trusted", srv.URL)
 	trusted.RootCAs = x509.NewCertPool()
