@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -98,7 +99,7 @@ type serviceConfig struct {
 	Name string `toml:"name"`
 
 	// Publish is where visitors come in: https://HOST[/PATH], http://, wss://, ws://, for a camera rtsp:// or rtsps:// (a host
-	// may begin with "*."), tls://HOST, tcp://:PORT, or udp://:PORT. The public relay decides whether the site may publish it. If empty,
+	// may begin with "*."), tls://HOST, tcp://:PORT, udp://:PORT, or tftp:///PATH, below which TFTP clients find files. The public relay decides whether the site may publish it. If empty,
 	// the service can be reached by operators only, with `tunnelctl forward`.
 	Publish string `toml:"publish"`
 
@@ -106,7 +107,8 @@ type serviceConfig struct {
 	// unix:///PATH of a socket, or file:///PATH of a folder, which this relay then serves itself. A server that
 	// speaks HTTP/2 and nothing else, such as one of gRPC, is h2c://HOST:PORT, or h2://HOST:PORT with TLS. A camera is
 	// rtsp://USER:PASSWORD@HOST:PORT/PATH?QUERY, or rtsps://, as its manual has it: this relay logs in there, and no visitor
-	// sees where it is and who may. What is not a letter or a digit in USER and PASSWORD is better written as %XX. Needed.
+	// sees where it is and who may. What is not a letter or a digit in USER and PASSWORD is better written as %XX. The files of
+	// tftp:// publishes are in file:///PATH, at tftp://HOST:PORT/PATH, or at http:// or https://HOST:PORT/PATH. Needed.
 	Target string `toml:"target"`
 
 	// CA is a PEM file with the authorities that may vouch for the certificate of an https, h2 or rtsps target, and of
@@ -343,8 +345,10 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		if one.Publish == "" || svc.Publish.Scheme != "" {
 			svc.Policy = one.policy(f, at, dir, svc.Publish.Scheme, svc.TLS != nil)
 		}
-		if one.Name != "" && svc.Target.Scheme != "" {
-			if err := svc.Validate(); err != nil && relay.CheckName(one.Name) == nil {
+		if relay.CheckName(one.Name) == nil && svc.Target.Scheme != "" && (one.Publish == "" || svc.Publish.Scheme != "") {
+			if err := svc.Validate(); errors.Is(err, relay.ErrTargetPath) {
+				f.Addf(at+".target", "%v", err)
+			} else if err != nil {
 				f.Addf(at+".publish", "%v", err)
 			}
 		}
@@ -358,7 +362,7 @@ func addresses(p relay.Publish) (list []relay.Publish) {
 	switch {
 	case p.IsZero() || p.IsPort() && p.Port == 0:
 		return nil
-	case p.IsPort() || p.Scheme == "tls":
+	case p.IsPort() || p.Scheme == "tls" || p.Scheme == "tftp":
 		return []relay.Publish{p}
 	}
 	for _, scheme := range []string{"https", "http"} {

@@ -249,6 +249,8 @@ func exampleTarget(patterns []string) string {
 		return "tcp://127.0.0.1:5432"
 	case "udp":
 		return "udp://127.0.0.1:514"
+	case "tftp":
+		return "file:///srv/tftp"
 	case "rtsp", "rtsps":
 		return "rtsp://USER:PASSWORD@192.168.0.20/stream"
 	}

@@ -82,7 +82,7 @@ links = 9
 [[service]]
 nmae    = "one"
 publish = "tftp://cams.example.com/gate"
-target  = "tftp://10.0.0.6:554"
+target  = "ftp://10.0.0.6:554"
 
 [[service]]
 name    = "two"
@@ -116,9 +116,9 @@ private.toml:5:13: transport "carrier pigeon" is none of auto, wss, quic
 private.toml:6:9: links 9: want 1 to 8
 private.toml:8:3: service without a name
 private.toml:9:1: unknown key "nmae" (did you mean "name"?)
-private.toml:10:11: publish "tftp://cams.example.com/gate": tftp is not supported by this version
-private.toml:11:11: target "tftp://10.0.0.6:554": tftp is not supported by this version
-private.toml:16:11: target "http://127.0.0.1:8080/path": leave the path out: the visitor's path reaches the target as it is
+private.toml:10:11: publish "tftp://cams.example.com/gate": want the path after three slashes, tftp:///boot: TFTP clients do not say which host they mean, and the public relay's tftp listener has the port
+private.toml:11:11: target "ftp://10.0.0.6:554": ftp is not supported by this version
+private.toml:16:11: service "two": target "http://127.0.0.1:8080/path": leave the path out: the visitor's path reaches the target as it is
 private.toml:19:11: service "two" is defined twice
 private.toml:20:11: publish "https://two.example.com" is taken by service "two"
 private.toml:21:11: target "file:///no/such/folder": stat /no/such/folder: no such file or directory
@@ -192,11 +192,11 @@ private.toml:10:26: publish "rtsp://h.test/q" is taken by service "d"`,
 		},
 		{
 			name: "bad flags",
-			args: "--site office --key office.key --publish http://127.0.0.1:8080 --publish tcp://:1=tftp://x:1 --check",
+			args: "--site office --key office.key --publish http://127.0.0.1:8080 --publish tcp://:1=ftp://x:1 --check",
 			stderr: `
 command line: --publish "http://127.0.0.1:8080": want URL=TARGET, such as https://app.example.com=http://127.0.0.1:8080
 command line: relay is missing: the public relay's address, such as "relay.example.com"
-command line: target "tftp://x:1": tftp is not supported by this version`,
+command line: target "ftp://x:1": ftp is not supported by this version`,
 			code: 2,
 		},
 	} {

@@ -80,6 +80,8 @@ func serviceName(publish string, taken []serviceConfig) string {
 		name = u.Hostname()
 	} else if err == nil && u.Port() != "" {
 		name = u.Scheme + "-" + u.Port()
+	} else if err == nil && u.Scheme == "tftp" {
+		name = u.Scheme
 	}
 	if name[0] == '*' {
 		name = "any" + name[1:]

@@ -140,7 +140,7 @@ public.toml:17:9: store without store_key: a file with what ` + "`openssl rand -
 public.toml:19:2: [tls] has a certificate and no key
 public.toml:23:12: limits.visitors is negative
 public.toml:27:11: public key: 5 characters after ed25519: are not base64 of 32 bytes
-public.toml:28:37: pattern "tftp://cams.example.com/*": tftp is not supported by this version
+public.toml:28:37: pattern "tftp://cams.example.com/*": want the path after three slashes, tftp:///boot: TFTP clients do not say which host they mean, and the public relay's tftp listener has the port
 public.toml:28:66: pattern "tcp://:2-1": port range "2-1": low end is above the high end
 public.toml:30:3: site "office" without a key: ` + "`relay-private keygen FILE`" + ` makes one and prints its public half
 public.toml:30:3: site "office" may publish nothing: publish is missing, such as ["https://*.example.com"]

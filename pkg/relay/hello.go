@@ -81,6 +81,7 @@ type Announcement struct {
 
 	Policy *Policy `json:"policy,omitempty"` // what is demanded of visitors; nil: nothing. Has still to be validated
 	Camera *Camera `json:"camera,omitempty"` // how a camera is shown; nil unless the target is rtsp or rtsps. Has still to be validated
+	Files  *Files  `json:"files,omitempty"`  // what may be done with files; nil unless the publish is tftp. Has still to be validated
 }
 
 // An AnnounceReply is the answer to one Announcement.

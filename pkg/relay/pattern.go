@@ -17,6 +17,7 @@ import (
 //	tcp://:15000-15999         those ports, on any address
 //	tcp://:*                   any port, and a port chosen by the relay
 //	udp://:5000-5999           the same for UDP
+//	tftp:///boot/*             files below /boot; tftp:///* is all of them
 type Pattern struct {
 	Scheme           string
 	Host             string // as in Publish; "" for tcp and udp means any

@@ -76,14 +76,14 @@ func TestPolicy(t *testing.T) {
 	if b, err := json.Marshal(Policy{}); err != nil || string(b) != "{}" {
 		t.Errorf("the zero value is %s, %v", b, err)
 	}
-	for _, scheme := range []string{"", "https", "http", "wss", "ws", "rtsp", "rtsps", "tcp", "udp", "tls"} {
+	for _, scheme := range []string{"", "https", "http", "wss", "ws", "rtsp", "rtsps", "tcp", "udp", "tls", "tftp"} {
 		if err := (&Policy{}).Validate(scheme); err != nil {
 			t.Errorf("%s: the zero value: %v", scheme, err)
 		}
 	}
 	// A port has no requests.
 	port := &Policy{Allow: p.Allow, Deny: p.Deny, MaxConnections: 1, ConnectionRate: p.ConnectionRate}
-	for _, scheme := range []string{"tcp", "udp", "tls"} {
+	for _, scheme := range []string{"tcp", "udp", "tls", "tftp"} {
 		if err := port.Validate(scheme); err != nil {
 			t.Errorf("%s: %v", scheme, err)
 		}
@@ -157,6 +157,8 @@ func TestPolicyValidate(t *testing.T) {
 		"camera":          {"rtsp", func(p *Policy) { *p = Policy{Methods: []string{"GET"}} }, "methods"},
 		"clear camera":    {"rtsp", func(p *Policy) { *p = Policy{ClientCA: p.ClientCA} }, "client_ca"},
 		"pass-through":    {"tls", func(p *Policy) { *p = Policy{ClientCA: p.ClientCA} }, "client_ca"},
+		"files":           {"tftp", func(p *Policy) { *p = Policy{Users: p.Users} }, "users"},
+		"writes":          {"tftp", func(p *Policy) { *p = Policy{MaxBody: 1} }, "max_body"},
 		"datagrams":       {"udp", func(p *Policy) { *p = Policy{RequestRate: p.RequestRate} }, "request_rate"},
 	} {
 		p := testPolicy(t)

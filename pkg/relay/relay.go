@@ -19,7 +19,7 @@ import (
 
 // WireVersion is the version of the link handshake and of the frames after it.
 // Both relays must speak the same one.
-const WireVersion = 4
+const WireVersion = 5
 
 // Paths on the public relay's own domain.
 const (

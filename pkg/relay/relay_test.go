@@ -33,6 +33,10 @@ func TestParsePublish(t *testing.T) {
 		"tls://*.example.com":            {Scheme: "tls", Host: "*.example.com"},
 		"RTSP://Cams.example.com/gate/":  {Scheme: "rtsp", Host: "cams.example.com", Path: "/gate"},
 		"rtsps://*.example.com":          {Scheme: "rtsps", Host: "*.example.com", Path: "/"},
+		"TFTP:///boot/":                  {Scheme: "tftp", Path: "/boot"},
+		"tftp:///Boot/x86":               {Scheme: "tftp", Path: "/Boot/x86"},
+		"tftp:///":                       {Scheme: "tftp", Path: "/"},
+		"tftp://":                        {Scheme: "tftp", Path: "/"},
 	} {
 		got, err := ParsePublish(in)
 		if want.IsZero() {
@@ -64,7 +68,13 @@ func TestURLErrors(t *testing.T) {
 		{publish, "rtsp://cams.example.com/gate#a", "has a query"},
 		{publish, "udp://", `publish "udp://": no port: want udp://:15432`},
 		{publish, "udp://:53/x", "udp has no path"},
-		{publish, "tftp:///boot/", "tftp is not supported by this version"},
+		{publish, "tftp://boot/", "want the path after three slashes, tftp:///boot"},
+		{publish, "tftp://:69/", "want the path after three slashes"},
+		{publish, "tftp:///boot//x", "segment"},
+		{publish, "tftp:///../boot", "segment"},
+		{publish, "tftp:///boot/*", "not supported in a path prefix, which has everything below in it"},
+		{publish, `tftp:///boot\\x`, "not supported in a path prefix"},
+		{publish, "ftp:///boot/", "ftp is not supported by this version"},
 		{publish, "tls://:993", "leave the port out"},
 		{publish, "tls://mail.example.com:993", "leave the port out"},
 		{publish, "tls://mail.example.com/inbox", "tls has no path"},
@@ -119,7 +129,18 @@ func TestURLErrors(t *testing.T) {
 		{target, "tcp://10.0.0.5", "no port: want tcp://host:port"},
 		{target, "tcp://:22", "no host"},
 		{target, "http://10.0.0.5:0", "port 0"},
-		{target, "http://10.0.0.5/base", "leave the path out"},
+		{target, "http://10.0.0.5/a/%2e%2e/b", "\"..\" segment"},
+		{target, "http://10.0.0.5/a%2Fb", "a slash or backslash in one"},
+		{target, "http://10.0.0.5/a//b", "segment"},
+		{target, "http://10.0.0.5/100%", "has a '%' that is no escape"},
+		{target, "http://10.0.0.5/base?a", "has a query"},
+		{target, "h2c://10.0.0.5/base", "leave the path out"},
+		{target, "h2://10.0.0.5/base", "leave the path out"},
+		{target, "tftp://", "no host"},
+		{target, "tftp://10.0.0.7:0/", "port 0"},
+		{target, "tftp://10.0.0.7/a%20b", "names of TFTP have no escapes"},
+		{target, "tftp://10.0.0.7///a", "segment"},
+		{target, "tftp://10.0.0.7/a/../b", "segment"},
 		{target, "file://srv/www", "after three slashes: file:///path"},
 		{target, "unix://", "no path: want unix:///path"},
 		{target, "file:///a\nb", "control character"},
@@ -129,6 +150,8 @@ func TestURLErrors(t *testing.T) {
 		{snapshot, "10.0.0.20/snap.jpg", "want scheme://host/path"},
 		{snapshot, "http://", "no host"},
 		{snapshot, "http://cam.lan/a#b", "has a query or a fragment"},
+		{pattern, "tftp://boot/*", "want the path after three slashes"},
+		{pattern, "tftp:///*/x", "not supported in a path prefix"},
 		{pattern, "udp://", "no port: want udp://:15432, udp://:15000-15999 or udp://:*"},
 		{pattern, "tls://mail.example.com/*", "tls has no path"},
 		{pattern, "tls://:443", "leave the port out"},
@@ -147,24 +170,29 @@ func TestURLErrors(t *testing.T) {
 
 func TestParseTarget(t *testing.T) {
 	for in, want := range map[string]Target{
-		"http://127.0.0.1:8080":  {Scheme: "http", Host: "127.0.0.1", Port: 8080},
-		"http://Intranet/":       {Scheme: "http", Host: "intranet", Port: 80},
-		"https://intranet":       {Scheme: "https", Host: "intranet", Port: 443},
-		"ws://127.0.0.1:9000":    {Scheme: "http", Host: "127.0.0.1", Port: 9000},
-		"wss://a.lan":            {Scheme: "https", Host: "a.lan", Port: 443},
-		"h2c://10.0.0.8:50051":   {Scheme: "h2c", Host: "10.0.0.8", Port: 50051},
-		"h2c://grpc.lan":         {Scheme: "h2c", Host: "grpc.lan", Port: 80},
-		"h2://grpc.lan/":         {Scheme: "h2", Host: "grpc.lan", Port: 443},
-		"tcp://[fd00::5]:5432":   {Scheme: "tcp", Host: "fd00::5", Port: 5432},
-		"udp://10.0.0.6:514":     {Scheme: "udp", Host: "10.0.0.6", Port: 514},
-		"unix:///run/app.sock":   {Scheme: "unix", Path: "/run/app.sock"},
-		"file:///srv/www":        {Scheme: "file", Path: "/srv/www"},
-		"file:///srv/Über uns?#": {Scheme: "file", Path: "/srv/Über uns?#"},
-		"file:///C:/srv":         {Scheme: "file", Path: "C:/srv"},
-		"RTSP://Cam.lan":         {Scheme: "rtsp", Host: "cam.lan", Port: 554},
-		"rtsps://cam.lan/":       {Scheme: "rtsps", Host: "cam.lan", Port: 322, Path: "/"},
-		"rtsp://[fd00::5]?a=b":   {Scheme: "rtsp", Host: "fd00::5", Port: 554, Query: "a=b"},
-		"rtsp://admin@cam.lan/1": {Scheme: "rtsp", Host: "cam.lan", Port: 554, Path: "/1", User: "admin"},
+		"http://127.0.0.1:8080":           {Scheme: "http", Host: "127.0.0.1", Port: 8080},
+		"http://Intranet/":                {Scheme: "http", Host: "intranet", Port: 80},
+		"http://web/images/%20/":          {Scheme: "http", Host: "web", Port: 80, Path: "/images/%20"},
+		"https://web:8443/boot":           {Scheme: "https", Host: "web", Port: 8443, Path: "/boot"},
+		"TFTP://10.0.0.7/":                {Scheme: "tftp", Host: "10.0.0.7", Port: 69},
+		"tftp://[fd00::5]:1069/boot/x86/": {Scheme: "tftp", Host: "fd00::5", Port: 1069, Path: "/boot/x86"},
+		"tftp://store//srv/tftp":          {Scheme: "tftp", Host: "store", Port: 69, Path: "//srv/tftp"},
+		"https://intranet":                {Scheme: "https", Host: "intranet", Port: 443},
+		"ws://127.0.0.1:9000":             {Scheme: "http", Host: "127.0.0.1", Port: 9000},
+		"wss://a.lan":                     {Scheme: "https", Host: "a.lan", Port: 443},
+		"h2c://10.0.0.8:50051":            {Scheme: "h2c", Host: "10.0.0.8", Port: 50051},
+		"h2c://grpc.lan":                  {Scheme: "h2c", Host: "grpc.lan", Port: 80},
+		"h2://grpc.lan/":                  {Scheme: "h2", Host: "grpc.lan", Port: 443},
+		"tcp://[fd00::5]:5432":            {Scheme: "tcp", Host: "fd00::5", Port: 5432},
+		"udp://10.0.0.6:514":              {Scheme: "udp", Host: "10.0.0.6", Port: 514},
+		"unix:///run/app.sock":            {Scheme: "unix", Path: "/run/app.sock"},
+		"file:///srv/www":                 {Scheme: "file", Path: "/srv/www"},
+		"file:///srv/Über uns?#":          {Scheme: "file", Path: "/srv/Über uns?#"},
+		"file:///C:/srv":                  {Scheme: "file", Path: "C:/srv"},
+		"RTSP://Cam.lan":                  {Scheme: "rtsp", Host: "cam.lan", Port: 554},
+		"rtsps://cam.lan/":                {Scheme: "rtsps", Host: "cam.lan", Port: 322, Path: "/"},
+		"rtsp://[fd00::5]?a=b":            {Scheme: "rtsp", Host: "fd00::5", Port: 554, Query: "a=b"},
+		"rtsp://admin@cam.lan/1":          {Scheme: "rtsp", Host: "cam.lan", Port: 554, Path: "/1", User: "admin"},
 		"rtsp://10.0.0.20/Streaming/Channels/101/?transport=tcp": {
 			Scheme: "rtsp", Host: "10.0.0.20", Port: 554, Path: "/Streaming/Channels/101/", Query: "transport=tcp",
 		},
@@ -258,6 +286,22 @@ func TestServiceValidate(t *testing.T) {
 		{"gate", "udp://:8554", "rtsp://10.0.0.20/h264", `service "gate": a udp:// publish needs`},
 		{"gate", "tls://cams.example.com", "rtsps://10.0.0.20/h264", `service "gate": a tls:// publish is passed through`},
 		{"log", "", "udp://10.0.0.6:514", `service "log": a udp:// target needs a udp:// publish`},
+		{"boot", "tftp:///boot/", "file:///srv/tftp", ""},
+		{"boot", "tftp:///", "tftp://10.0.0.7/boot", ""},
+		{"boot", "tftp:///boot", "http://10.0.0.8/images/", ""},
+		{"boot", "tftp:///boot", "https://10.0.0.8", ""},
+		{"boot", "tftp:///boot", "tcp://10.0.0.8:69", `service "boot": a tftp:// publish needs a file://, tftp://, http:// or https:// target, not tcp://`},
+		{"boot", "tftp:///boot", "udp://10.0.0.8:69", "not udp://"},
+		{"boot", "tftp:///boot", "h2c://10.0.0.8", "not h2c://"},
+		{"boot", "tftp:///boot", "rtsp://10.0.0.8", "not rtsp://"},
+		{"boot", "tftp:///boot", "unix:///run/s", "not unix://"},
+		{"boot", "udp://:69", "tftp://10.0.0.7", `service "boot": a tftp:// target needs a tftp:// publish`},
+		{"boot", "https://a.example.com", "tftp://10.0.0.7", "needs a tftp:// publish"},
+		{"boot", "tls://a.example.com", "tftp://10.0.0.7", "needs a tftp:// publish"},
+		{"boot", "", "tftp://10.0.0.7", "needs a tftp:// publish"},
+		{"web", "https://a.example.com", "http://10.0.0.5/base", `service "web": target "http://10.0.0.5:80/base": leave the path out: the visitor's path reaches the target as it is`},
+		{"web", "", "https://10.0.0.5/base", "leave the path out"},
+		{"web", "wss://a.example.com", "ws://10.0.0.5/base", "leave the path out"},
 		{"", "", "tcp://a:1", "name is empty"},
 		{"a b", "", "tcp://a:1", "want letters, digits"},
 		{strings.Repeat("a", 65), "", "tcp://a:1", "more than 64"},
@@ -326,6 +370,17 @@ func TestPatternAllows(t *testing.T) {
 		{"rtsps://*.example.com", "rtsp://cams.example.com", false},
 		{"https://*.example.com", "rtsps://cams.example.com", false},
 		{"rtsp://*.example.com", "https://cams.example.com", false},
+		{"tftp:///boot/*", "tftp:///boot", true},
+		{"tftp:///boot/*", "tftp:///boot/x86", true},
+		{"tftp:///boot", "tftp:///boot/x86", true},
+		{"tftp:///boot/*", "tftp:///bootx", false},
+		{"tftp:///boot/*", "tftp:///Boot", false},
+		{"tftp:///boot/*", "tftp:///", false},
+		{"tftp:///*", "tftp:///", true},
+		{"tftp:///", "tftp:///boot", true},
+		{"tftp:///", "https://a.example.com/boot", false},
+		{"udp://:*", "tftp:///boot", false},
+		{"https://*.example.com", "tftp:///boot", false},
 	} {
 		pattern, err := ParsePattern(tt.pattern)
 		if err != nil {
@@ -459,7 +514,9 @@ func TestJoinMessages(t *testing.T) {
 func TestAnnounce(t *testing.T) {
 	list := []Announcement{{Name: "web", Publish: "https://a.example.com", TargetScheme: "http"}, {Name: "ssh", TargetScheme: "tcp"},
 		{Name: "gate", Publish: "rtsp://a.example.com/gate", TargetScheme: "rtsp", Camera: &Camera{FanOut: true, UDP: true, Roaming: true}},
-		{Name: "yard", Publish: "rtsps://a.example.com/yard", TargetScheme: "rtsps", Camera: &Camera{}}}
+		{Name: "yard", Publish: "rtsps://a.example.com/yard", TargetScheme: "rtsps", Camera: &Camera{}},
+		{Name: "boot", Publish: "tftp:///boot", TargetScheme: "file", Files: &Files{Write: WriteNew, MaxSize: 1 << 30, Cache: true}},
+		{Name: "logs", Publish: "tftp:///logs", TargetScheme: "tftp", Files: &Files{}}}
 	if got, err := DecodeAnnounce(Encode(list)); err != nil || !reflect.DeepEqual(got, list) {
 		t.Fatalf("round trip: %+v, %v", got, err)
 	}
@@ -470,6 +527,11 @@ func TestAnnounce(t *testing.T) {
 	// What a relay does not know of a camera it cannot do.
 	for _, text := range []string{`{"fanout":true}`, `{"udp":1}`, `[]`, `{"udp":true,"multicast":true}`} {
 		if _, err := DecodeAnnounce([]byte(`[{"name":"a","camera":` + text + `}]`)); err == nil {
+			t.Errorf("%s is accepted", text)
+		}
+	}
+	for _, text := range []string{`{"writes":"new"}`, `{"write":true}`, `{"cache":1}`, `[]`, `{"max_size":1,"ignore_case":true}`} {
+		if _, err := DecodeAnnounce([]byte(`[{"name":"a","files":` + text + `}]`)); err == nil {
 			t.Errorf("%s is accepted", text)
 		}
 	}
@@ -492,6 +554,9 @@ func TestHeaderGolden(t *testing.T) {
 		"\x01\x02\x00\x00\x00\x00":                {Kind: KindAnnounce},
 		"\x01\x03\x07standby\x00\x00\x00":         {Kind: KindNotice, Service: NoticeStandby},
 		"\x01\x03\x06choice\x00\x09wss alone\x00": {Kind: KindNotice, Service: NoticeChoice, Host: "wss alone"},
+		"\x01\x06\x04boot\x04tftp\x00\x04\xc0\x00\x02\x01\x1f\x90": {
+			Kind: KindFile, Service: "boot", Scheme: "tftp", Visitor: netip.MustParseAddrPort("192.0.2.1:8080"),
+		},
 		"\x01\x04\x06syslog\x03udp\x00\x04\xc0\x00\x02\x01\x1f\x90": {
 			Kind: KindFlow, Service: "syslog", Scheme: "udp", Visitor: netip.MustParseAddrPort("192.0.2.1:8080"),
 		},
@@ -521,6 +586,7 @@ func TestHeaderBounds(t *testing.T) {
 		"connect, no service": {Kind: KindConnect},
 		"announce, service":   {Kind: KindAnnounce, Service: "a"},
 		"flow, no service":    {Kind: KindFlow},
+		"file, no service":    {Kind: KindFile},
 		"notice":              {Kind: KindNotice, Service: "idle"},
 		"scheme":              {Kind: KindConnect, Service: "a", Scheme: "H"},
 		"long scheme":         {Kind: KindConnect, Service: "a", Scheme: strings.Repeat("a", 17)},
@@ -546,6 +612,7 @@ func FuzzHeader(f *testing.F) {
 	f.Add([]byte("\x01\x01\x03web\x05https\x0da.example.com\x04\xc0\x00\x02\x01\x1f\x90"))
 	f.Add([]byte("\x01\x02\x00\x00\x00\x00"))
 	f.Add([]byte("\x01\x03\x06active\x00\x00\x00"))
+	f.Add([]byte("\x01\x06\x04boot\x04tftp\x00\x04\xc0\x00\x02\x01\x1f\x90"))
 	f.Add([]byte("\x01\x04\x06syslog\x03udp\x00\x04\xc0\x00\x02\x01\x1f\x90"))
 	f.Add([]byte("\x01\x01\x03web\x03tcp\x00\x10\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x50"))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -562,7 +629,7 @@ func FuzzHeader(f *testing.F) {
 
 func FuzzHello(f *testing.F) {
 	f.Add(Encode(testHello()))
-	f.Add([]byte(`{"version":4}`))
+	f.Add([]byte(`{"version":5}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := DecodeHello(b)
 		if err != nil {
@@ -598,6 +665,7 @@ func FuzzAnnounce(f *testing.F) {
 	f.Add([]byte(`[{"name":"web","publish":"https://a.example.com","target_scheme":"http"}]`))
 	f.Add([]byte(`[{"name":"web","publish":"https://a.example.com","target_scheme":"http","policy":{"deny":["::/0"],"hsts":{"max_age":1},"connection_rate":"1/h"}}]`))
 	f.Add([]byte(`[{"name":"gate","publish":"rtsp://a.example.com/gate","target_scheme":"rtsp","camera":{"fan_out":true,"udp":true,"roaming":false}}]`))
+	f.Add([]byte(`[{"name":"boot","publish":"tftp:///boot","target_scheme":"file","files":{"write":"replace","max_size":1073741824,"cache":true}}]`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		list, err := DecodeAnnounce(b)
 		if err != nil {
@@ -613,6 +681,7 @@ func FuzzURL(f *testing.F) {
 	for _, s := range []string{
 		"https://*.example.com/a/b", "tcp://:15432", "tcp://:15000-15999", "tcp://[::1]:*", "udp://:5514", "udp://:5000-5999", "tls://*.example.com", "unix:///run/a", "file:///C:/x",
 		"rtsp://u:p@h/x", "rtsp://*.example.com/a/*", "rtsps://[::1]?a=b", "rtsp://%75:%3a%2F@h:8554/a/?pwd=x", "wss://[::1]", "http://10.0.0.1:80", "https://a.example.com/x/*",
+		"tftp:///", "tftp:///boot/*", "tftp://h//srv/a/", "http://h/a/%20/", "tftp://h:69/token=x/",
 	} {
 		f.Add(s)
 	}

@@ -21,6 +21,7 @@ type Service struct {
 
 	Policy *Policy // what is demanded of visitors; nil: nothing
 	Camera *Camera // how a camera is shown; nil: with nothing of that, and for targets that are none
+	Files  *Files  // what may be done with files; nil: they are read, and not cached. For tftp publishes only
 }
 
 // A Camera says what the public relay does with the streams of a camera. It is part of an announcement, and as
@@ -55,7 +56,11 @@ func (s Service) Validate() error {
 	if s.Camera != nil && !s.Target.IsCamera() {
 		return fmt.Errorf("service %q: fan_out, udp and roaming are for rtsp:// and rtsps:// targets, not %s://", s.Name, s.Target.Scheme)
 	}
+	if err := s.validateFiles(); err != nil {
+		return fmt.Errorf("service %q: %w", s.Name, err)
+	}
 	switch {
+	case s.Publish.Scheme == "tftp":
 	case s.Publish.IsZero():
 		if s.Target.Scheme == "udp" {
 			return fmt.Errorf("service %q: a udp:// target needs a udp:// publish: operators' forwards carry no datagrams", s.Name)
@@ -96,8 +101,8 @@ func (s Service) Validate() error {
 // A Publish says where visitors reach a service. The zero value is a service that
 // no visitor reaches. It is comparable, and marshals as its URL.
 type Publish struct {
-	Scheme string // "https", "http", "wss", "ws", "rtsp", "rtsps", "tls", "tcp" or "udp". https carries WebSocket too, and so does http; rtsp has rtsps in it
-	Host   string // lower case, without brackets; may be "*.example.com", except for ports, where "" means every address
+	Scheme string // "https", "http", "wss", "ws", "rtsp", "rtsps", "tls", "tcp", "udp" or "tftp". https carries WebSocket too, and so does http; rtsp has rtsps in it
+	Host   string // lower case, without brackets; may be "*.example.com", except for ports, where "" means every address; "" for tftp
 	Port   uint16 // tcp and udp only; 0 lets the public relay choose
 	Path   string // prefix at a segment boundary: "/" or "/a/b"; "" for tls, tcp and udp
 }
@@ -105,10 +110,10 @@ type Publish struct {
 // A Target says where the private relay connects the visitors of a service to. It
 // marshals as its URL, without its secrets.
 type Target struct {
-	Scheme string // "http", "https", "h2c", "h2", "rtsp", "rtsps", "tcp", "udp", "unix" or "file"; ws:// and wss:// are read as http and https
+	Scheme string // "http", "https", "h2c", "h2", "rtsp", "rtsps", "tcp", "udp", "tftp", "unix" or "file"; ws:// and wss:// are read as http and https
 	Host   string // but for unix and file: a name or an address without brackets
 	Port   uint16 // but for unix and file
-	Path   string // of unix and file: absolute; of rtsp, rtsps and snapshots: as written, or ""
+	Path   string // of unix and file: absolute; of rtsp, rtsps and snapshots: as written, or ""; of tftp, http and https: see base
 
 	// Of rtsp, rtsps and snapshots only.
 	User, Password string // decoded; "": none
@@ -151,6 +156,12 @@ func parsePublish(s string) (Publish, error) {
 			return Publish{}, errors.New("want a host name: TLS clients do not say which address they mean")
 		}
 		return p, checkHost(u.host, true)
+	case "tftp":
+		if u.host != "" || u.port != "" {
+			return Publish{}, errors.New("want the path after three slashes, tftp:///boot: TFTP clients do not say which host they mean, and the public relay's tftp listener has the port")
+		}
+		p.Path, err = cleanPath(u.path)
+		return p, err
 	case "tcp", "udp":
 		if u.path != "" && u.path != "/" {
 			return Publish{}, errors.New(u.scheme + " has no path")
@@ -242,12 +253,17 @@ func parseTarget(s string) (Target, error) {
 	case "rtsps":
 		t.Port = 322
 		return t, t.locate(u)
-	case "http", "https", "h2c", "h2", "tcp", "udp":
-		if u.path != "" && u.path != "/" {
-			if isPort(t.Scheme) {
-				return Target{}, errors.New(t.Scheme + " has no path")
+	case "http", "https", "tftp", "h2c", "h2", "tcp", "udp":
+		switch {
+		case t.Scheme == "http", t.Scheme == "https", t.Scheme == "tftp":
+			if t.Path, err = base(t.Scheme, u.path); err != nil {
+				return Target{}, err
 			}
-			return Target{}, errors.New("leave the path out: the visitor's path reaches the target as it is")
+		case u.path == "" || u.path == "/":
+		case isPort(t.Scheme):
+			return Target{}, errors.New(t.Scheme + " has no path")
+		default:
+			return Target{}, ErrTargetPath
 		}
 		if err := checkHost(u.host, false); err != nil {
 			return Target{}, err
@@ -264,6 +280,8 @@ func parseTarget(s string) (Target, error) {
 			t.Port = 80
 		case t.Scheme == "https", t.Scheme == "h2":
 			t.Port = 443
+		case t.Scheme == "tftp":
+			t.Port = 69
 		default:
 			return Target{}, errors.New("no port: want " + t.Scheme + "://host:port")
 		}
@@ -344,7 +362,7 @@ func (p Publish) String() string {
 		return p.Scheme + "://" + net.JoinHostPort(p.Host, strconv.Itoa(int(p.Port)))
 	}
 	path := p.Path
-	if path == "/" {
+	if path == "/" && p.Scheme != "tftp" {
 		path = ""
 	}
 	return p.Scheme + "://" + bracket(p.Host) + path
@@ -501,7 +519,7 @@ func splitURL(s string, full bool) (u rawURL, err error) {
 // isKnown reports whether scheme is one that this version can publish or reach.
 func isKnown(scheme string) bool {
 	switch scheme {
-	case "http", "https", "ws", "wss", "rtsp", "rtsps", "h2c", "h2", "tls", "tcp", "udp", "unix", "file":
+	case "http", "https", "ws", "wss", "rtsp", "rtsps", "h2c", "h2", "tls", "tcp", "udp", "tftp", "unix", "file":
 		return true
 	}
 	return false

@@ -40,6 +40,10 @@ func (p *peer) accept(s *tunnel.Stream, header []byte) {
 		s.Reset(tunnel.CodeNotFound)
 		return
 	}
+	if svc.Publish.Scheme == "tftp" {
+		s.Reset(tunnel.CodeForbidden)
+		return
+	}
 	if flow := h.Kind == relay.KindFlow; flow || svc.network == "udp" {
 		if !flow || svc.network != "udp" {
 			s.Reset(tunnel.CodeForbidden)

@@ -29,6 +29,7 @@ var (
 	troubleLarge = &trouble{413, "The request is too large."}
 	troubleBusy  = &trouble{503, "This cannot be done right now. Please try again."}
 	troubleFlow  = &trouble{400, "This service carries datagrams, which a forward does not: use its UDP port."}
+	troubleFile  = &trouble{400, "This service has files, which a forward does not carry: use TFTP."}
 	troubleSwap  = &trouble{426, "This needs an upgrade of the connection."}
 )
 
@@ -100,8 +101,8 @@ func (v *visitor) forward(name string) bool {
 		v.turnDown(troubleService)
 		return true
 	}
-	if svc.flows != nil {
-		v.turnDown(troubleFlow)
+	if t := svc.noForward(); t != nil {
+		v.turnDown(t)
 		return true
 	}
 	st, err := svc.openStream(v.addr, "forward", "")
@@ -117,6 +118,17 @@ func (v *visitor) forward(name string) bool {
 	}
 	v.spliced(st, svc).logs(r)
 	return true
+}
+
+// noForward says why an operator cannot be forwarded to s, or nil.
+func (s *service) noForward() *trouble {
+	switch {
+	case s.flows != nil:
+		return troubleFlow
+	case s.publish.Scheme == "tftp":
+		return troubleFile
+	}
+	return nil
 }
 
 // sessionOf returns the active session of a site, or what to answer.
@@ -168,13 +180,10 @@ func (r *Relay) ServeForward(w http.ResponseWriter, req *http.Request) {
 			found <- troubleAway
 			return
 		}
-		switch svc := s.service(service); {
-		case svc == nil:
+		if svc := s.service(service); svc != nil {
+			found <- svc.noForward()
+		} else {
 			found <- troubleService
-		case svc.flows != nil:
-			found <- troubleFlow
-		default:
-			found <- nil
 		}
 	}
 	s.loop.Post(func() {
