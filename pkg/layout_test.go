@@ -62,6 +62,7 @@ var arrows = map[string][]string{
 	"pkg/onvif":     {"pkg/rtsp"},
 	"pkg/relay":     {},
 	"pkg/rtsp":      {},
+	"pkg/tftp":      {},
 	"pkg/tunnel":    {},
 	"pkg/websocket": {},
 }
