@@ -51,6 +51,7 @@ type PacketConn struct {
 	sock   packetSocket
 	local  netip.AddrPort
 	remote netip.AddrPort // of a connected socket
+	mute   bool           // nothing is received
 
 	// owned by loop
 	onPacket func(b []byte, from PacketAddr)
@@ -115,6 +116,15 @@ func (l *Loop) ListenPacket(network, addr string, onPacket func(b []byte, from P
 // ListenPacketFile is like ListenPacket on the UDP socket f, inherited from a service manager, say. f remains the
 // caller's, to close.
 func (l *Loop) ListenPacketFile(f *os.File, onPacket func(b []byte, from PacketAddr)) (*PacketConn, error) {
+	return l.filePacket(f, &PacketConn{loop: l, onPacket: onPacket})
+}
+
+// SendPacketFile is like ListenPacketFile for a loop that only sends by the socket f: what comes is left to others who have it.
+func (l *Loop) SendPacketFile(f *os.File) (*PacketConn, error) {
+	return l.filePacket(f, &PacketConn{loop: l, mute: true})
+}
+
+func (l *Loop) filePacket(f *os.File, p *PacketConn) (*PacketConn, error) {
 	nc, err := net.FilePacketConn(f)
 	if err != nil {
 		return nil, err
@@ -123,14 +133,18 @@ func (l *Loop) ListenPacketFile(f *os.File, onPacket func(b []byte, from PacketA
 		nc.Close()
 		return nil, net.UnknownNetworkError(nc.LocalAddr().Network())
 	}
-	return l.AttachPacket(nc, onPacket)
+	return l.attachPacket(nc, p)
 }
 
 // AttachPacket brings nc, which the loop owns from now on, onto l; onPacket is as for ListenPacket. A UDP socket is driven
 // by descriptor, where the loop can; any other net.PacketConn by goroutines. On error nc is closed. It may be called
 // from anywhere.
 func (l *Loop) AttachPacket(nc net.PacketConn, onPacket func(b []byte, from PacketAddr)) (*PacketConn, error) {
-	p := &PacketConn{loop: l, local: netAddrPort(nc.LocalAddr()), onPacket: onPacket}
+	return l.attachPacket(nc, &PacketConn{loop: l, onPacket: onPacket})
+}
+
+func (l *Loop) attachPacket(nc net.PacketConn, p *PacketConn) (*PacketConn, error) {
+	p.local = netAddrPort(nc.LocalAddr())
 	if c, ok := nc.(*net.UDPConn); ok {
 		p.remote = netAddrPort(c.RemoteAddr())
 		if !l.core.cfg.Portable {
@@ -231,7 +245,9 @@ func (p *PacketConn) start() error {
 	if err == nil {
 		p.slot = p.loop.enter(slot{p: p})
 		p.entered = true
-		err = p.sock.register(p.slot)
+		if !p.mute {
+			err = p.sock.register(p.slot)
+		}
 	}
 	if err != nil {
 		p.Close()

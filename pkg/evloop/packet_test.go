@@ -550,3 +550,45 @@ func TestAttachPacket(t *testing.T) {
 		run(l, p.Close)
 	})
 }
+
+// TestSendPacketFile sends from a loop that leaves it to another one to receive.
+func TestSendPacketFile(t *testing.T) {
+	for _, portable := range []bool{false, true} {
+		core := newCore(t, Config{Loops: 2, Portable: portable})
+		nc, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := nc.(*net.UDPConn).File()
+		nc.Close()
+		if err != nil {
+			t.Skip("the system does not share sockets so: ", err)
+		}
+		defer f.Close()
+		one, other := core.Loop(0), core.Loop(1)
+		sender, err := other.SendPacketFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := one.ListenPacketFile(f, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(one, func() {
+			p.SetHandler(func(b []byte, from PacketAddr) {
+				b = bytes.Clone(b)
+				other.Post(func() { sender.WriteTo(b, from) })
+			})
+		})
+		client := dialUDP(t, p.LocalAddr().String())
+		b := make([]byte, 10)
+		for i := range 100 {
+			client.Write([]byte{byte(i)})
+			if n, err := client.Read(b); err != nil || n != 1 || b[0] != byte(i) {
+				t.Fatalf("answer %d: %d, %v", i, b[:n], err)
+			}
+		}
+		run(other, sender.Close)
+		run(one, p.Close)
+	}
+}
