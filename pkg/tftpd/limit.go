@@ -1,0 +1,124 @@
+package tftpd
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+
+	"culvert.dev/pkg/evloop"
+)
+
+// bucket bounds something by its rate. It is shared by loops.
+type bucket struct {
+	rate, burst int64 // a second, at once; immutable
+
+	mu   sync.Mutex
+	left int64 // billionths
+	last time.Time
+}
+
+func (k *bucket) init(rate, burst int64, now time.Time) {
+	k.rate, k.burst, k.last = rate, burst, now
+	k.left = burst * int64(time.Second)
+}
+
+// take takes n, if it is there.
+func (k *bucket) take(n int64, now time.Time) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if d := now.Sub(k.last); d > 0 { // each loop has its own idea of now
+		k.last = now
+		full := k.burst * int64(time.Second)
+		if int64(d) > (full-k.left)/k.rate {
+			k.left = full
+		} else {
+			k.left += int64(d) * k.rate
+		}
+	}
+	if k.left < n*int64(time.Second) {
+		return false
+	}
+	k.left -= n * int64(time.Second)
+	return true
+}
+
+// source is who counts as one: an address, or a /64 of IPv6.
+type source struct {
+	addr     netip.Addr
+	running  int
+	bare     int // unproven reads without options
+	unproven chain
+}
+
+func sourceOf(a netip.Addr) netip.Addr {
+	a = a.Unmap().WithZone("")
+	if a.Is6() {
+		p, _ := a.Prefix(64)
+		return p.Addr()
+	}
+	return a
+}
+
+// link is the place of a Transfer in a chain, which is a list from old to new.
+type link struct{ older, newer *Transfer }
+
+type chain struct {
+	which          int // of Transfer.links
+	n              int
+	oldest, newest *Transfer
+}
+
+func (c *chain) add(t *Transfer) {
+	l := &t.links[c.which]
+	l.older = c.newest
+	if c.newest != nil {
+		c.newest.links[c.which].newer = t
+	} else {
+		c.oldest = t
+	}
+	c.newest = t
+	c.n++
+}
+
+func (c *chain) remove(t *Transfer) {
+	l := &t.links[c.which]
+	if l.older != nil {
+		l.older.links[c.which].newer = l.newer
+	} else {
+		c.oldest = l.newer
+	}
+	if l.newer != nil {
+		l.newer.links[c.which].older = l.older
+	} else {
+		c.newest = l.older
+	}
+	*l = link{}
+	c.n--
+}
+
+// past are the addresses whose transfer, or refusal, was over a short while ago: what still comes from there is nothing to complain
+// about. Should there be very many, the oldest are forgotten early.
+type past struct {
+	until map[evloop.PacketAddr]time.Time
+	queue []evloop.PacketAddr // in the order of their end; one that came again is there twice
+}
+
+const (
+	pastTime = 5 * time.Second
+	maxPast  = 4096
+)
+
+func (p *past) add(a evloop.PacketAddr, now time.Time) {
+	if p.until == nil {
+		p.until = make(map[evloop.PacketAddr]time.Time)
+	}
+	n := 0
+	for n < len(p.queue) && (len(p.queue)-n >= maxPast || !now.Before(p.until[p.queue[n]])) {
+		delete(p.until, p.queue[n])
+		n++
+	}
+	p.queue = append(p.queue[n:], a)
+	p.until[a] = now.Add(pastTime)
+}
+
+func (p *past) has(a evloop.PacketAddr, now time.Time) bool { return now.Before(p.until[a]) }
