@@ -158,6 +158,7 @@ type serviceConfig struct {
 	// relay, the best first. The default is none. For other targets it is what they speak.
 	ALPN []string `toml:"alpn"`
 
+	filesConfig
 	policyConfig
 }
 
@@ -334,6 +335,9 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		}
 		if svc.Target.Scheme != "" {
 			one.camera(f, at, &svc)
+			if one.Publish == "" || svc.Publish.Scheme != "" {
+				one.files(f, at, &svc)
+			}
 		}
 		if one.CA != "" {
 			if !slices.Contains([]string{"https", "h2", "rtsps"}, svc.Target.Scheme) && svc.Snapshot.Scheme != "https" {

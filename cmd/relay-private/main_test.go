@@ -191,6 +191,55 @@ private.toml:10:26: publish "rtsp://h.test/q" is taken by service "d"`,
 			code: 2,
 		},
 		{
+			name: "files",
+			args: "--config private.toml --check",
+			files: map[string]string{"private.toml": `relay = "r"
+site = "s"
+key = "office.key"
+service = [
+	{ name = "a", publish = "tftp:///boot/", target = "tftp://10.0.0.7/boot", write = true, max_size = "64MiB" },
+	{ name = "b", publish = "tftp:///", target = "tftp://10.0.0.7", write = "new", cache = false, allow = "192.0.2.0/24", max_connections = 9, connection_rate = "1/s" },
+	{ name = "c", publish = "tftp:///boot/x86", target = "https://10.0.0.8/images/", write = false },
+	{ name = "d", publish = "tftp:///tmp", target = "file:///tmp", write = "replace", ignore_case = true },
+]
+`},
+			stdout: "ok",
+		},
+		{
+			name: "files, wrong",
+			args: "--config private.toml --check",
+			files: map[string]string{"private.toml": `relay = "r"
+site = "s"
+key = "office.key"
+service = [
+	{ name = "a", publish = "tftp:///boot", target = "tftp://10.0.0.7", write = "append", max_size = 9 },
+	{ name = "b", publish = "tftp:///boot/", target = "file:///no/such/folder", ignore_case = true },
+	{ name = "c", publish = "tftp:///c", target = "http://10.0.0.8", write = "new", ignore_case = true },
+	{ name = "d", publish = "https://h.test", target = "http://10.0.0.8", write = false, max_size = 1, cache = true, ignore_case = false },
+	{ name = "e", target = "tftp://10.0.0.7" },
+	{ name = "f", publish = "tftp:///f", target = "udp://10.0.0.7:69", write = true, max_size = 0 },
+	{ name = "g", publish = "tftp:///g", target = "tftp://10.0.0.7", methods = ["GET"], fan_out = true, proxy_protocol = 2 },
+]
+`},
+			stderr: `
+private.toml:5:78: write "append" is none of false, true, "new", "replace"
+private.toml:6:26: publish "tftp:///boot/" is taken by service "a"
+private.toml:6:52: target "file:///no/such/folder": stat /no/such/folder: no such file or directory
+private.toml:7:26: service "c": write is for file:// and tftp:// targets: an http:// target is only read from
+private.toml:7:96: ignore_case is for file:// targets, not http://: others look files up themselves
+private.toml:8:80: write is for tftp:// publishes
+private.toml:8:98: max_size is for tftp:// publishes
+private.toml:8:109: cache is for tftp:// publishes
+private.toml:8:129: ignore_case is for tftp:// publishes
+private.toml:9:2: service "e": a tftp:// target needs a tftp:// publish: the relays carry files there, and no datagrams
+private.toml:10:26: service "f": a tftp:// publish needs a file://, tftp://, http:// or https:// target, not udp://
+private.toml:10:94: max_size 0: want bytes, such as "64MiB"; write = false has nobody write at all
+private.toml:11:26: service "g": proxy_protocol is for tcp://, tls:// and udp:// publishes: it is this relay that asks for files
+private.toml:11:67: methods: is for http:// and https:// publishes, not tftp://
+private.toml:11:96: fan_out is for rtsp:// and rtsps:// targets, not tftp://`,
+			code: 2,
+		},
+		{
 			name: "bad flags",
 			args: "--site office --key office.key --publish http://127.0.0.1:8080 --publish tcp://:1=ftp://x:1 --check",
 			stderr: `

@@ -327,6 +327,10 @@ func (w *walker) value(v *unstable.Node, t reflect.Type, path string) {
 			w.file.place[element] = at
 			w.value(children.Node(), t.Elem(), element)
 		}
+	case reflect.Interface: // BoolOrString
+		if v.Kind != unstable.Bool && v.Kind != unstable.String {
+			want = "true, false or a string"
+		}
 	default:
 		panic(fmt.Sprintf("BUG: a configuration field of type %v", t))
 	}
@@ -454,6 +458,23 @@ type Strings []string
 // UnmarshalText takes the form of a single string.
 func (s *Strings) UnmarshalText(b []byte) error {
 	*s = Strings{string(b)}
+	return nil
+}
+
+// BoolOrString is a TOML boolean or string, and is one of Go; nil if there is none.
+type BoolOrString any
+
+// PortRange is a TOML string such as "40000-40999", the first and the last port; zero if there is none.
+type PortRange [2]uint16
+
+func (r *PortRange) UnmarshalText(b []byte) error {
+	first, last, ok := strings.Cut(string(b), "-")
+	low, err := strconv.ParseUint(first, 10, 16)
+	high, err2 := strconv.ParseUint(last, 10, 16)
+	if !ok || err != nil || err2 != nil || low == 0 || low > high {
+		return fmt.Errorf("%q is not a range of ports, such as \"40000-40999\"", b)
+	}
+	*r = PortRange{uint16(low), uint16(high)}
 	return nil
 }
 

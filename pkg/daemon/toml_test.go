@@ -186,6 +186,40 @@ func FuzzDecode(f *testing.F) {
 }
 
 // Tables of any names, and those of an embedded struct.
+func TestBoolOrStringAndPortRange(t *testing.T) {
+	type config struct {
+		Write BoolOrString `toml:"write"`
+		Ports PortRange    `toml:"ports"`
+	}
+	for text, want := range map[string]config{
+		``:                      {},
+		`write = true`:          {Write: true},
+		`write = false`:         {Write: false},
+		`write = "new"`:         {Write: "new"},
+		`ports = "40000-40999"`: {Ports: PortRange{40000, 40999}},
+		`ports = "65535-65535"`: {Ports: PortRange{65535, 65535}},
+	} {
+		var c config
+		if err := Decode("f.toml", []byte(text), &c, nil); err != nil || c != want {
+			t.Errorf("%s: %+v, %v", text, c, err)
+		}
+	}
+	for text, want := range map[string]string{
+		`write = 1`:         `f.toml:1:9: write must be true, false or a string, not an integer`,
+		`write = ["new"]`:   `f.toml:1:1: write must be true, false or a string, not a list`,
+		`ports = 40000`:     `f.toml:1:9: ports must be a string, not an integer`,
+		`ports = "40000"`:   `f.toml:1:9: ports: "40000" is not a range of ports, such as "40000-40999"`,
+		`ports = "0-1"`:     `f.toml:1:9: ports: "0-1" is not a range of ports, such as "40000-40999"`,
+		`ports = "2-1"`:     `f.toml:1:9: ports: "2-1" is not a range of ports, such as "40000-40999"`,
+		`ports = "1-65536"`: `f.toml:1:9: ports: "1-65536" is not a range of ports, such as "40000-40999"`,
+	} {
+		var c config
+		if err := Decode("f.toml", []byte(text), &c, nil); err == nil || err.Error() != want {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
 func TestMaps(t *testing.T) {
 	type embedded struct {
 		Max   Size              `toml:"max"`

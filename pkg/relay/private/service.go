@@ -33,6 +33,10 @@ type Service struct {
 	// up to the next key frame. 0: it waits.
 	Deadline time.Duration
 
+	// IgnoreCase finds files of a tftp service whose names differ in case, and takes backslashes in names as slashes.
+	// For file targets only.
+	IgnoreCase bool
+
 	// Snapshot is where a camera has a picture of what it sees, as relay.ParseSnapshot reads it. Zero: nowhere.
 	Snapshot relay.Target
 }
@@ -52,6 +56,9 @@ func (s Service) Validate() error {
 	if s.Deadline != 0 && (s.Deadline < MinDeadline || s.Deadline > MaxDeadline) {
 		return fmt.Errorf("service %q: deadline %v: want %v to %v", s.Name, s.Deadline, MinDeadline, MaxDeadline)
 	}
+	if s.IgnoreCase && (s.Publish.Scheme != "tftp" || s.Target.Scheme != "file") {
+		return fmt.Errorf("service %q: ignore_case is for tftp:// publishes with a file:// target", s.Name)
+	}
 	if s.TLS != nil {
 		if err := s.TLS.validate(s.Service); err != nil {
 			return err
@@ -68,6 +75,8 @@ func (s Service) Validate() error {
 		if p != 2 {
 			return fmt.Errorf("service %q: proxy_protocol 1 knows no datagrams: want 2", s.Name)
 		}
+	case s.Publish.Scheme == "tftp":
+		return fmt.Errorf("service %q: proxy_protocol is for tcp://, tls:// and udp:// publishes: it is this relay that asks for files", s.Name)
 	case s.Target.Scheme == "file":
 		return fmt.Errorf("service %q: proxy_protocol is for targets that are servers", s.Name)
 	case s.TLS != nil: // each visitor has a connection to the target
