@@ -1,6 +1,6 @@
 // Package netem is a network link for tests: two network namespaces, joined by an
 // emulator that sees each packet, with a rate, delay, loss and a queue, that can be broken
-// as a whole or flow by flow. It is for Linux and needs root.
+// as a whole or flow by flow, and that can duplicate and reorder. It is for Linux and needs root.
 //
 //	l, err := netem.New(netem.Config{Loss: 0.01})
 //	defer l.Close()
@@ -11,6 +11,6 @@
 // one, and both are gone when the processes in them are. What may stay behind is a word
 // in net.ipv4.tcp_allowed_congestion_control.
 //
-// Invariants: packets of a flow are not reordered; a packet that was let in is delivered
-// once or not at all; a fault holds for packets that are let in after Break has returned.
+// Invariants: packets of a flow are not reordered, and a packet that was let in is delivered
+// once or not at all, unless Config.Reorder and Config.Duplicate ask for it; a fault holds for packets that are let in after Break has returned.
 package netem

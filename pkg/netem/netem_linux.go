@@ -23,6 +23,9 @@ type Config struct {
 	Loss  float64       // share of the packets that are lost at random, 0 to 1
 	Seed  uint64        // of the losses
 
+	Duplicate float64 // share of the packets that come twice, the second time Delay later
+	Reorder   float64 // share of the packets that come Delay later, after some that were sent behind them
+
 	// Congestion is TCP's congestion control in both namespaces; "": cubic, what stock
 	// hosts have.
 	Congestion string

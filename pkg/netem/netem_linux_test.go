@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -149,6 +150,51 @@ func TestLoss(t *testing.T) {
 
 // TestQueue sends more than the rate for a while: what arrives is the rate's, the rest is
 // dropped at the tail.
+// A twin and a straggler come one delay late, and nothing else does.
+func TestDuplicateReorder(t *testing.T) {
+	for _, c := range []Config{{Duplicate: 0.2, Delay: 5 * time.Millisecond}, {Reorder: 0.2, Delay: 5 * time.Millisecond}} {
+		l := newLink(t, c)
+		from, to := listenUDP(t, l.Inside), listenUDP(t, l.Outside)
+		const sent = 1000
+		var sending sync.WaitGroup
+		sending.Go(func() {
+			for i := range sent {
+				from.WriteToUDPAddrPort(binary.BigEndian.AppendUint64(nil, uint64(i)), at(l.Outside, to))
+				time.Sleep(100 * time.Microsecond) // some are sent while another is late
+			}
+		})
+		times := map[uint64]int{}
+		late, twice, next := 0, 0, uint64(0)
+		b := make([]byte, 2000)
+		for {
+			to.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+			if _, err := to.Read(b); err != nil {
+				break
+			}
+			n := binary.BigEndian.Uint64(b)
+			switch times[n]++; {
+			case times[n] == 2:
+				twice++
+			case n < next:
+				late++
+			default:
+				next = n + 1
+			}
+		}
+		sending.Wait()
+		if len(times) != sent {
+			t.Errorf("%+v: %d of %d arrived", c, len(times), sent)
+		}
+		share := map[bool]int{true: twice, false: late}
+		if n := share[c.Duplicate > 0]; n < 100 || n > 300 {
+			t.Errorf("%+v: %d of %d, want a fifth", c, n, sent)
+		}
+		if n := share[c.Duplicate == 0]; n != 0 {
+			t.Errorf("%+v: %d of the other kind", c, n)
+		}
+	}
+}
+
 func TestQueue(t *testing.T) {
 	l := newLink(t, Config{Rate: 10e6, Delay: time.Millisecond, Queue: 20 * time.Millisecond})
 	from, to := listenUDP(t, l.Inside), listenUDP(t, l.Outside)

@@ -23,6 +23,8 @@ type direction struct {
 	delay    time.Duration
 	queue    time.Duration
 
+	duplicate, reorder float64
+
 	count Count // guarded by link.mu
 
 	// Owned by run.
@@ -67,6 +69,7 @@ func (d *direction) init(l *Link, c Config, from, to int, inside bool) {
 	*d = direction{
 		link: l, from: from, to: to, inside: inside,
 		rate: c.Rate, delay: c.Delay, queue: c.Queue,
+		duplicate: c.Duplicate, reorder: c.Reorder,
 		rand: rand.New(rand.NewPCG(seed, 0)), began: time.Now(),
 	}
 }
@@ -148,10 +151,23 @@ func (d *direction) admit(p *packet, now time.Duration) bool {
 	}
 	p.at = max(*last, d.free+d.delay+l.all.Delay+f.fault.Delay)
 	*last = p.at
+	if d.duplicate > 0 && d.rand.Float64() < d.duplicate {
+		twin := *p
+		twin.at += d.delay
+		d.wait(&twin)
+	}
+	if d.reorder > 0 && d.rand.Float64() < d.reorder {
+		p.at += d.delay
+	}
+	d.wait(p)
+	return true
+}
+
+// wait puts a packet among those on their way.
+func (d *direction) wait(p *packet) {
 	d.number++
 	p.number = d.number
 	heap.Push(&d.waiting, p)
-	return true
 }
 
 const (
