@@ -33,10 +33,6 @@ const (
 	maxWordShown   = 16 // bytes
 )
 
-// rateSeconds are how many whole seconds a rate is averaged over: more than a camera has between two key frames, as a
-// rule, which are much larger than what is between them.
-const rateSeconds = 5
-
 // cameraTally is what is counted for a camera, whether its viewers share a stream or each has one. It is part of the
 // tally of its service, and owned by the same loop. Times are those of loop.since.
 type cameraTally struct {
@@ -46,11 +42,7 @@ type cameraTally struct {
 	key        int64 // when the last key frame came; 0: none has
 	reconnects uint64
 	dropped    uint64
-
-	// Bytes by the second in which they came, as long as that is one of the last rateSeconds or now.
-	bytes  [rateSeconds + 1]uint64
-	second int64 // of the newest
-	first  int64 // since when there is something, without a break of rateSeconds
+	meter      // of received
 }
 
 // viewer counts those who play: +1 when one begins, -1 when one has ended.
@@ -59,34 +51,7 @@ func (c *cameraTally) viewer(n int) { c.viewers += n }
 // media counts n bytes of interleaved frames that have come from the site.
 func (c *cameraTally) media(now int64, n int) {
 	c.received += uint64(n)
-	c.advance(now)
-	c.bytes[c.second%int64(len(c.bytes))] += uint64(n)
-}
-
-// advance makes the second of now the newest, and forgets those that are too old.
-func (c *cameraTally) advance(now int64) {
-	second := now / int64(time.Second)
-	if second-c.second > rateSeconds || c.first == 0 && c.received > 0 {
-		clear(c.bytes[:])
-		c.second, c.first = second, second
-	}
-	for c.second < second {
-		c.second++
-		c.bytes[c.second%int64(len(c.bytes))] = 0
-	}
-}
-
-// rate returns the bits per second of the last rateSeconds whole seconds, or of those since the stream has begun.
-func (c *cameraTally) rate(now int64) uint64 {
-	c.advance(now)
-	var sum uint64
-	for i, n := range c.bytes {
-		if int64(i) != c.second%int64(len(c.bytes)) {
-			sum += n
-		}
-	}
-	// The first second was not a whole one. It counts as one, so that a rate is rather too low than too high.
-	return 8 * sum / uint64(max(1, min(rateSeconds, c.second-c.first)))
+	c.add(now, uint64(n))
 }
 
 // keyframe tells that a key frame has come.

@@ -87,6 +87,53 @@ func (d *Durations) add(took time.Duration) {
 	d.Longer++
 }
 
+// rateSeconds are how many whole seconds a rate is averaged over: of a camera more than it has between two key frames, as a
+// rule, which are much larger than what is between them.
+const rateSeconds = 5
+
+// meter averages how many bytes there are in a second. Times are those of loop.since.
+type meter struct {
+	// Bytes by the second in which they came, as long as that is one of the last rateSeconds or now.
+	bytes  [rateSeconds + 1]uint64
+	second int64 // of the newest
+	first  int64 // since when there is something, without a break of rateSeconds
+	begun  bool
+}
+
+func (m *meter) add(now int64, n uint64) {
+	m.advance(now)
+	if !m.begun {
+		m.begun, m.first = true, m.second
+	}
+	m.bytes[m.second%int64(len(m.bytes))] += n
+}
+
+// advance makes the second of now the newest, and forgets those that are too old.
+func (m *meter) advance(now int64) {
+	second := now / int64(time.Second)
+	if second-m.second > rateSeconds {
+		clear(m.bytes[:])
+		m.second, m.first = second, second
+	}
+	for m.second < second {
+		m.second++
+		m.bytes[m.second%int64(len(m.bytes))] = 0
+	}
+}
+
+// rate returns the bits per second of the last rateSeconds whole seconds, or of those since there is something.
+func (m *meter) rate(now int64) uint64 {
+	m.advance(now)
+	var sum uint64
+	for i, n := range m.bytes {
+		if int64(i) != m.second%int64(len(m.bytes)) {
+			sum += n
+		}
+	}
+	// The first second was not a whole one. It counts as one, so that a rate is rather too low than too high.
+	return 8 * sum / uint64(max(1, min(rateSeconds, m.second-m.first)))
+}
+
 // tally returns the tally for services of that name. On the loop.
 func (g *group) tally(name string) *tally {
 	t := g.tallies[name]
