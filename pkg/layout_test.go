@@ -27,7 +27,7 @@ const module = "culvert.dev/"
 // ours. Before adding an arrow, ask whether a return value or an optional func field carries it up.
 var arrows = map[string][]string{
 	"cmd/relay-public": {
-		"pkg/accesslog", "pkg/acme", "pkg/acmetoml", "pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/metrics", "pkg/relay", "pkg/relay/public",
+		"pkg/accesslog", "pkg/acme", "pkg/acmetoml", "pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/metrics", "pkg/relay", "pkg/relay/public", "pkg/tftp",
 	},
 	"cmd/relay-private": {
 		"pkg/acme", "pkg/acmetoml", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/relay/private",
@@ -39,7 +39,7 @@ var arrows = map[string][]string{
 	"pkg/admin":   {},
 	"pkg/metrics": {"pkg/relay/public"},
 
-	"pkg/relay/public":  {"pkg/auth", "pkg/camera", "pkg/evloop", "pkg/forward", "pkg/http1", "pkg/http2", "pkg/http3", "pkg/link", "pkg/relay", "pkg/rtsp", "pkg/tunnel", "pkg/websocket"},
+	"pkg/relay/public":  {"pkg/auth", "pkg/camera", "pkg/evloop", "pkg/forward", "pkg/http1", "pkg/http2", "pkg/http3", "pkg/link", "pkg/relay", "pkg/rtsp", "pkg/tftp", "pkg/tftpd", "pkg/tunnel", "pkg/websocket"},
 	"pkg/relay/private": {"pkg/camera", "pkg/evloop", "pkg/forward", "pkg/httpd", "pkg/link", "pkg/relay", "pkg/rtsp", "pkg/tunnel"},
 
 	"pkg/link":  {"pkg/auth", "pkg/evloop", "pkg/relay", "pkg/tunnel", "pkg/websocket"},

@@ -125,7 +125,7 @@ func (s *service) noForward() *trouble {
 	switch {
 	case s.flows != nil:
 		return troubleFlow
-	case s.publish.Scheme == "tftp":
+	case s.isFiles():
 		return troubleFile
 	}
 	return nil
@@ -222,7 +222,7 @@ func (s *session) forward(service string, nc net.Conn, unread *bufio.Reader) {
 		return
 	}
 	svc := s.service(service)
-	if svc == nil || svc.flows != nil {
+	if svc == nil || svc.noForward() != nil {
 		c.Abort(errWithdrawn)
 		return
 	}

@@ -58,8 +58,8 @@ func newTestRelay(t testing.TB, portable bool, change func(*Relay)) *testRelay {
 	if change != nil {
 		change(r)
 	}
-	r.Reload([]Site{{Name: "office", Keys: []string{"k", "other"}, Publish: patterns("https://*.test", "http://*.test", "rtsp://*.test", "tcp://127.0.0.1:*", "udp://127.0.0.1:*")},
-		{Name: "home", Keys: []string{"k"}, Publish: patterns("https://*.test", "https://*.home.test")}})
+	r.Reload([]Site{{Name: "office", Keys: []string{"k", "other"}, Publish: patterns("https://*.test", "http://*.test", "rtsp://*.test", "tcp://127.0.0.1:*", "udp://127.0.0.1:*", "tftp:///*")},
+		{Name: "home", Keys: []string{"k"}, Publish: patterns("https://*.test", "https://*.home.test", "tftp:///boot/*")}})
 	if err := r.Listen(); err != nil {
 		t.Fatal(err)
 	}
@@ -233,6 +233,8 @@ func announcements(publish ...string) (list []relay.Announcement) {
 			scheme = s
 		case "rtsps":
 			scheme = "rtsp"
+		case "tftp":
+			scheme = "file"
 		}
 		if strings.HasPrefix(publish[i], "h2c") {
 			scheme = "h2c"

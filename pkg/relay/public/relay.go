@@ -53,6 +53,7 @@ import (
 	"culvert.dev/pkg/http1"
 	"culvert.dev/pkg/http2"
 	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tftpd"
 	"culvert.dev/pkg/tunnel"
 )
 
@@ -90,13 +91,30 @@ type Relay struct {
 	// packets by UDP; RTCP is on the port above it. "": all of them have to take them by TCP.
 	RTP string
 
+	// TFTP is the address to listen on, on UDP, for clients of TFTP. "": none.
+	TFTP string
+
+	// TFTPPorts are the first and the last port of a range, one of which each transfer is answered from. Zero: from that of TFTP.
+	TFTPPorts [2]uint16
+
+	// TFTPTransfers bounds the files that are on the way by TFTP, TFTPPerAddress those of one address, or of one /64 with
+	// IPv6. 0: 16384 and 256.
+	TFTPTransfers, TFTPPerAddress int
+
+	// TFTPCache is how many bytes of files are kept for the next client of TFTP that asks, if a site's
+	// service lets us. 0: none.
+	TFTPCache int64
+
+	// TFTPBlock bounds the bytes of a block of TFTP. 0: what reaches the client in one packet.
+	TFTPBlock int
+
 	// QUICSecret has 32 bytes. A relay that starts again with the same ones makes
 	// links over QUIC that it does not know any more end at once, instead of by a
 	// timeout. If nil, it has others each time.
 	QUICSecret []byte
 
 	// Inherited returns the sockets that the process was started with for a
-	// listener: its name ("https", "http", "quic", "rtsp", "rtsps", or the publish URL of a
+	// listener: its name ("https", "http", "quic", "rtsp", "rtsps", "tftp", or the publish URL of a
 	// service), "tcp" or "udp", and its address. They are used instead of new
 	// ones, and stay the caller's, so that a service can be published on them
 	// again. If it is nil, or returns none, the relay binds a socket of its own.
@@ -182,7 +200,8 @@ type Relay struct {
 	smallBuffers sync.Once // it has been logged that the system buffers few datagrams
 	slowControl  sync.Once // it has been logged that links cannot have the congestion control that they need
 
-	rtp       *rtpPorts // immutable once listening; nil: there are none
+	rtp       *rtpPorts     // immutable once listening; nil: there are none
+	tftp      *tftpd.Server // and so
 	log       *slog.Logger
 	admission admission
 	windows   *http2.Budget // of all connections with HTTP/2 and HTTP/3
@@ -191,6 +210,7 @@ type Relay struct {
 	joins     rate[netip.Addr]
 	refusals  rate[refusal]
 	sayings   rate[said]
+	unserved  rate[netip.Addr] // requests by TFTP that came to nothing and are logged
 	loops     []*loop
 	byLoop    map[*evloop.Loop]*loop // immutable once prepared
 
@@ -222,7 +242,7 @@ type Site struct {
 
 // Listener is an address that the relay accepts visitors on.
 type Listener struct {
-	Name string // "https", "http", "quic", "rtsp", "rtsps" or "rtp"
+	Name string // "https", "http", "quic", "rtsp", "rtsps", "rtp" or "tftp"
 	Addr net.Addr
 	ln   io.Closer
 }
@@ -250,6 +270,7 @@ func (r *Relay) prepare() {
 		r.joins = rate[netip.Addr]{most: maxJoins, size: 64 << 10}
 		r.refusals = rate[refusal]{most: 1, size: maxRefused}
 		r.sayings = rate[said]{most: maxSaid, size: 64 << 10}
+		r.unserved = rate[netip.Addr]{most: 60, size: 1 << 10}
 		r.tls = r.newTLS()
 		r.proofTLS = newProofTLS(r.TLS)
 		if r.ResponseTimeout == 0 {
@@ -280,6 +301,11 @@ func (r *Relay) Listen() error {
 	if r.RTP != "" { // before there are players
 		if err := r.listenRTP(); err != nil {
 			return fmt.Errorf("listener rtp %q: %w", r.RTP, err)
+		}
+	}
+	if r.TFTP != "" { // before there are services
+		if err := r.listenTFTP(); err != nil {
+			return fmt.Errorf("listener tftp %q: %w", r.TFTP, err)
 		}
 	}
 	for _, l := range []struct {
@@ -654,6 +680,8 @@ func (r *Relay) addresses(s *service, ports map[relay.Publish]*port) []string {
 			return []string{p.Scheme + "://" + t.Addr().String()}
 		}
 		return []string{p.String()}
+	case "tftp":
+		return r.tftpAddresses(p)
 	}
 	// The scheme that visitors use is that of publish, but for cameras: those have an address for each way in.
 	ways := []struct{ scheme, listener, usual string }{{p.Scheme, "http", "80"}}

@@ -191,7 +191,7 @@ func TestPublish(t *testing.T) {
 		"hidden", "", "tcp",
 	) {
 		want := []string{
-			"", `service "app" has this address`, "may not publish", "tftp is not supported",
+			"", `service "app" has this address`, "may not publish", "three slashes",
 			"needs an http://", "cannot listen", "", "",
 		}[i]
 		if want == "" && err != "" || !strings.Contains(err, want) {

@@ -14,6 +14,7 @@ type route struct {
 	host   string // as published: "app.example.com" or "*.example.com"
 	secure bool   // with TLS: https and wss; else http and ws, or raw. Cameras have both, or this one
 	raw    bool   // tls
+	files  bool   // tftp, which has no host
 	prefix string // of the path: "" or "/a/b"
 }
 
@@ -25,6 +26,8 @@ type table struct {
 
 	// By host in the same way. No host is here and in secure.
 	raw map[string]*service
+
+	files []*service // by tftp; the longest prefix first
 
 	away
 
@@ -55,6 +58,10 @@ func newTable(services []*service, away away) *table {
 	}
 	hosts := 0 // that have cameras
 	for _, s := range services {
+		if s.isFiles() {
+			t.files = append(t.files, s)
+			continue
+		}
 		name := strings.TrimPrefix(s.host, "*")
 		if s.isCamera() && s.host != t.cameras {
 			t.cameras = s.host
@@ -73,9 +80,11 @@ func newTable(services []*service, away away) *table {
 	if hosts != 1 || strings.HasPrefix(t.cameras, "*") {
 		t.cameras = ""
 	}
+	byPrefix := func(a, b *service) int { return cmp.Compare(len(b.prefix), len(a.prefix)) }
+	slices.SortFunc(t.files, byPrefix)
 	for _, hosts := range []map[string][]*service{t.secure, t.plain} {
 		for _, l := range hosts {
-			slices.SortFunc(l, func(a, b *service) int { return cmp.Compare(len(b.prefix), len(a.prefix)) })
+			slices.SortFunc(l, byPrefix)
 		}
 	}
 	return t
@@ -241,6 +250,11 @@ func (t *table) allowed(host, path string, secure bool) bool {
 // allowedCamera is allowed for players.
 func (t *table) allowedCamera(host, path string, secure bool) bool {
 	return t.may(host, path, func(scheme string) bool { return scheme == "rtsp" || scheme == "rtsps" && secure })
+}
+
+// allowedFiles is allowed for files by TFTP.
+func (t *table) allowedFiles(path string) bool {
+	return t.may("", path, func(scheme string) bool { return scheme == "tftp" })
 }
 
 func (t *table) may(host, path string, by func(scheme string) bool) bool {

@@ -2,11 +2,13 @@ package public
 
 import (
 	"net/netip"
+	"strings"
 	"sync/atomic"
 
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/forward"
 	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tftpd"
 	"culvert.dev/pkg/tunnel"
 )
 
@@ -18,11 +20,13 @@ type service struct {
 	publish relay.Publish
 	target  string // scheme of the target
 	camera  relay.Camera
-	host    string // of an HTTP or tls service or a camera, as in publish
-	secure  bool   // https, and cameras
-	plain   bool   // http, and cameras that are published by rtsp
-	raw     bool   // tls: what comes is passed through
-	prefix  string // of the path; "" for all
+	files   relay.Files
+	folder  tftpd.Share // of files
+	host    string      // of an HTTP or tls service or a camera, as in publish
+	secure  bool        // https, and cameras
+	plain   bool        // http, and cameras that are published by rtsp
+	raw     bool        // tls: what comes is passed through
+	prefix  string      // of the path, also of files; "" for all
 
 	// What is demanded of visitors; nil: nothing. Set on the session's loop, read on any.
 	policy atomic.Pointer[policy]
@@ -37,13 +41,16 @@ type service struct {
 	room      int                // requests at a time that it takes on one, as one has said last; 0: none has
 	sweeper   evloop.Timer
 	sweeping  bool
-	removed   bool       // the session publishes it no longer
-	active    int        // exchanges under way
-	peak      int        // the most of them, falling off by the second
-	hub       *hub       // of a camera that somebody watches with others
-	broadcast *broadcast // of a camera that browsers watch
-	quiet     int64      // when the sound of a camera has stopped, for browsers; 0: it has not
-	flows     *flows     // of a udp service; those of the port, which another service may have by now
+	removed   bool                           // the session publishes it no longer
+	active    int                            // exchanges under way
+	peak      int                            // the most of them, falling off by the second
+	hub       *hub                           // of a camera that somebody watches with others
+	broadcast *broadcast                     // of a camera that browsers watch
+	quiet     int64                          // when the sound of a camera has stopped, for browsers; 0: it has not
+	visits    map[*tftpd.Transfer]*fileVisit // of files
+	latest    map[netip.AddrPort]*fileVisit  // the one of each visitor that has begun last
+	asking    *fileStream                    // files that are being opened at the site
+	flows     *flows                         // of a udp service; those of the port, which another service may have by now
 	silence   evloop.Timer
 }
 
@@ -63,6 +70,12 @@ func newService(s *session, a relay.Announcement, p relay.Publish) *service {
 		}
 	case "tls":
 		svc.host, svc.raw = p.Host, true
+	case "tftp":
+		if a.Files != nil {
+			svc.files = *a.Files
+		}
+		svc.prefix = strings.TrimSuffix(p.Path, "/")
+		svc.newShare()
 	}
 	return svc
 }
@@ -70,25 +83,34 @@ func newService(s *session, a relay.Announcement, p relay.Publish) *service {
 // isCamera reports whether players are served by s.
 func (s *service) isCamera() bool { return s.publish.IsCamera() }
 
+// isFiles reports whether clients of TFTP are served by s.
+func (s *service) isFiles() bool { return s.publish.Scheme == "tftp" }
+
 // routes are what no other service may have.
 func (s *service) routes() []route {
-	list := []route{{s.host, s.secure, s.raw, s.prefix}}
+	if s.isFiles() {
+		return []route{{files: true, prefix: s.prefix}}
+	}
+	list := []route{{host: s.host, secure: s.secure, raw: s.raw, prefix: s.prefix}}
 	if s.secure && s.plain {
-		list = append(list, route{s.host, false, false, s.prefix})
+		list = append(list, route{host: s.host, prefix: s.prefix})
 	}
 	return list
 }
 
 // same reports whether b is the same service, announced again.
 func (s *service) same(b *service) bool {
-	return s.name == b.name && s.publish == b.publish && s.target == b.target && s.camera == b.camera
+	return s.name == b.name && s.publish == b.publish && s.target == b.target && s.camera == b.camera && s.files == b.files
 }
 
 // header is the header of a stream for a visitor.
 func (s *service) header(dst []byte, addr netip.AddrPort, scheme, host string) ([]byte, error) {
 	kind := relay.KindConnect
-	if s.publish.Scheme == "udp" {
+	switch s.publish.Scheme {
+	case "udp":
 		kind = relay.KindFlow
+	case "tftp":
+		kind = relay.KindFile
 	}
 	return relay.Header{Kind: kind, Service: s.name, Scheme: scheme, Host: host, Visitor: addr}.Append(dst)
 }

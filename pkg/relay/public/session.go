@@ -539,8 +539,11 @@ func (s *session) newService(a relay.Announcement, allowed []relay.Pattern) (*se
 	if err != nil {
 		return nil, err
 	}
-	if err := (relay.Service{Name: a.Name, Publish: p, Target: relay.Target{Scheme: a.TargetScheme}, Policy: a.Policy, Camera: a.Camera}).Validate(); err != nil {
+	if err := (relay.Service{Name: a.Name, Publish: p, Target: relay.Target{Scheme: a.TargetScheme}, Policy: a.Policy, Camera: a.Camera, Files: a.Files}).Validate(); err != nil {
 		return nil, err
+	}
+	if p.Scheme == "tftp" && s.relay.TFTP == "" {
+		return nil, errNoTFTP
 	}
 	for _, pattern := range allowed {
 		if pattern.Allows(p) {

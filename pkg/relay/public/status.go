@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tftpd"
 	"culvert.dev/pkg/tunnel"
 )
 
@@ -40,7 +41,8 @@ type Status struct {
 	Counters  Counters
 	Listeners []Listener
 	Sessions  []SessionStatus
-	Traffic   []Traffic // of sites that have been connected, in no order
+	TFTP      *tftpd.Stats // nil: there is no listener for it
+	Traffic   []Traffic    // of sites that have been connected, in no order
 
 	MaxVisitors, MaxPerAddress int             // the limits of admission
 	Handshakes                 Handshakes      // TLS, of visitors and links
@@ -126,6 +128,7 @@ type ServiceStatus struct {
 	Errors    Troubles
 
 	Camera *CameraStatus // nil: the service is none
+	TFTP   *TFTPStatus   // nil: the service has no files
 }
 
 // Troubles counts what went wrong, by Words. The first one is what did not.
@@ -138,6 +141,10 @@ func (r *Relay) Status(ctx context.Context) Status {
 	st := Status{
 		Draining: r.draining.Load(), Visitors: r.admission.connected(), Listeners: r.Listeners(),
 		MaxVisitors: r.admission.total, MaxPerAddress: r.admission.perAddr, Lags: make([]time.Duration, len(r.loops)),
+	}
+	if r.tftp != nil {
+		stats := r.tftp.Stats()
+		st.TFTP = &stats
 	}
 	r.mu.Lock()
 	var sessions []*session
@@ -230,6 +237,9 @@ func (s *session) status() SessionStatus {
 		}
 	}
 	for _, svc := range s.services {
+		if svc.isFiles() {
+			svc.measureAll(s.loop.since())
+		}
 		received, sent := svc.bytes()
 		datagrams := svc.datagrams
 		if svc.flows != nil {
@@ -242,6 +252,9 @@ func (s *session) status() SessionStatus {
 		}
 		if (relay.Target{Scheme: svc.target}).IsCamera() {
 			one.Camera = svc.cam.status(s.loop.since())
+		}
+		if svc.isFiles() {
+			one.TFTP = svc.fileStatus(s.loop.since())
 		}
 		st.Services = append(st.Services, one)
 	}

@@ -16,6 +16,7 @@ type tally struct {
 	durations Durations
 	errors    Troubles
 	cam       cameraTally // of a camera
+	tftp      tftpTally   // of files
 }
 
 // bytes returns what has come from visitors and gone to them: of HTTP without the

@@ -150,6 +150,9 @@ func (s *service) remove() {
 	if s.hub != nil {
 		s.hub.withdraw()
 	}
+	if len(s.session.links) == 0 {
+		s.askAgain()
+	}
 }
 
 // finish ends what nobody uses, and flows as soon as nobody does: the session has

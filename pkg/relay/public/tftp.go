@@ -1,0 +1,254 @@
+package public
+
+import (
+	"cmp"
+	"errors"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tftp"
+	"culvert.dev/pkg/tftpd"
+	"culvert.dev/pkg/tunnel"
+)
+
+// TFTP of visitors ends here: a tftpd.Server answers on one UDP port, and the files come from sites as streams, see
+// tftpstore.go. The port is read on one loop, where find chooses the service by the name of the file; a transfer belongs to
+// the loop of that service.
+
+// What visitors are told. Each text is constant: there is nothing of the site in it.
+var (
+	fileNone     = &tftp.Error{Code: tftp.CodeNotFound, Text: "File not found."}
+	fileRefused  = &tftp.Error{Code: tftp.CodeAccess, Text: "Access denied."}
+	fileFull     = &tftp.Error{Code: tftp.CodeDiskFull, Text: "The disk is full, or the file is too large."}
+	fileExists   = &tftp.Error{Code: tftp.CodeExists, Text: "The file exists already."}
+	fileFailed   = &tftp.Error{Text: "The file cannot be had now."}
+	fileNoServer = &tftp.Error{Text: "The file server cannot be reached."}
+	fileSilent   = &tftp.Error{Text: "The site has not answered in time. Try again later."}
+	fileBusy     = &tftp.Error{Text: "The relay is busy. Try again later."}
+	fileAway     = &tftp.Error{Text: "The site is not connected. Try again later."}
+)
+
+// fileWord is the word for the end of a transfer.
+func fileWord(err error) word {
+	switch err {
+	case nil:
+		return fine
+	case fileNoServer:
+		return wordUnreachable
+	case fileSilent:
+		return wordTimeout
+	case fileBusy, fileFull:
+		return wordLimit
+	case fileAway:
+		return wordAway
+	case fileFailed:
+		return wordReset
+	}
+	e, ok := errors.AsType[*tftp.Error](err)
+	switch {
+	case errors.Is(err, tftp.ErrTimeout):
+		return wordTimeout
+	case !ok:
+		return wordReset
+	case e.Remote:
+		return wordCancelled
+	}
+	switch e.Code {
+	case tftp.CodeNotFound:
+		return wordNotFound
+	case tftp.CodeAccess, tftp.CodeExists:
+		return wordPolicy
+	case tftp.CodeDiskFull:
+		return wordLimit
+	case tftp.CodeIllegal, tftp.CodeOptions:
+		return wordMalformed
+	}
+	return wordReset
+}
+
+// listenTFTP opens the port.
+func (r *Relay) listenTFTP() error {
+	srv := &tftpd.Server{
+		Find:         r.findFile,
+		MaxTransfers: r.TFTPTransfers, MaxPerAddress: r.TFTPPerAddress,
+		MaxBlock: r.TFTPBlock, Ports: r.TFTPPorts, Log: r.log,
+	}
+	l := r.loops[0].Loop
+	var err error
+	if files := r.inherited("tftp", "udp", r.TFTP); len(files) > 0 {
+		err = srv.ListenFile(l, files[0])
+	} else {
+		err = srv.Listen(l, "udp", r.TFTP)
+	}
+	if err != nil {
+		return err
+	}
+	r.tftp = srv
+	r.mu.Lock()
+	r.listeners = append(r.listeners, &Listener{Name: "tftp", Addr: net.UDPAddrFromAddrPort(srv.Addr()), ln: nopCloser{}})
+	r.mu.Unlock()
+	return nil
+}
+
+// findFile is Find of the server. It runs on the loop of the port, which is the first one.
+func (r *Relay) findFile(name string, visitor netip.AddrPort) (*tftpd.Share, string, *tftp.Error) {
+	if r.draining.Load() { // the next relay hears the client when it asks again
+		return nil, "", nil
+	}
+	routes, path := r.routes.Load(), "/"+name
+	s := longest(routes.files, []byte(path))
+	if s != nil && len(path) > len(s.prefix)+1 {
+		return &s.folder, path[len(s.prefix)+1:], nil
+	}
+	err := fileNone
+	if s == nil && routes.allowedFiles(path) {
+		if r.hasJustBegun() {
+			return nil, "", nil
+		}
+		err = fileAway
+	}
+	l := r.loops[0]
+	l.refused[fileWord(err)]++
+	if r.unserved.allow(relay.Source(visitor.Addr()), l.Now()) {
+		l.log(&record{visitor: visitor, proto: "tftp", request: appendText(nil, "path", path, logPath), err: fileWord(err), began: l.since()})
+	}
+	return nil, "", err
+}
+
+// tftpAddresses are where visitors find a service of files, if there is a listener. r.mu is held.
+func (r *Relay) tftpAddresses(p relay.Publish) []string {
+	for _, l := range r.listeners {
+		if l.Name != "tftp" {
+			continue
+		}
+		host, port, err := net.SplitHostPort(l.Addr.String())
+		if err != nil {
+			return nil
+		}
+		if a, err := netip.ParseAddr(host); r.Domain != "" && err == nil && a.IsUnspecified() {
+			host = r.Domain
+		}
+		if host = net.JoinHostPort(host, port); port == "69" {
+			host = host[:len(host)-len(":69")]
+		}
+		return []string{"tftp://" + host + p.Path}
+	}
+	return nil
+}
+
+var errNoTFTP = errors.New("the public relay does not listen for TFTP: its public.toml has no tftp in [listen]")
+
+// newShare makes of s, which publishes files, what the server is to know.
+func (s *service) newShare() {
+	s.visits = make(map[*tftpd.Transfer]*fileVisit)
+	s.latest = make(map[netip.AddrPort]*fileVisit)
+	s.folder = tftpd.Share{
+		Loop: s.session.loop.Loop, Store: siteFiles{s},
+		Write: s.files.Write != "", MaxSize: s.files.MaxSize,
+		Admit: s.admitFile, Begin: s.beginFile, End: s.endFile,
+	}
+}
+
+// admitFile decides about a request.
+func (s *service) admitFile(visitor netip.AddrPort) *tftp.Error {
+	addr := visitor.Addr()
+	if !s.admits(addr) {
+		s.turnAwayFile(visitor, wordPolicy)
+		if p := s.policy.Load(); p != nil && !p.lets(addr) {
+			return fileRefused
+		}
+		return fileBusy
+	}
+	// Begin follows, and counts the visitor.
+	admission := &s.session.relay.admission
+	v := admission.enter(addr)
+	if v != turnedAway {
+		admission.leave(addr, v)
+	}
+	if v != admitted {
+		s.session.loop.counters.TurnedAway++
+		s.turnAwayFile(visitor, wordLimit)
+		return fileBusy
+	}
+	return nil
+}
+
+// turnAwayFile counts a request that is refused. Its address may be forged, so not each has a line in the log.
+func (s *service) turnAwayFile(visitor netip.AddrPort, w word) {
+	l := s.session.loop
+	s.tftp.refused++
+	s.errors[w]++
+	if s.session.relay.unserved.allow(relay.Source(visitor.Addr()), l.Now()) {
+		l.log(&record{service: s, visitor: visitor, proto: "tftp", err: w, began: l.since()})
+	}
+}
+
+// beginFile is told of a transfer that was admitted.
+func (s *service) beginFile(t *tftpd.Transfer) {
+	s.session.relay.admission.count(t.Visitor.Addr())
+	s.enter(t.Visitor.Addr())
+	s.total++
+	v := &fileVisit{transfer: t, began: s.session.loop.since()}
+	s.visits[t], s.latest[t.Visitor] = v, v
+	s.tftp.begin(s.tally, v, s.session.loop)
+}
+
+// endFile is told of its end.
+func (s *service) endFile(t *tftpd.Transfer, err error) {
+	v := s.visits[t]
+	delete(s.visits, t)
+	if s.latest[t.Visitor] == v {
+		delete(s.latest, t.Visitor)
+	}
+	s.tftp.end(s.tally, v, s.session.loop)
+	s.leave(t.Visitor.Addr())
+	s.session.relay.admission.leave(t.Visitor.Addr(), admitted)
+	w := fileWord(err)
+	s.errors[w]++
+	l := s.session.loop
+	if l.relay.AccessLog == nil {
+		return
+	}
+	r := record{service: s, visitor: t.Visitor, proto: "tftp", request: v.append(nil, s), err: w, began: v.began, stream: v.stream}
+	if n := uint64(t.Stats().Bytes); t.Request.Op == tftp.OpWrite {
+		r.received = n
+	} else {
+		r.sent = n
+	}
+	l.log(&r)
+}
+
+// fileVisit is a transfer of a visitor. It is owned by the loop of the service.
+type fileVisit struct {
+	place[*fileVisit] // in the tally
+	transfer          *tftpd.Transfer
+	began             int64
+	stream            *tunnel.Stream // that was opened for it; nil: the file was here
+	bytes             int64          // that are counted
+}
+
+// append appends what the access log tells of a transfer besides.
+func (v *fileVisit) append(b []byte, s *service) []byte {
+	t := v.transfer
+	o := t.Options()
+	b = appendText(b, "method", t.Request.Op.String(), logMethod)
+	b = appendText(b, "path", s.prefix+"/"+t.Name, logPath)
+	if t.Request.Mode == tftp.NetASCII {
+		b = appendText(b, "mode", t.Request.Mode.String(), logMethod)
+	}
+	b = strconv.AppendInt(append(b, `,"blksize":`...), int64(cmp.Or(o.Block, tftp.DefaultBlock)), 10)
+	b = strconv.AppendInt(append(b, `,"windowsize":`...), int64(cmp.Or(o.Window, 1)), 10)
+	if n := t.Stats().Retransmitted; n > 0 {
+		b = strconv.AppendInt(append(b, `,"retransmitted":`...), n, 10)
+	}
+	return b
+}
+
+// visitStream notes by which stream the file of a visitor comes.
+func (s *service) visitStream(visitor netip.AddrPort, st *tunnel.Stream) {
+	if v := s.latest[visitor]; v != nil {
+		v.stream = st
+	}
+}
