@@ -14,6 +14,7 @@ import (
 	"culvert.dev/pkg/daemon"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/relay/public"
+	"culvert.dev/pkg/tftp"
 )
 
 // config is public.toml. Paths in it are relative to the folder that it is in.
@@ -74,8 +75,14 @@ type listenConfig struct {
 	// the camera's service has udp; RTCP is on the port above it. The default is "", none.
 	RTP string `toml:"rtp"`
 
-	// TFTP is off by default, and not supported by this version.
+	// TFTP is the address, on UDP, for services published as tftp://: ":69" is what machines that boot try. The default is
+	// "", none. There are no passwords in TFTP: whoever reaches the port can read what is published, so name an address that
+	// not everybody reaches, or give services an allow list.
 	TFTP string `toml:"tftp"`
+
+	// TFTPPorts is a range of ports, such as "40000-40999", one of which each transfer is answered from, as servers of old do. The
+	// default is "": all is answered from the port of TFTP, which every client tried takes, and every firewall passes.
+	TFTPPorts string `toml:"tftp_ports"`
 
 	// ProxyProtocol lists proxies in front of the relay, such as "10.0.0.7" or "10.0.0.0/8": load balancers that
 	// take visitors first. A connection from there, to any TCP listener, has to begin with a PROXY protocol
@@ -98,7 +105,7 @@ type tlsConfig struct {
 	Key string `toml:"key"`
 }
 
-// limitsConfig is [limits]. 0 takes the default.
+// limitsConfig is [limits]. 0 takes the default, unless the field says otherwise.
 type limitsConfig struct {
 	// Visitors is how many connections may be open; others are told to come back (503) or closed.
 	// The default is 262144. The process needs as many file descriptors.
@@ -130,6 +137,23 @@ type limitsConfig struct {
 	// the visitor, or sent and not confirmed by the site. A quarter as much is for what is kept of its cameras. The
 	// default is 268435456 (256 MiB).
 	SessionMemory int `toml:"session_memory"`
+
+	// TFTPTransfers is how many files may be on the way by TFTP at a time, in all. Others are told to come back. The
+	// default is 16384.
+	TFTPTransfers int `toml:"tftp_transfers"`
+
+	// TFTPTransfersPerAddress is the same for one address (for IPv6, one /64). The default is 256: a rack of machines may
+	// be behind one.
+	TFTPTransfersPerAddress int `toml:"tftp_transfers_per_address"`
+
+	// TFTPCache is how many bytes of files read by TFTP are kept, so that an image which many machines ask for crosses the link
+	// once. Each time it is asked whether the site's has changed. The default is 268435456 (256 MiB); 0: nothing is kept, and
+	// each machine has a stream of its own.
+	TFTPCache int64 `toml:"tftp_cache"`
+
+	// TFTPBlock is the most bytes of a block (blksize) that clients of TFTP may have, 8 to 65464. The default is 0: what reaches the
+	// client in one packet. Fragments are lost by many routers and boot loaders.
+	TFTPBlock int `toml:"tftp_block"`
 }
 
 // accessConfig is [access_log].
@@ -174,6 +198,7 @@ type settings struct {
 	certificate *tls.Certificate
 	acme        *acmeSettings // nil without [acme]
 	proxies     []netip.Prefix
+	tftpPorts   [2]uint16 // zero: one for all
 	sites       []public.Site
 }
 
@@ -184,6 +209,7 @@ func defaults() config {
 		Limits: limitsConfig{
 			Visitors: 262_144, VisitorsPerAddress: 16_384, HandshakesPerAddress: 3000, StreamsPerSite: 131_072,
 			Flows: 16_384, FlowsPerAddress: 256, SessionMemory: 256 << 20,
+			TFTPTransfers: 16_384, TFTPTransfersPerAddress: 256, TFTPCache: 256 << 20,
 		},
 		AccessLog:    accessConfig{MaxSize: 100 << 20, Keep: 5},
 		DrainTimeout: daemon.Duration(30 * time.Second),
@@ -238,12 +264,20 @@ func (s *settings) check(f *daemon.File, dir string) {
 		{"limits.flows", &s.Limits.Flows, defaults().Limits.Flows},
 		{"limits.flows_per_address", &s.Limits.FlowsPerAddress, defaults().Limits.FlowsPerAddress},
 		{"limits.session_memory", &s.Limits.SessionMemory, defaults().Limits.SessionMemory},
+		{"limits.tftp_transfers", &s.Limits.TFTPTransfers, defaults().Limits.TFTPTransfers},
+		{"limits.tftp_transfers_per_address", &s.Limits.TFTPTransfersPerAddress, defaults().Limits.TFTPTransfersPerAddress},
 	} {
 		if *l.limit < 0 {
 			f.Addf(l.at, "%s is negative", l.at)
 		} else if *l.limit == 0 {
 			*l.limit = l.def
 		}
+	}
+	if s.Limits.TFTPCache < 0 {
+		f.Addf("limits.tftp_cache", "limits.tftp_cache is negative; 0 keeps nothing")
+	}
+	if n := s.Limits.TFTPBlock; n != 0 && (n < tftp.MinBlock || n > tftp.MaxBlock) {
+		f.Addf("limits.tftp_block", "limits.tftp_block is %d, not between %d and %d, or 0 for what reaches the client in one packet", n, tftp.MinBlock, tftp.MaxBlock)
 	}
 	if s.AccessLog.MaxSize < 0 {
 		f.Addf("access_log.max_size", "access_log.max_size is negative")
@@ -297,7 +331,8 @@ func (s *settings) check(f *daemon.File, dir string) {
 func (s *settings) checkListen(f *daemon.File) {
 	for _, l := range []struct{ at, address string }{
 		{"listen.https", s.Listen.HTTPS}, {"listen.quic", s.Listen.QUIC}, {"listen.http", s.Listen.HTTP},
-		{"listen.rtsp", s.Listen.RTSP}, {"listen.rtsps", s.Listen.RTSPS}, {"listen.rtp", s.Listen.RTP}, {"listen.admin", s.Listen.Admin},
+		{"listen.rtsp", s.Listen.RTSP}, {"listen.rtsps", s.Listen.RTSPS}, {"listen.rtp", s.Listen.RTP},
+		{"listen.tftp", s.Listen.TFTP}, {"listen.admin", s.Listen.Admin},
 	} {
 		if l.address == "" {
 			continue
@@ -328,9 +363,33 @@ func (s *settings) checkListen(f *daemon.File) {
 	if !f.Has("listen.quic") {
 		s.Listen.QUIC = s.Listen.HTTPS
 	}
-	if s.Listen.TFTP != "" {
-		f.Addf("listen.tftp", "listen.tftp %q: tftp is not supported by this version", s.Listen.TFTP)
+	s.checkTFTPPorts(f)
+}
+
+// checkTFTPPorts reads the range of ports.
+func (s *settings) checkTFTPPorts(f *daemon.File) {
+	const at = "listen.tftp_ports"
+	text := s.Listen.TFTPPorts
+	if text == "" {
+		return
 	}
+	if s.Listen.TFTP == "" {
+		f.Addf(at, "tftp_ports %q: listen.tftp is missing, where requests come in", text)
+		return
+	}
+	from, to, _ := strings.Cut(text, "-")
+	low, err := strconv.ParseUint(from, 10, 16)
+	high, err2 := strconv.ParseUint(to, 10, 16)
+	if err != nil || err2 != nil || low == 0 || low > high {
+		f.Addf(at, "tftp_ports %q: want a range of ports, such as \"40000-40999\"", text)
+		return
+	}
+	if _, port, err := net.SplitHostPort(s.Listen.TFTP); err == nil {
+		if n, err := strconv.ParseUint(port, 10, 16); err == nil && low <= n && n <= high {
+			f.Addf(at, "tftp_ports %q: port %d of listen.tftp is in it", text, n)
+		}
+	}
+	s.tftpPorts = [2]uint16{uint16(low), uint16(high)}
 }
 
 // stdoutLog is the name of the access log that is no file.
