@@ -1,66 +1,471 @@
 package tftp
 
 import (
+	"encoding/binary"
 	"errors"
+	"math"
 	"time"
 )
 
 // ErrTimeout is what Closed gets when the peer has not answered any more.
 var ErrTimeout = errors.New("tftp: the peer does not answer any more")
 
+const (
+	firstRTO = time.Second // rfc6298#section-2.1
+	minRTO   = 200 * time.Millisecond
+	maxRTO   = 4 * time.Second // several fit in what clients wait, 13 s at least
+
+	// patience is how long nothing has to come from a peer that owes an answer, until it is given up. If a longer
+	// timeout is agreed, it is three of them.
+	patience = 30 * time.Second
+	// unprovenPatience is that for a peer that has never answered.
+	unprovenPatience = 10 * time.Second
+	// unprovenRepeats is how often an option acknowledgement, or the first ACK of a WRQ, is repeated for such a peer.
+	unprovenRepeats = 2
+	// stuck is how many times patience a transfer may stand still although the peer repeats itself: a path that carries ACKs and
+	// loses every full block looks so.
+	stuck = 10
+
+	// keepAlive is after what time something is repeated while this side keeps the peer waiting. Clients wait 5 s until they
+	// repeat, and some count what they have to.
+	keepAlive = 2 * time.Second
+	// againEvery bounds how often a repeated request is answered. The quickest client repeats after 760 ms.
+	againEvery = 500 * time.Millisecond
+	// dally is how long the last ACK is remembered since it was sent; those who miss it repeat their last block after 5 s, or 6.
+	dally = 10 * time.Second
+	// maxDally is how long in all.
+	maxDally = 30 * time.Second
+	// quietUnknown is what must have passed since an ACK until it is repeated, as long as no round trip was measured.
+	quietUnknown = 100 * time.Millisecond
+	maxQuiet     = 500 * time.Millisecond // a round trip that was measured may have waited for a disk, or a link
+
+	none = time.Duration(math.MaxInt64) // no time
+)
+
+// A phase of a transfer.
+//
+//	server that sends     [answering] → sending → over
+//	client that sends     asking → sending → over
+//	server that receives  receiving → confirming → dallying → over
+//	client that receives  asking → receiving → confirming → dallying → over
+//
+// All but dallying may end in over at any time, with an error. Closed is called on the way into dallying, or over.
+type phase uint8
+
+const (
+	asking     phase = iota // the request is repeated
+	answering               // the option acknowledgement is repeated, until ACK 0 comes; without options there is no such phase
+	sending                 // blocks acked+1 … top-1 are under way
+	receiving               // block next is expected
+	confirming              // Sink has had it all; the last block is not acknowledged
+	dallying                // the last block is acknowledged, again if it comes again
+	over
+)
+
 // A Transfer is the transfer of one file. It belongs to whoever calls it, and is not safe for others at the same time. Its
 // methods may be called after it has ended, and do nothing then.
 type Transfer struct {
-	cfg   Config
-	opts  Options
-	stats Stats
+	cfg    Config
+	opts   Options
+	stats  Stats
+	req    Request // client
+	most   int     // server: bytes of the request, which bounds the answers while unproven
+	phase  phase
+	client bool
+	oack   bool // the server has answered with an option acknowledgement, which is its block 0
+	proven bool
+
+	// Times are since epoch.
+	epoch time.Time
+	now   time.Duration // of the call that is going on
+	timer time.Duration // when something is to be repeated, or none
+	heard time.Duration // when the peer last gave a sign of life, or began to owe one
+	moved time.Duration // when something new last came, or began to be owed
+
+	// Round trips (RFC 6298).
+	srtt, rttvar time.Duration // 0: not measured
+	rto          time.Duration // with its back-off
+	timed        int64         // the block whose answer (sender) or arrival (receiver) tells a round trip; -1: none
+	timedAt      time.Duration
+
+	// Blocks are counted from 1 without end; wire makes their numbers.
+	acked   int64 // all up to this one are acknowledged
+	next    int64 // to be sent next, or expected
+	repeats int   // of the answer to an unproven peer
+
+	sender
+	receiver
+
+	ack [head]byte // being sent
 }
 
 // Serve begins a transfer at a server: the file of the request is open. A reader is sent cfg.Source, whose size is answered
 // if it is known (-1: it is not); a writer's file goes to cfg.Sink. It answers at once.
 func Serve(cfg Config, req Request, size int64, now time.Time) *Transfer {
-	return &Transfer{cfg: cfg, opts: req.Options}
+	t := start(cfg, now)
+	t.proven = !cfg.Unproven
+	t.most = len(req.Append(make([]byte, 0, MaxRequest)))
+	t.opts = agree(&cfg, &req, size)
+	if cfg.Unproven && 2+len(t.opts.append(make([]byte, 0, MaxRequest))) > t.most {
+		t.opts.HasSize, t.opts.Size = false, 0 // which alone can be longer than what was asked
+	}
+	t.oack = t.opts != Options{}
+	t.rto = t.initialRTO()
+	switch {
+	case req.Op == OpWrite:
+		t.phase = receiving
+		t.acknowledge()
+	case t.oack:
+		t.phase = answering
+		t.sendOptions()
+		t.timed, t.timedAt = 0, t.now
+	default:
+		t.phase = sending
+		t.pump()
+	}
+	return t
+}
+
+// agree returns what a server answers to the options of a request.
+func agree(cfg *Config, req *Request, size int64) Options {
+	asked, o := &req.Options, Options{}
+	if asked.Block != 0 {
+		o.Block = asked.Block
+		if cfg.MaxBlock != 0 {
+			o.Block = max(min(asked.Block, cfg.MaxBlock), MinBlock)
+		}
+	}
+	if asked.Window != 0 {
+		o.Window = Window(o.blockSize(), asked.Window)
+	}
+	o.Timeout = asked.Timeout
+	if asked.HasSize && req.Mode == Octet { // the size of netascii is known at its end (rfc2349)
+		if req.Op == OpWrite {
+			o.Size, o.HasSize = asked.Size, true
+		} else if size >= 0 {
+			o.Size, o.HasSize = size, true
+		}
+	}
+	o.Rollover, o.HasRollover = asked.Rollover, asked.HasRollover
+	return o
 }
 
 // Dial begins a transfer at a client: it sends the request, with the options that are there. For an OpWrite, which sends
 // cfg.Source, a tsize is set to size (-1: not known, so it is left out); an OpRead fills cfg.Sink. In netascii a tsize is left out.
 // A windowsize above 32767 asks for 32767, so that block numbers stay clear.
 func Dial(cfg Config, req Request, size int64, now time.Time) *Transfer {
-	return &Transfer{cfg: cfg, opts: req.Options}
+	t := start(cfg, now)
+	t.client, t.proven = true, true
+	o := &req.Options
+	if req.Op == OpWrite && o.HasSize {
+		o.Size, o.HasSize = max(size, 0), size >= 0
+	}
+	if req.Mode == NetASCII {
+		o.Size, o.HasSize = 0, false
+	}
+	o.Window = min(o.Window, math.MaxInt16)
+	t.req, t.opts = req, *o
+	t.request()
+	return t
+}
+
+func start(cfg Config, now time.Time) *Transfer {
+	return &Transfer{
+		cfg:   cfg,
+		epoch: now,
+		timer: none,
+		rto:   firstRTO,
+		timed: -1,
+		next:  1,
+		sender: sender{
+			top:  1,
+			back: -time.Hour,
+		},
+		receiver: receiver{
+			ackedAt: -time.Hour,
+			gapAt:   -time.Hour,
+		},
+	}
+}
+
+// request sends the request, for the first time or once more.
+func (t *Transfer) request() {
+	b := packets.Get().(*[]byte)
+	*b = t.req.Append((*b)[:0])
+	t.timer = t.now + t.rto
+	t.cfg.Send(*b)
+	packets.Put(b)
+}
+
+// sendOptions sends the option acknowledgement.
+func (t *Transfer) sendOptions() {
+	b := packets.Get().(*[]byte)
+	*b = t.opts.append(binary.BigEndian.AppendUint16((*b)[:0], uint16(OpOptionAck)))
+	t.ackedAt = t.now
+	t.timer = t.now + t.rto
+	t.cfg.Send(*b)
+	packets.Put(b)
+}
+
+// at sets the time of a call.
+func (t *Transfer) at(now time.Time) {
+	t.now = max(t.now, now.Sub(t.epoch))
+}
+
+func (o *Options) blockSize() int {
+	if o.Block == 0 {
+		return DefaultBlock
+	}
+	return o.Block
+}
+
+// window is how many blocks are sent or come until there is an ACK.
+func (t *Transfer) window() int64 {
+	return int64(max(t.opts.Window, 1))
+}
+
+// wire returns the number of a block in packets.
+func (t *Transfer) wire(n int64) uint16 {
+	if t.opts.Rollover == 1 && n > 0 {
+		return uint16((n-1)%math.MaxUint16 + 1)
+	}
+	return uint16(n)
+}
+
+// after returns how many blocks after block n the next block with a number on the wire is, or -1: there is none.
+func (t *Transfer) after(n int64, number uint16) int64 {
+	switch {
+	case t.opts.Rollover != 1:
+		return int64(number - uint16(n))
+	case number == 0 && n > 0:
+		return -1
+	case n == 0:
+		return int64(number)
+	}
+	return (int64(number) - int64(t.wire(n)) + math.MaxUint16) % math.MaxUint16
 }
 
 // Receive takes a datagram from the peer. The caller has compared its address with that of the transfer; a client takes the
 // port of the first one that answers its request.
-func (t *Transfer) Receive(b []byte, now time.Time) {}
+func (t *Transfer) Receive(b []byte, now time.Time) {
+	if t.phase == over {
+		return
+	}
+	t.at(now)
+	op := opcode(b)
+	switch {
+	case op == OpOptionAck && t.client:
+		t.onOptions(b[2:])
+	case op == OpError:
+		if e, ok := parseError(b); ok {
+			t.onError(e)
+		}
+	case len(b) < head:
+	case op == OpAck && t.cfg.Source != nil:
+		t.onAck(binary.BigEndian.Uint16(b[2:]))
+	case op == OpData && t.cfg.Source == nil:
+		t.onData(binary.BigEndian.Uint16(b[2:]), b[head:])
+	}
+}
+
+// onOptions takes the option acknowledgement of a server, which is its block 0.
+func (t *Transfer) onOptions(b []byte) {
+	switch {
+	case t.phase == asking:
+		var o Options
+		clean := o.parse(b)
+		asked := &t.req.Options
+		if !clean || o.Block > asked.Block || o.Window > asked.Window || o.Timeout != 0 && asked.Timeout == 0 ||
+			o.HasSize && !asked.HasSize || o.HasRollover && !asked.HasRollover {
+			t.Fail(&Error{Code: CodeOptions, Text: "The options are not those that were asked for."}, t.epoch.Add(t.now))
+			return
+		}
+		t.answered(o)
+		if t.phase == receiving {
+			t.acknowledge()
+		} else {
+			t.pump()
+		}
+	case t.phase == sending:
+		t.onAck(0)
+	case t.phase == receiving && t.next == 1:
+		t.onDuplicate()
+	}
+}
+
+// answered begins the transfer of a client whose request was answered.
+func (t *Transfer) answered(agreed Options) {
+	t.opts = agreed
+	t.rto = t.initialRTO()
+	t.heard, t.moved = t.now, t.now
+	t.timer = none
+	if t.phase = receiving; t.cfg.Source != nil {
+		t.phase = sending
+	}
+}
+
+// onError takes an ERROR.
+func (t *Transfer) onError(e *Error) {
+	switch {
+	case t.phase == dallying:
+	case t.phase == asking && e.Code == CodeOptions && t.req.Options != Options{}:
+		t.req.Options, t.opts = Options{}, Options{}
+		t.heard, t.rto = t.now, firstRTO
+		t.request()
+	default:
+		t.close(e)
+	}
+}
 
 // Again tells a server that the request has come again: its answer is repeated, at most twice a second, if the peer has not gone past it.
-func (t *Transfer) Again(now time.Time) {}
+func (t *Transfer) Again(now time.Time) {
+	t.at(now)
+	switch {
+	case t.client:
+	case t.phase == answering:
+		if t.now-t.ackedAt >= againEvery {
+			t.stats.Retransmitted++
+			t.timed = -1
+			t.sendOptions()
+		}
+	case t.phase == sending && !t.oack && t.acked == 0:
+		if t.outstanding() && t.now-t.began >= againEvery {
+			t.goBack()
+		}
+	case t.phase == receiving && t.next == 1:
+		if t.now-t.ackedAt >= againEvery {
+			t.acknowledge()
+		}
+	}
+}
 
 // Tick tells the time. It does nothing before Deadline.
-func (t *Transfer) Tick(now time.Time) {}
+func (t *Transfer) Tick(now time.Time) {
+	t.at(now)
+	if t.phase == over {
+		return
+	}
+	if t.now >= t.givesUpAt() {
+		if t.phase == dallying {
+			t.phase = over
+		} else {
+			t.timeout()
+		}
+		return
+	}
+	if t.now < t.timer {
+		return
+	}
+	t.timer = none
+	switch t.phase {
+	case asking:
+		t.backOff()
+		t.stats.Retransmitted++
+		t.request()
+	case answering:
+		if t.isSilent() {
+			return
+		}
+		t.backOff()
+		t.stats.Retransmitted++
+		t.timed = -1
+		t.sendOptions()
+	case sending:
+		if t.outstanding() {
+			t.backOff()
+			t.goBack()
+		} else {
+			t.keepAlive()
+		}
+	case receiving:
+		if t.isSilent() {
+			return
+		}
+		if !t.hold {
+			t.backOff()
+			t.acknowledge()
+			return
+		}
+		t.repeatAck()
+	case confirming:
+		t.repeatAck()
+	}
+}
+
+// isSilent says that the answer has been repeated often enough for a peer that has not proven itself. Otherwise it counts.
+func (t *Transfer) isSilent() bool {
+	if t.proven {
+		return false
+	}
+	t.repeats++
+	return t.repeats > unprovenRepeats
+}
 
 // Deadline returns when Tick is to be called. It may have changed after any other call. The zero time: there is nothing to wait
 // for; if Closed was called, the transfer may be forgotten.
-func (t *Transfer) Deadline() time.Time { return time.Time{} }
+func (t *Transfer) Deadline() time.Time {
+	d := none
+	if t.phase != over {
+		d = min(t.timer, t.givesUpAt())
+	}
+	if d == none {
+		return time.Time{}
+	}
+	return t.epoch.Add(d)
+}
 
-// Wake tells a sender that its Source, which said Wait, has more.
-func (t *Transfer) Wake(now time.Time) {}
-
-// Acked returns the offset in bytes below which the Source of a sender is not asked again.
-func (t *Transfer) Acked() int64 { return 0 }
-
-// Hold tells a receiver that its Sink is full: nothing new is acknowledged until Hold(false). What the peer has sent already
-// still comes.
-func (t *Transfer) Hold(on bool, now time.Time) {}
-
-// Confirm tells a receiver, after Complete, that the file is safe: the last block is acknowledged, and Closed is called.
-func (t *Transfer) Confirm(now time.Time) {}
+// givesUpAt returns when the transfer ends if nothing comes, or none.
+func (t *Transfer) givesUpAt() time.Duration {
+	switch {
+	case t.phase == over || t.phase == confirming, t.phase == receiving && t.hold, t.phase == sending && !t.outstanding():
+		return none // the peer owes nothing
+	case t.phase == dallying:
+		return min(t.ackedAt+dally, t.moved+maxDally)
+	case !t.proven:
+		return t.heard + unprovenPatience
+	}
+	p := max(patience, 3*time.Duration(t.opts.Timeout)*time.Second)
+	return min(t.heard+p, t.moved+stuck*p)
+}
 
 // Fail ends the transfer. The peer gets an ERROR, and Closed gets e.
-func (t *Transfer) Fail(e *Error, now time.Time) {}
+func (t *Transfer) Fail(e *Error, now time.Time) {
+	if t.phase >= dallying {
+		return
+	}
+	t.at(now)
+	if t.phase != asking || e.Code == CodeOptions { // before, there is nobody to tell
+		most := MaxRequest
+		if !t.proven {
+			most = t.most
+		}
+		t.sendError(e, most)
+	}
+	t.close(e)
+}
+
+// timeout ends the transfer because the peer is silent. It is told, in case that it only seems so, unless it never said a word.
+func (t *Transfer) timeout() {
+	if t.proven && t.phase != asking {
+		t.sendError(&Error{Text: "No answer came for too long."}, MaxRequest)
+	}
+	t.close(ErrTimeout)
+}
+
+func (t *Transfer) sendError(e *Error, most int) {
+	b := packets.Get().(*[]byte)
+	*b = AppendError((*b)[:0], e, most)
+	t.cfg.Send(*b)
+	packets.Put(b)
+}
+
+func (t *Transfer) close(err error) {
+	t.phase = over
+	t.cfg.Closed(err)
+}
 
 // Proven says that the peer has shown that it gets what is sent to it. It is always so unless Config.Unproven.
-func (t *Transfer) Proven() bool { return !t.cfg.Unproven }
+func (t *Transfer) Proven() bool { return t.proven }
 
 // Options returns what is agreed; at a client, what it asks for until the server has answered. Size is also what a peer
 // said that it will send.
@@ -68,3 +473,54 @@ func (t *Transfer) Options() Options { return t.opts }
 
 // Stats returns the counters.
 func (t *Transfer) Stats() Stats { return t.stats }
+
+// initialRTO is that before a round trip was measured.
+func (t *Transfer) initialRTO() time.Duration {
+	if t.opts.Timeout != 0 {
+		return time.Duration(t.opts.Timeout) * time.Second
+	}
+	return firstRTO
+}
+
+// maxRTO bounds it.
+func (t *Transfer) maxRTO() time.Duration {
+	if t.opts.Timeout != 0 {
+		return time.Duration(t.opts.Timeout) * time.Second
+	}
+	return maxRTO
+}
+
+// backOff doubles the timeout (rfc6298#section-5.5). Only the next measured round trip forgets it, which is never that of something
+// repeated: on a path that is slower than the first timeout everything would be sent twice otherwise.
+func (t *Transfer) backOff() {
+	t.rto = min(2*t.rto, t.maxRTO())
+}
+
+// measure takes a round trip (rfc6298#section-2).
+func (t *Transfer) measure(rtt time.Duration) {
+	rtt = max(rtt, 1)
+	if t.srtt == 0 {
+		t.srtt, t.rttvar = rtt, rtt/2
+	} else {
+		t.rttvar += ((t.srtt - rtt).Abs() - t.rttvar) / 4
+		t.srtt += (rtt - t.srtt) / 8
+	}
+	t.rto = min(max(t.srtt+4*t.rttvar, minRTO), t.maxRTO())
+	t.timed = -1
+}
+
+// quiet is how long after something was sent an answer to what was before it may still come.
+func (t *Transfer) quiet() time.Duration {
+	if t.srtt == 0 {
+		return quietUnknown
+	}
+	return min(t.srtt/2, maxQuiet)
+}
+
+// keepsAliveAfter is after what time something is repeated for a peer that is kept waiting.
+func (t *Transfer) keepsAliveAfter() time.Duration {
+	if t.opts.Timeout != 0 {
+		return min(keepAlive, time.Duration(t.opts.Timeout)*time.Second/2)
+	}
+	return keepAlive
+}
