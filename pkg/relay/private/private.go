@@ -131,6 +131,12 @@ func (r *Relay) makeServices(list []Service) (*services, error) {
 			errs = append(errs, err)
 			continue
 		}
+		if svc.Publish.Scheme == "tftp" {
+			if svc.store, err = r.newStore(s); err != nil {
+				errs = append(errs, fmt.Errorf("service %q: target %q: %w", s.Name, s.Target, err))
+				continue
+			}
+		}
 		if svc.Target.IsCamera() {
 			svc.pictures = r.studio.server(svc)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"culvert.dev/pkg/httpd"
 	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tftpd"
 )
 
 // Service is one service of the site.
@@ -94,6 +95,7 @@ type service struct {
 	network, address string        // to dial; empty for a folder
 	tls              *tls.Config   // of an https, h2 or rtsps target, or nil
 	files            *httpd.Server // of a file target, or nil
+	store            tftpd.Store   // of a tftp service, or nil
 	pictures         *httpd.Server // snapshots of a camera, or nil
 	terminate        *tls.Config   // of visitors, or nil
 	ended            func(error)   // streamEnded, made once and not for each stream
@@ -106,6 +108,7 @@ type service struct {
 
 	dropped   atomic.Uint64 // frames of a camera that were too late for a visitor
 	droppedAt atomic.Int64  // when the log was told, in Unix nanoseconds
+	brokenAt  atomic.Int64  // when the log was told of a file that broke off, in Unix nanoseconds
 	denied    atomic.Bool   // a camera has not let the last stream in, which has been logged
 	deniedAt  atomic.Int64  // when it has last refused the password, in Unix nanoseconds
 }
@@ -118,6 +121,9 @@ func newService(s Service) (*service, error) {
 	made := &service{Service: s}
 	made.ended = made.streamEnded
 	t := s.Target
+	if s.Publish.Scheme == "tftp" {
+		return made, nil // see newStore
+	}
 	switch t.Scheme {
 	case "unix":
 		made.network, made.address = "unix", t.Path

@@ -31,7 +31,7 @@ func (p *peer) accept(s *tunnel.Stream, header []byte) {
 	case err == nil && h.Kind == relay.KindDiscover:
 		s.SetHandler(&discovery{peer: p, stream: s, gone: make(chan struct{})})
 		return
-	case err != nil || h.Kind != relay.KindConnect && h.Kind != relay.KindFlow:
+	case err != nil || h.Kind != relay.KindConnect && h.Kind != relay.KindFlow && h.Kind != relay.KindFile:
 		s.Reset(tunnel.CodeInternal)
 		return
 	}
@@ -40,7 +40,7 @@ func (p *peer) accept(s *tunnel.Stream, header []byte) {
 		s.Reset(tunnel.CodeNotFound)
 		return
 	}
-	if svc.Publish.Scheme == "tftp" {
+	if (h.Kind == relay.KindFile) != (svc.store != nil) {
 		s.Reset(tunnel.CodeForbidden)
 		return
 	}
@@ -54,6 +54,10 @@ func (p *peer) accept(s *tunnel.Stream, header []byte) {
 	}
 	svc.total.Add(1)
 	s.Charge(tunnel.Owner{Service: svc.Name, Visitor: relay.Source(h.Visitor.Addr())})
+	if svc.store != nil {
+		p.acceptFile(s, svc, h.Visitor)
+		return
+	}
 	if svc.Target.IsCamera() {
 		p.acceptCamera(s, svc, h)
 		return

@@ -56,11 +56,22 @@ type site struct {
 }
 
 func newSite(t testing.TB, services ...Service) *site {
+	s := newSiteOn(t, newLoops(t), services...)
+	t.Cleanup(s.end)
+	return s
+}
+
+func newLoops(t testing.TB) *evloop.Core {
 	core, err := evloop.New(evloop.Config{Loops: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { core.Close() })
+	return core
+}
+
+// newSiteOn makes a site whose end is the caller's to call.
+func newSiteOn(t testing.TB, core *evloop.Core, services ...Service) *site {
 	r := &Relay{Core: core, log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	list, err := r.makeServices(services)
 	if err != nil {
@@ -78,7 +89,6 @@ func newSite(t testing.TB, services ...Service) *site {
 		s.peer.session.Attach(there, tunnel.RoleInteractive, s.loop.Now())
 		s.far.Attach(here, tunnel.RoleInteractive, s.loop.Now())
 	})
-	t.Cleanup(s.end)
 	return s
 }
 
@@ -91,7 +101,12 @@ func (s *site) flush() {
 }
 
 func (s *site) end() {
-	s.do(func() { s.far.Close(nil); s.peer.session.Close(nil) })
+	s.do(func() {
+		s.far.Close(nil)
+		if s.peer.session != nil {
+			s.peer.session.Close(nil)
+		}
+	})
 	for _, v := range s.visitors {
 		v.r.Close()
 		close(v.q)
