@@ -19,6 +19,8 @@
 //   - Nothing larger than the request goes to an address that has not shown that it gets what is sent to it, but for the one DATA
 //     that a request without options demands; of those there is a bounded number of bytes a second, and each is
 //     repeated only when the request is. An ERROR is never longer than what it answers (or 5 bytes, of which none has fewer), and no ERROR is answered.
+//   - A [Library] fetches no further ahead than its readers want, and what its [Cache] keeps never passes the bound: an image is charged before its
+//     bytes come. A reader has the bytes of one version of a file.
 //   - Addresses that prove nothing make room for those that do; a transfer whose peer has proven itself is never ended
 //     in favour of another one.
 //   - A client gets the last block of a file only if the file has come whole, and the last acknowledgement only when the file is
