@@ -111,6 +111,7 @@ type shelfEnd struct {
 	shelf   *shelf
 	book    book
 	left    []byte
+	lent    []byte
 	h       evloop.Handler
 	paused  bool
 	feeding bool
@@ -156,9 +157,9 @@ func (e *shelfEnd) feed(n int) bool {
 	defer func() { e.feeding = false }()
 	if len(e.left) > 0 {
 		n = min(n, len(e.left))
-		lent := bytes.Clone(e.left[:n])
-		used := e.h.OnData(lent)
-		clear(lent) // it is ours again
+		e.lent = append(e.lent[:0], e.left[:n]...)
+		used := e.h.OnData(e.lent)
+		clear(e.lent) // it is ours again
 		e.left = e.left[used:]
 		if used < n && !e.paused && e.over == nil && !e.closed {
 			panic("bytes were not taken, without a pause")
