@@ -75,6 +75,7 @@ func (c *Cache) reserve(im *image) bool {
 		gone = append(gone, old)
 	}
 	im.cost = cost
+	im.lib.kept += cost
 	c.used += cost
 	c.charged++
 	c.mu.Unlock()
@@ -121,6 +122,7 @@ func (c *Cache) uncharge(im *image) {
 		c.spare -= im.cost
 	}
 	if im.cost != 0 {
+		im.lib.kept -= im.cost
 		c.used -= im.cost
 		c.charged--
 		im.cost = 0

@@ -31,6 +31,8 @@ type Library struct {
 
 	lingering []*image  // the one that was left first at the front
 	woken     []*Reader // of image.notify
+
+	kept int64 // bytes that cache has charged for; guarded by Cache.mu
 }
 
 // key is what tells files of a store apart.
@@ -73,7 +75,7 @@ func NewLibrary(l *evloop.Loop, s Store, cache *Cache) *Library {
 	return &Library{loop: l, store: s, cache: cache, files: make(map[key]*entry)}
 }
 
-// Read opens a file for reading and calls ready, once, maybe at once. The Library keeps o. cancel gives up: ready does not come
+// Read opens a file for reading and calls ready, once, maybe at once. The Library keeps o, whose Have it chooses itself. cancel gives up: ready does not come
 // after it. It has no effect after ready.
 func (b *Library) Read(o *Open, ready func(*Reader, error)) (cancel func()) {
 	w := &waiter{open: o, ready: ready}
@@ -135,6 +137,13 @@ func (b *Library) Close() {
 			}
 		}
 	}
+}
+
+// Kept returns the bytes of files that have a place in the Cache. From anywhere.
+func (b *Library) Kept() int64 {
+	b.cache.mu.Lock()
+	defer b.cache.mu.Unlock()
+	return b.kept
 }
 
 // tidy removes e if there is nothing in it.

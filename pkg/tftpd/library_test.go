@@ -413,6 +413,12 @@ func wantBudget(t *testing.T, c *Cache, libs ...*Library) {
 	if held > s.Bytes {
 		t.Fatalf("%d bytes are held, %d charged", held, s.Bytes)
 	}
+	for _, b := range libs {
+		s.Bytes -= b.Kept()
+	}
+	if s.Bytes < 0 { // libraries that were closed may have readers still
+		t.Fatalf("libraries keep %d bytes more than there are", -s.Bytes)
+	}
 }
 
 // heldBy returns the bytes of a shared image, and checks the bound of one that is not.
@@ -711,6 +717,9 @@ func TestEviction(t *testing.T) {
 		read(lib, "b")
 		read(other, "c")
 		fetches(6)
+		if n, m := lib.Kept(), other.Kept(); n != 2*(1<<20+imageCost) || m != 1<<20+imageCost {
+			t.Errorf("%d and %d bytes are kept", n, m)
+		}
 		if st := cache.Stats(); st.Evicted != 2 || st.Images != 3 || st.Bytes != st.Limit || len(lib.files) != 2 || len(other.files) != 1 {
 			t.Errorf("%+v; %d and %d known", st, len(lib.files), len(other.files))
 		}
