@@ -348,7 +348,8 @@ func (r *Remote) drive() {
 		return
 	}
 	now := r.loop.Now()
-	if n := r.t.Acked() - r.base; n > 0 {
+	if r.req.Op == tftp.OpWrite {
+		n := r.t.Acked() - r.base
 		r.base += n
 		r.out = r.out[:copy(r.out, r.out[n:])]
 	}
