@@ -70,7 +70,7 @@ func (s *listings) find(root *os.Root, folder, name string) (string, error) {
 	v, settled := version(info, time.Now())
 	l := s.folders[folder]
 	if l == nil || l.version != v || !settled {
-		if l, err = list(root, folder, v); err != nil {
+		if l, err = list(root, folder, v, maxListing); err != nil {
 			return "", err
 		}
 		s.keep(folder, l)
@@ -89,16 +89,16 @@ func (s *listings) keep(folder string, l *listing) {
 	s.names += len(l.names) + 1
 }
 
-// list reads a folder.
-func list(root *os.Root, folder, version string) (*listing, error) {
+// list reads a folder, as far as the bound.
+func list(root *os.Root, folder, version string, most int) (*listing, error) {
 	dir, err := root.OpenFile(folder, os.O_RDONLY|openFlags, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
 	l := &listing{version: version, names: make(map[string]string)}
-	for n := 0; n < maxListing; {
-		names, err := dir.Readdirnames(min(1000, maxListing-n))
+	for n := 0; n < most; {
+		names, err := dir.Readdirnames(min(1000, most-n))
 		n += len(names)
 		for _, name := range names {
 			if is, ok := l.names[fold(name)]; (!ok || name < is) && !isTemp(name) {

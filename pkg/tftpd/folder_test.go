@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -182,6 +184,9 @@ func wantCode(t testing.TB, what string, err error, code tftp.Code, secrets ...s
 	}
 }
 
+// slogTo is a log of plain lines.
+func slogTo(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
+
 // contents are sizes around what is read and written at a time.
 func contents() [][]byte {
 	var all [][]byte
@@ -217,7 +222,6 @@ func TestFolderReadAtLeisure(t *testing.T) {
 	f, _ := testFolder(t, map[string]string{"file": string(content)})
 	u := &storeUser{}
 	var got []byte
-	var timer evloop.Timer
 	n := 0
 	u.use = func(b []byte) int {
 		n++
@@ -226,7 +230,7 @@ func TestFolderReadAtLeisure(t *testing.T) {
 		clear(b[:used])
 		if n%3 == 0 || used < len(b) { // or the end of the file finds the rest unused
 			u.end.Pause()
-			l.Arm(&timer, time.Millisecond, u.end.Resume)
+			l.Post(u.end.Resume)
 		}
 		if n%5 == 0 {
 			u.end.SetHandler(u)
