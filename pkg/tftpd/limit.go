@@ -96,29 +96,29 @@ func (c *chain) remove(t *Transfer) {
 	c.n--
 }
 
-// past are the addresses whose transfer, or refusal, was over a short while ago: what still comes from there is nothing to complain
+// gone are the addresses whose transfer, or refusal, was over a short while ago: what still comes from there is nothing to complain
 // about. Should there be very many, the oldest are forgotten early.
-type past struct {
+type gone struct {
 	until map[evloop.PacketAddr]time.Time
 	queue []evloop.PacketAddr // in the order of their end; one that came again is there twice
 }
 
 const (
-	pastTime = 5 * time.Second
-	maxPast  = 4096
+	goneTime = 5 * time.Second
+	maxGone  = 4096
 )
 
-func (p *past) add(a evloop.PacketAddr, now time.Time) {
+func (p *gone) add(a evloop.PacketAddr, now time.Time) {
 	if p.until == nil {
 		p.until = make(map[evloop.PacketAddr]time.Time)
 	}
 	n := 0
-	for n < len(p.queue) && (len(p.queue)-n >= maxPast || !now.Before(p.until[p.queue[n]])) {
+	for n < len(p.queue) && (len(p.queue)-n >= maxGone || !now.Before(p.until[p.queue[n]])) {
 		delete(p.until, p.queue[n])
 		n++
 	}
 	p.queue = append(p.queue[n:], a)
-	p.until[a] = now.Add(pastTime)
+	p.until[a] = now.Add(goneTime)
 }
 
-func (p *past) has(a evloop.PacketAddr, now time.Time) bool { return now.Before(p.until[a]) }
+func (p *gone) has(a evloop.PacketAddr, now time.Time) bool { return now.Before(p.until[a]) }

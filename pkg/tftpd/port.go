@@ -24,9 +24,10 @@ type port struct {
 	running  int
 	sources  map[netip.Addr]*source
 	unproven chain
-	past     past
+	gone     gone
 	scratch  []byte
-	nextPort uint16 // of Server.Ports
+
+	turn atomic.Uint32 // of Server.Ports: the next one; any loop's
 
 	draining, closed bool
 }
@@ -65,9 +66,11 @@ func (p *port) receive(b []byte, from evloop.PacketAddr) {
 			p.forget(t)
 		}
 		p.request(b, from)
-	case t != nil:
+	case t != nil && p.srv.Ports[0] == 0:
 		t.lane.do(t, packet, b)
-	case op == tftp.OpError || p.past.has(from, p.loop.Now()): // no ERROR is answered
+	case t != nil: // it has a port of its own
+		p.srv.counts.dropped.Add(1)
+	case op == tftp.OpError || p.gone.has(from, p.loop.Now()): // no ERROR is answered
 		p.srv.counts.dropped.Add(1)
 	case op == tftp.OpData || op == tftp.OpAck || op == tftp.OpOptionAck:
 		p.answer(errUnknownTID, len(b), from)
@@ -79,11 +82,10 @@ func (p *port) receive(b []byte, from evloop.PacketAddr) {
 
 // answer answers something of so many bytes with an ERROR that has no more of them, unless there were too many.
 func (p *port) answer(err *tftp.Error, most int, to evloop.PacketAddr) {
-	if !p.srv.errors.take(1, p.loop.Now()) {
+	if !p.srv.mayAnswer(p.loop.Now()) {
 		p.srv.counts.dropped.Add(1)
 		return
 	}
-	p.srv.counts.errorsSent.Add(1)
 	p.scratch = tftp.AppendError(p.scratch[:0], err, most)
 	p.conn.WriteTo(p.scratch, to)
 }
@@ -91,7 +93,7 @@ func (p *port) answer(err *tftp.Error, most int, to evloop.PacketAddr) {
 // refuse answers a request with an ERROR.
 func (p *port) refuse(err *tftp.Error, most int, to evloop.PacketAddr) {
 	p.srv.refused(err)
-	p.past.add(to, p.loop.Now())
+	p.gone.add(to, p.loop.Now())
 	p.answer(err, most, to)
 }
 
@@ -120,7 +122,8 @@ func (p *port) request(b []byte, from evloop.PacketAddr) {
 	}
 	addr := sourceOf(from.Remote.Addr())
 	src := p.sources[addr]
-	bare := req.Op == tftp.OpRead && req.Options == tftp.Options{}
+	// Size is not answered in netascii, and may not be known.
+	bare := req.Op == tftp.OpRead && req.Options.Block == 0 && req.Options.Window == 0 && req.Options.Timeout == 0
 	if !p.makeRoom(src, bare) {
 		p.refuse(errTooMany, len(b), from)
 		return
@@ -225,22 +228,22 @@ func (p *port) release(t *Transfer) {
 	t.source = nil
 }
 
-// ended is told by the loop of t that it is over. What still comes from there is for t, if it stays to repeat its last ACK.
-func (p *port) ended(t *Transfer, stays bool) {
+// ended is told by the loop of t that it is over. What still comes from there is for t, if it stays.
+func (p *port) ended(t *Transfer, a action) {
 	if t.left { // replaced or displaced; there may be another one now
 		return
 	}
 	p.release(t)
 	switch {
-	case stays && !p.closed:
+	case a == past:
+		p.gone.add(t.peer(), p.loop.Now())
+	case a == stays && !p.closed:
 		if p.over.n >= p.srv.MaxTransfers {
 			p.forget(p.over.oldest)
 		}
 		p.peers[t.peer()] = t
 		p.over.add(t)
 		t.stays = true
-	case t.standing.Load() == proven:
-		p.past.add(t.peer(), p.loop.Now())
 	}
 }
 
@@ -250,7 +253,7 @@ func (p *port) forget(t *Transfer) {
 		t.stays = false
 		p.over.remove(t)
 		delete(p.peers, t.peer())
-		p.past.add(t.peer(), p.loop.Now())
+		p.gone.add(t.peer(), p.loop.Now())
 	}
 }
 
@@ -266,15 +269,28 @@ func (p *port) close() {
 			t.lane.do(t, shut, nil)
 		}
 	}
+	left := 1
+	done := func() {
+		if left--; left == 0 {
+			p.conn.Close()
+		}
+	}
 	for _, ln := range p.lanes {
-		if ln.loop != p.loop {
-			ln.closed = true
-			ln.flush()
-			ln.loop.Post(ln.close)
+		if ln.loop == p.loop {
+			continue
+		}
+		ln.flush()
+		ln.closed = true
+		left++
+		if !ln.loop.Post(func() {
+			ln.close()
+			p.loop.Post(done) // behind what the lane has to send
+		}) {
+			left--
 		}
 	}
 	p.closeFile()
-	p.conn.Close()
+	done()
 }
 
 func (p *port) closeFile() {
@@ -338,9 +354,11 @@ const (
 
 	// To the port.
 	proved  // see port.proven
-	ended   // see port.ended
-	stays   // likewise
-	forgot  // see port.forget
+	ended   // it is over
+	past    // it is over, and what still comes of it is to be borne
+	stays   // it is over, but repeats its last ACK
+	forgot  // it does not any more
+	anew    // it is over, and is to be begun again
 	sending // a datagram to send
 )
 
@@ -403,12 +421,14 @@ func (p *port) hear(t *Transfer, a action, b []byte) {
 	switch a {
 	case proved:
 		p.proven(t)
-	case ended:
-		p.ended(t, false)
-	case stays:
-		p.ended(t, true)
+	case ended, past, stays:
+		p.ended(t, a)
 	case forgot:
 		p.forget(t)
+	case anew:
+		if p.peers[t.peer()] == nil {
+			p.request([]byte(t.asked), t.peer())
+		}
 	case sending:
 		p.conn.WriteTo(b, t.peer())
 	}

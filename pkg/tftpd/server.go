@@ -1,7 +1,6 @@
 package tftpd
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -28,7 +27,9 @@ const (
 
 	pauseTime = time.Second      // a transfer that stands still for so long begins anew when its request comes again
 	openTime  = 30 * time.Second // for a file to be opened, since the request came for the last time
-	stallTime = 2 * time.Minute  // for a store to have more, or to say that a file is safe
+	stallTime = 2 * time.Minute  // for a store to have more, to take more, or to say that a file is safe
+
+	maxTries = 1024 // of Server.Ports, for one transfer
 )
 
 // What is said to clients. Nothing of ours is in it.
@@ -40,9 +41,6 @@ var (
 	errTooLarge   = &tftp.Error{Code: tftp.CodeDiskFull, Text: "The file is too large."}
 	errUnknownTID = &tftp.Error{Code: tftp.CodeUnknownID, Text: "Unknown transfer."}
 )
-
-// errDisplaced ends transfers that make room; nothing is said to their peers.
-var errDisplaced = errors.New("had proven nothing when room was needed")
 
 // Share is files under a prefix, of one service. It belongs to Loop, and so does what its fields are called with. They are set
 // before it is found for the first time.
@@ -59,6 +57,20 @@ type Share struct {
 	// nil if the file has arrived whole. Either may be nil. A transfer that Core.Close cuts off has no End.
 	Begin func(t *Transfer)
 	End   func(t *Transfer, err error)
+
+	// Library has the files that are being read. nil: none of them is shared.
+	Library *Library
+
+	reads *Library // on Loop, when there was a transfer
+}
+
+func (s *Share) library() *Library {
+	if s.reads == nil {
+		if s.reads = s.Library; s.reads == nil {
+			s.reads = NewLibrary(s.Loop, s.Store, nil)
+		}
+	}
+	return s.reads
 }
 
 // Server answers on one UDP port. Its fields are set before Listen and may not change then.
@@ -213,6 +225,15 @@ func (s *Server) Close() {
 	if s.port != nil {
 		s.port.loop.Post(s.port.close)
 	}
+}
+
+// mayAnswer reports whether there may be another ERROR to what belongs to no transfer, and counts it.
+func (s *Server) mayAnswer(now time.Time) bool {
+	if !s.errors.take(1, now) {
+		return false
+	}
+	s.counts.errorsSent.Add(1)
+	return true
 }
 
 // report logs an error of a store, unless there were many just now.
