@@ -476,18 +476,11 @@ func (t *Transfer) tick() {
 
 // send sends a datagram of the machine.
 func (t *Transfer) send(b []byte) {
-	isError := opcode(b) == tftp.OpError
-	if len(b) > len(t.asked) && (t.machine == nil || !t.machine.Proven()) {
-		switch {
-		case isError:
-			t.refuse(&tftp.Error{Code: tftp.Code(b[3]), Text: string(b[4 : len(b)-1])})
-			return
-		case !t.port.srv.bare.take(int64(len(b)), t.now()): // the request may come again
-			t.port.srv.counts.dropped.Add(1)
-			return
-		}
+	if len(b) > len(t.asked) && (t.machine == nil || !t.machine.Proven()) && !t.port.srv.bare.take(int64(len(b)), t.now()) {
+		t.port.srv.counts.dropped.Add(1) // the request may come again
+		return
 	}
-	if isError {
+	if opcode(b) == tftp.OpError {
 		t.port.srv.counts.errorsSent.Add(1)
 	}
 	t.put(b)
