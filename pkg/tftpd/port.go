@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -104,7 +105,7 @@ func (p *port) request(b []byte, from evloop.PacketAddr) {
 		p.refuse(asError(err), len(b), from)
 		return
 	}
-	name, err := tftp.CleanName(req.Name)
+	name, err := tftp.CleanName(strings.ReplaceAll(req.Name, `\`, "/")) // loaders of Windows write \boot\bcd
 	if err != nil {
 		p.refuse(asError(err), len(b), from)
 		return

@@ -186,14 +186,17 @@ func TestUnknown(t *testing.T) {
 			c.say(b)
 		}
 		c.want2(errorPacket(1, "File not fo"), request(1, "boot/no", "octet"))
-		for _, f := range [][]string{{"boot/hello"}, {"boot/hello", "mail"}, {"../boot/hello", "octet"}, {"boot/\x01", "octet"}, {"", "octet"}} {
+		for _, f := range [][]string{{"boot/hello"}, {"boot/hello", "mail"}, {"../boot/hello", "octet"}, {`..\boot/hello`, "octet"}, {"boot/\x01", "octet"}, {"", "octet"}} {
 			c.ask(1, f...)
 			if got, n := c.hear(), len(request(1, f...)); got[1] != 5 || len(got) > n {
 				t.Errorf("%q is answered with %s", f, show(got))
 			}
 		}
+		c.want2(data(1, []byte("hello, world")), request(1, `\boot\hello`, "octet"))
+		c.say(ack(1))
+		b.settled()
 		c.wantSilence(10 * time.Millisecond)
-		if st := b.Stats(); st.Total != 1 || st.Refused.NotFound != 1 || st.Refused.Malformed+st.Refused.Policy != 8 || st.ErrorsSent != 12 {
+		if st := b.Stats(); st.Total != 2 || st.Refused.NotFound != 1 || st.Refused.Malformed+st.Refused.Policy != 9 || st.ErrorsSent != 13 {
 			t.Errorf("counted %+v", st)
 		}
 	})
