@@ -46,18 +46,20 @@ func (f *Folder) lookUp(name string) (string, error) {
 
 // listings remembers which names are in folders, without their case.
 type listings struct {
-	mu      sync.Mutex // one folder is read at a time
+	mu      sync.Mutex // one folder is read at a time, and who waits for that need not read it again
 	folders map[string]*listing
 	names   int // in all of them
 }
 
 type listing struct {
 	version string
+	began   time.Time         // to be read
 	names   map[string]string // folded: as it is. Of several it is the first in order
 }
 
 // find returns the name in a folder that is like this one but for its case, or "".
 func (s *listings) find(root *os.Root, folder, name string) (string, error) {
+	came := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	info, err := root.Stat(folder)
@@ -67,12 +69,14 @@ func (s *listings) find(root *os.Root, folder, name string) (string, error) {
 	if !info.IsDir() {
 		return "", nil
 	}
-	v, settled := version(info, time.Now())
+	now := time.Now()
+	v, settled := version(info, now)
 	l := s.folders[folder]
-	if l == nil || l.version != v || !settled {
+	if l == nil || !(l.version == v && settled) && !l.began.After(came) {
 		if l, err = list(root, folder, v, maxListing); err != nil {
 			return "", err
 		}
+		l.began = now
 		s.keep(folder, l)
 	}
 	return l.names[fold(name)], nil

@@ -220,7 +220,9 @@ func (g *webGet) request() (body io.ReadCloser, file *File, err error) {
 	have := g.ask.Have
 	switch kind, rest, _ := strings.Cut(have, ":"); kind {
 	case "tag":
-		req.Header.Set("If-None-Match", rest)
+		if isStrong(rest) {
+			req.Header.Set("If-None-Match", rest)
+		}
 	case "time":
 		seconds, _, _ := strings.Cut(rest, "-")
 		if unix, err := strconv.ParseInt(seconds, 10, 64); err == nil {
@@ -305,8 +307,8 @@ func webStatus(status int) error {
 // have changed twice.
 func webVersion(res *http.Response) string {
 	tag := res.Header.Get("ETag")
-	if len(tag) >= 2 && tag[0] == '"' && tag[len(tag)-1] == '"' && len(tag)+len("tag:") <= MaxVersion && !strings.ContainsFunc(tag, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return "tag:" + tag
+	if v := "tag:" + tag; isStrong(tag) && len(v) <= MaxVersion {
+		return v
 	}
 	modified, err := http.ParseTime(res.Header.Get("Last-Modified"))
 	if err != nil {
@@ -320,4 +322,9 @@ func webVersion(res *http.Response) string {
 		return ""
 	}
 	return fmt.Sprintf("time:%d-%d", modified.Unix(), res.ContentLength)
+}
+
+// isStrong reports whether an ETag stands for one content, byte by byte. One in other characters than those of ASCII is left alone.
+func isStrong(tag string) bool {
+	return len(tag) >= 2 && tag[0] == '"' && tag[len(tag)-1] == '"' && !strings.ContainsFunc(tag[1:len(tag)-1], func(r rune) bool { return r <= ' ' || r > '~' || r == '"' })
 }
