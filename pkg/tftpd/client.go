@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"syscall"
 	"time"
 
 	"culvert.dev/pkg/evloop"
@@ -173,12 +174,16 @@ func (r *Remote) try(addrs []netip.AddrPort) {
 	if r.asked.Addr().Is6() {
 		network = "udp6"
 	}
-	sock, err := r.loop.ListenPacket(network, ":0", r.onPacket)
+	conn, err := net.ListenPacket(network, ":0")
+	if err == nil {
+		hearErrors(conn.(*net.UDPConn), r.asked.Addr().Is6())
+		r.sock, err = r.loop.AttachPacket(conn, r.onPacket)
+	}
 	if err != nil {
 		r.loop.AfterTurn(func() { r.refuse(err) })
 		return
 	}
-	r.sock = sock
+	r.sock.OnError = r.onError
 	r.req.Options = r.client.options(r.asked.Addr(), r.req, r.size)
 	cfg := tftp.Config{Send: r.send, Closed: r.onClosed}
 	if r.req.Op == tftp.OpWrite {
@@ -243,6 +248,14 @@ func (r *Remote) onPacket(b []byte, from evloop.PacketAddr) {
 		r.t.Receive(b, r.loop.Now())
 		r.busy = false
 		r.begun = r.begun || op == tftp.OpOptionAck && !r.ended
+		r.settle()
+	}
+}
+
+// onError hears that a request has not reached a server. Later, whoever says so may be somebody else.
+func (r *Remote) onError(err error) {
+	if !r.known && !r.ended && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)) {
+		r.ended, r.err = true, fmt.Errorf("%w: %w", ErrSilent, err)
 		r.settle()
 	}
 }

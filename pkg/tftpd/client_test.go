@@ -10,9 +10,11 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -576,6 +578,16 @@ func TestClientSilence(t *testing.T) {
 		})
 		if err := <-f.closed; err != nil || string(f.got) != "x" {
 			t.Errorf("%q, %v", f.got, err)
+		}
+		if runtime.GOOS == "linux" { // which says at once that nobody listens
+			gone, err := net.ListenPacket("udp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			gone.Close()
+			if _, _, err := clientGet(l, &Client{Patience: time.Hour}, gone.LocalAddr().String(), "f", nil); !errors.Is(err, ErrSilent) || !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("%v", err)
+			}
 		}
 		_, port, _ := net.SplitHostPort(good)
 		if got, _, err := clientGet(l, new(Client), "localhost:"+port, "f", nil); err != nil || string(got) != "x" {
