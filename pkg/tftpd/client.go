@@ -240,7 +240,7 @@ func (r *Remote) onPacket(b []byte, from evloop.PacketAddr) {
 		}
 		if from.Remote.Port() != r.to.Port() {
 			if op != tftp.OpError {
-				r.sock.WriteTo(tftp.AppendError(nil, &tftp.Error{Code: tftp.CodeUnknownID, Text: "Unknown transfer ID."}, len(b)), from)
+				r.sock.WriteTo(tftp.AppendError(nil, errUnknownTID, len(b)), from)
 			}
 			return
 		}

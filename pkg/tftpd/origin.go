@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
-	"syscall"
 
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/tftp"
@@ -41,12 +40,6 @@ const (
 	spoolHighMark = 256 << 10
 )
 
-var (
-	errOriginBusy  = &tftp.Error{Code: tftp.CodeUndefined, Text: "There are too many transfers. Try again later."}
-	errOriginName  = &tftp.Error{Code: tftp.CodeAccess, Text: "The name is too long."}
-	errSpoolTooBig = &tftp.Error{Code: tftp.CodeDiskFull, Text: "The file is too large."}
-)
-
 // Open opens a file of the server.
 func (o *Origin) Open(l *evloop.Loop, r *Open, done func(*File, error)) (cancel func()) {
 	name := r.Name
@@ -59,14 +52,14 @@ func (o *Origin) Open(l *evloop.Loop, r *Open, done func(*File, error)) (cancel 
 	}
 	switch {
 	case len(name) > originName:
-		done(nil, errOriginName)
+		done(nil, errAccess)
 		return nil
 	case r.Write && o.MaxSize > 0 && r.Size > o.MaxSize:
-		done(nil, errSpoolTooBig)
+		done(nil, errTooLarge)
 		return nil
 	case o.open.Add(1) > most:
 		o.open.Add(-1)
-		done(nil, errOriginBusy)
+		done(nil, errTooMany)
 		return nil
 	}
 	free := func() { o.open.Add(-1) }
@@ -90,19 +83,22 @@ func (o *Origin) Open(l *evloop.Loop, r *Open, done func(*File, error)) (cancel 
 // blame makes of what went wrong with the server what a client of ours may hear: none of the server's own words, which may
 // have its paths. What is not a plain refusal is for our log.
 func (o *Origin) blame(err error) error {
-	var said *tftp.Error
-	if !errors.As(err, &said) || !said.Remote {
+	said, ok := errors.AsType[*tftp.Error](err)
+	switch {
+	case !ok:
 		return fmt.Errorf("tftp://%s: %w", o.Server, err)
+	case !said.Remote: // of ours, to the server
+		return fmt.Errorf("tftp://%s: %v", o.Server, said)
 	}
 	switch said.Code {
 	case tftp.CodeNotFound:
-		return &tftp.Error{Code: said.Code, Text: "File not found."}
+		return errNotFound
 	case tftp.CodeAccess, tftp.CodeNoUser:
-		return &tftp.Error{Code: tftp.CodeAccess, Text: "Access denied."}
+		return errAccess
 	case tftp.CodeDiskFull:
-		return &tftp.Error{Code: said.Code, Text: "Disk full."}
+		return errDiskFull
 	case tftp.CodeExists:
-		return &tftp.Error{Code: said.Code, Text: "The file exists."}
+		return errExists
 	}
 	return fmt.Errorf("tftp://%s: %v", o.Server, said) // not wrapped, or it would be sent
 }
@@ -186,8 +182,8 @@ func (s *spool) fail(err error) {
 	if s.err != nil || s.complete {
 		return
 	}
-	if errors.Is(err, syscall.ENOSPC) {
-		err = &tftp.Error{Code: tftp.CodeDiskFull, Text: "Disk full."}
+	if isFull(err) {
+		err = errDiskFull
 	}
 	s.err = err
 	s.queue, s.writing = nil, nil
@@ -340,7 +336,7 @@ func (s *spool) Write(b []byte) {
 	}
 	s.size += int64(len(b))
 	if most := s.origin.MaxSize; most > 0 && s.size > most {
-		s.fail(errSpoolTooBig)
+		s.fail(errTooLarge)
 	} else {
 		s.queue = append(s.queue, b...)
 		s.drain = s.drain || s.Pending() > s.HighMark()
