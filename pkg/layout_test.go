@@ -33,7 +33,7 @@ var arrows = map[string][]string{
 		"pkg/acme", "pkg/acmetoml", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/relay/private",
 	},
 	"cmd/tunnelctl": {
-		"pkg/admin", "pkg/auth", "pkg/daemon", "pkg/onvif", "pkg/relay",
+		"pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/tftp", "pkg/tftpd",
 	},
 
 	"pkg/admin":   {},

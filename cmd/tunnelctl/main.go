@@ -8,6 +8,7 @@
 //	tunnelctl cameras SITE [--user NAME] [--json]         looks for cameras on the site's network
 //	tunnelctl forward SITE/SERVICE [LOCAL]                a service of a site, on a port of this machine
 //	tunnelctl connect SITE/SERVICE                        the same on stdin and stdout, for ProxyCommand
+//	tunnelctl tftp get|put|serve                          a TFTP client, and a TFTP server of a folder
 //	tunnelctl certs DIR NAME...                           a development CA and a certificate
 //	tunnelctl password [USER]                             the hash of a visitor's password
 //	tunnelctl demo                                        everything on this machine
@@ -91,7 +92,7 @@ func newCommand(env func(string) string) *cobra.Command {
 
 	root.AddCommand(
 		statusCommand(&at), sitesCommand(&at), servicesCommand(&at), certificatesCommand(&at), siteCommand(&at), camerasCommand(&at),
-		forwardCommand(&at), connectCommand(&at),
+		forwardCommand(&at), connectCommand(&at), tftpCommand(),
 		certsCommand(), passwordCommand(), demoCommand(),
 		&cobra.Command{
 			Use:   "version",

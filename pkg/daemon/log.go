@@ -23,7 +23,7 @@ func NewLogger(w io.Writer, format, level string) (*slog.Logger, error) {
 	case "json":
 		return slog.New(slog.NewJSONHandler(w, options)), nil
 	case "auto":
-		if isTerminal(w) {
+		if IsTerminal(w) {
 			return slog.New(slog.NewTextHandler(w, options)), nil
 		}
 		return slog.New(slog.NewJSONHandler(w, options)), nil
@@ -31,8 +31,8 @@ func NewLogger(w io.Writer, format, level string) (*slog.Logger, error) {
 	return nil, UsageError(fmt.Sprintf("log format %q is none of auto, text, json", format))
 }
 
-// isTerminal takes any character device for a terminal; the others, such as /dev/null, do not mind.
-func isTerminal(w io.Writer) bool {
+// IsTerminal says whether w is one. It takes any character device for a terminal; the others, such as /dev/null, do not mind.
+func IsTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
 		return false
