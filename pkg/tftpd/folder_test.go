@@ -258,7 +258,7 @@ func TestFolderReadPaused(t *testing.T) {
 	}
 	u.open(l, f, &Open{Name: "file", Size: -1})
 	<-stopped
-	for range 100 { // a read that is under way comes back meanwhile
+	for { // a read that is under way comes back
 		posted := make(chan bool)
 		l.Post(func() { posted <- r.busy })
 		if !<-posted {
@@ -282,7 +282,7 @@ func TestFolderReadPaused(t *testing.T) {
 // waitClosed waits until the pool of l has closed f.
 func waitClosed(t testing.TB, l *evloop.Loop, f *os.File) {
 	t.Helper()
-	for range 1000 {
+	for range 20000 {
 		if _, err := f.Stat(); errors.Is(err, fs.ErrClosed) {
 			return
 		}

@@ -22,6 +22,8 @@ const (
 	highMark = 256 << 10 // of an End: bytes that wait for the disk
 	lowMark  = highMark / 4
 
+	syncEvery = 16 << 20 // bytes that the last sync has to wait for at most: clients give up while they wait for it
+
 	maxLinks = 8              // symbolic links from a name to the file that is replaced
 	leftover = 24 * time.Hour // age at which nobody is writing a file any more
 	tidyMost = 100000         // names that are looked at for leftovers
@@ -273,9 +275,10 @@ type tempFile struct {
 	maxSize  int64
 	netascii bool
 
-	size int64
-	text tftp.DecodeNetASCII
-	buf  []byte // decoded
+	size   int64
+	synced int64 // of size
+	text   tftp.DecodeNetASCII
+	buf    []byte // decoded
 }
 
 // write appends b.
@@ -292,8 +295,22 @@ func (t *tempFile) append(b []byte) error {
 	if t.maxSize > 0 && t.size > t.maxSize {
 		return errTooLarge
 	}
-	_, err := t.file.Write(b)
-	return err
+	if _, err := t.file.Write(b); err != nil {
+		return err
+	}
+	if t.size-t.synced < syncEvery {
+		return nil
+	}
+	t.synced = t.size
+	return t.sync()
+}
+
+// sync has the disk take what was written. Some file systems cannot, and say so.
+func (t *tempFile) sync() error {
+	if err := t.file.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	return nil
 }
 
 // save puts the file at its place, for good, unless it was given up meanwhile.
@@ -308,7 +325,7 @@ func (t *tempFile) save(dropped *atomic.Bool) error {
 		keepOwner(t.file, t.old)
 		t.file.Chmod(t.old.Mode().Perm())
 	}
-	if err := t.file.Sync(); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, errors.ErrUnsupported) {
+	if err := t.sync(); err != nil {
 		return err
 	}
 	if err := t.file.Close(); err != nil {
