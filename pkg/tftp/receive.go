@@ -12,14 +12,19 @@ type receiver struct {
 
 // acknowledge sends an ACK of all that has come in order.
 func (t *Transfer) acknowledge() {
-	again := t.acked == t.next-1 && t.ackedAt >= 0
+	asks := t.ackedAt < 0 || t.next-1-t.acked >= t.window() // for blocks that nobody can have sent before
+	again := t.ackedAt >= 0 && t.next-1 == t.acked
 	t.acked = t.next - 1
 	if again {
 		t.repeatAck()
 		return
 	}
 	t.sendAck()
-	t.timed, t.timedAt = t.next, t.now
+	t.timed, t.mark = -1, -1
+	if asks {
+		t.timed, t.timedAt = t.next, t.now
+		t.mark, t.markAt = t.next, t.now
+	}
 }
 
 // repeatAck sends the last ACK once more.
@@ -77,6 +82,11 @@ func (t *Transfer) onData(number uint16, b []byte) {
 	t.heard = t.now
 	switch {
 	case t.next+n > t.acked+t.window():
+		if d := t.after(t.acked, number); d > 0 && t.acked+d < t.next {
+			// Since the last ACK it comes for the second time. One now, in mid-window, would make the sender go back.
+			t.stats.Duplicates++
+			return
+		}
 		t.onDuplicate()
 	case n > 0:
 		t.onGap(t.next + n)
@@ -89,9 +99,8 @@ func (t *Transfer) onData(number uint16, b []byte) {
 func (t *Transfer) onNext(b []byte) {
 	t.proven = true
 	t.moved = t.now
-	if t.next == t.timed {
-		t.measure(t.now - t.timedAt)
-	}
+	t.passed(t.next)
+	t.guess(t.ackedAt)
 	t.high = 0
 	t.next++
 	t.stats.Blocks++
@@ -127,7 +136,7 @@ func (t *Transfer) onGap(n int64) {
 // ACK of every one would keep a sender that answers each of them sending twice.
 func (t *Transfer) onDuplicate() {
 	t.stats.Duplicates++
-	if !t.hold && t.now-t.ackedAt >= min(max(t.srtt, quietUnknown), maxQuiet) {
+	if !t.hold && t.now-t.ackedAt >= max(t.least, minQuiet) {
 		t.acknowledge()
 	}
 }

@@ -61,6 +61,9 @@ func (t *Transfer) pump() {
 		} else {
 			t.top = t.next + 1
 			t.timed, t.timedAt = t.next, t.now
+			if t.mark < 0 {
+				t.mark, t.markAt = t.next, t.now
+			}
 		}
 		t.next++
 		sent = true
@@ -142,9 +145,7 @@ func (t *Transfer) onAck(number uint16) {
 		return
 	case answering:
 		if number == 0 {
-			if t.timed == 0 {
-				t.measure(t.now - t.timedAt)
-			}
+			t.passed(0)
 			t.proven = true
 			t.timer = none
 			t.phase = sending
@@ -170,9 +171,8 @@ func (t *Transfer) onAck(number uint16) {
 	t.proven = true
 	t.moved = t.now
 	t.acked += n
-	if t.acked == t.timed {
-		t.measure(t.now - t.timedAt)
-	}
+	t.passed(t.acked)
+	t.guess(t.back)
 	t.stats.Blocks += n
 	t.stats.Bytes += n * int64(t.opts.blockSize())
 	if t.last != 0 && t.acked == t.last {

@@ -14,9 +14,11 @@ const (
 	firstRTO = time.Second // rfc6298#section-2.1
 	minRTO   = 200 * time.Millisecond
 	maxRTO   = 4 * time.Second // several fit in what clients wait, 13 s at least
+	// maxAgreedRTO is that of a peer that asked for a longer one, because its path is slow.
+	maxAgreedRTO = 30 * time.Second
 
 	// patience is how long nothing has to come from a peer that owes an answer, until it is given up. If a longer
-	// timeout is agreed, it is three of them.
+	// timeout is agreed, it is three of the longest.
 	patience = 30 * time.Second
 	// unprovenPatience is that for a peer that has never answered.
 	unprovenPatience = 10 * time.Second
@@ -35,11 +37,11 @@ const (
 	dally = 10 * time.Second
 	// maxDally is how long in all.
 	maxDally = 30 * time.Second
-	// quietUnknown is what must have passed since an ACK until it is repeated, as long as no round trip was measured.
-	quietUnknown = 100 * time.Millisecond
-	maxQuiet     = 500 * time.Millisecond // a round trip that was measured may have waited for a disk, or a link
+	// minQuiet is what must have passed since an ACK, at least, until it is repeated because of a duplicate.
+	minQuiet = 100 * time.Millisecond
 
-	none = time.Duration(math.MaxInt64) // no time
+	none     = time.Duration(math.MaxInt64) // no time
+	anyBlock = -2                           // of Transfer.timed: whatever comes next
 )
 
 // A phase of a transfer.
@@ -85,8 +87,15 @@ type Transfer struct {
 	// Round trips (RFC 6298).
 	srtt, rttvar time.Duration // 0: not measured
 	rto          time.Duration // with its back-off
-	timed        int64         // the block whose answer (sender) or arrival (receiver) tells a round trip; -1: none
+	timed        int64         // the block whose ACK (sender) or arrival (receiver) tells a round trip, sent or asked for once; -1: none; or anyBlock
 	timedAt      time.Duration
+	guesses      int // since then
+
+	// The least round trip is that of a block which was marked, from when it was sent or asked for first: never less than
+	// the path has.
+	least  time.Duration // 0: not measured
+	mark   int64         // -1: none
+	markAt time.Duration
 
 	// Blocks are counted from 1 without end; wire makes their numbers.
 	acked   int64 // all up to this one are acknowledged
@@ -118,7 +127,7 @@ func Serve(cfg Config, req Request, size int64, now time.Time) *Transfer {
 	case t.oack:
 		t.phase = answering
 		t.sendOptions()
-		t.timed, t.timedAt = 0, t.now
+		t.timed, t.mark = 0, 0
 	default:
 		t.phase = sending
 		t.pump()
@@ -152,6 +161,7 @@ func agree(cfg *Config, req *Request, size int64) Options {
 
 // Dial begins a transfer at a client: it sends the request, with the options that are there. For an OpWrite, which sends
 // cfg.Source, a tsize is set to size (-1: not known, so it is left out); an OpRead fills cfg.Sink. In netascii a tsize is left out.
+// The Source has its first block already: a client that has not sent any has nothing to keep the server waiting with.
 // A windowsize above 32767 asks for 32767, so that block numbers stay clear.
 func Dial(cfg Config, req Request, size int64, now time.Time) *Transfer {
 	t := start(cfg, now)
@@ -176,6 +186,7 @@ func start(cfg Config, now time.Time) *Transfer {
 		timer: none,
 		rto:   firstRTO,
 		timed: -1,
+		mark:  -1,
 		next:  1,
 		sender: sender{
 			top:  1,
@@ -289,6 +300,7 @@ func (t *Transfer) onOptions(b []byte) {
 	case t.phase == sending:
 		t.onAck(0)
 	case t.phase == receiving && t.next == 1:
+		t.heard = t.now
 		t.onDuplicate()
 	}
 }
@@ -372,8 +384,14 @@ func (t *Transfer) Tick(now time.Time) {
 		t.sendOptions()
 	case sending:
 		if t.outstanding() {
+			longest := t.rto == t.maxRTO()
 			t.backOff()
 			t.goBack()
+			if longest && t.outstanding() {
+				// Longer round trips are not believed in: what comes now answers this.
+				t.timed, t.timedAt = anyBlock, t.now
+				t.mark, t.markAt = t.acked, t.now
+			}
 		} else {
 			t.keepAlive()
 		}
@@ -424,7 +442,7 @@ func (t *Transfer) givesUpAt() time.Duration {
 	case !t.proven:
 		return t.heard + unprovenPatience
 	}
-	p := max(patience, 3*time.Duration(t.opts.Timeout)*time.Second)
+	p := max(patience, 3*t.maxRTO())
 	return min(t.heard+p, t.moved+stuck*p)
 }
 
@@ -474,47 +492,82 @@ func (t *Transfer) Options() Options { return t.opts }
 // Stats returns the counters.
 func (t *Transfer) Stats() Stats { return t.stats }
 
-// initialRTO is that before a round trip was measured.
+// initialRTO is the timeout before a round trip was measured: what was negotiated (rfc2349), but not so long that an
+// address that has not answered is given up before.
 func (t *Transfer) initialRTO() time.Duration {
 	if t.opts.Timeout != 0 {
-		return time.Duration(t.opts.Timeout) * time.Second
+		return min(time.Duration(t.opts.Timeout)*time.Second, maxRTO)
 	}
 	return firstRTO
 }
 
-// maxRTO bounds it.
+// maxRTO bounds the timeout.
 func (t *Transfer) maxRTO() time.Duration {
 	if t.opts.Timeout != 0 {
-		return time.Duration(t.opts.Timeout) * time.Second
+		return min(time.Duration(t.opts.Timeout)*time.Second, maxAgreedRTO)
 	}
 	return maxRTO
 }
 
-// backOff doubles the timeout (rfc6298#section-5.5). Only the next measured round trip forgets it, which is never that of something
-// repeated: on a path that is slower than the first timeout everything would be sent twice otherwise.
+// backOff doubles the timeout (rfc6298#section-5.5).
 func (t *Transfer) backOff() {
 	t.rto = min(2*t.rto, t.maxRTO())
 }
 
-// measure takes a round trip (rfc6298#section-2).
+// measure takes a round trip (rfc6298#section-2). It forgets the back-off.
 func (t *Transfer) measure(rtt time.Duration) {
-	rtt = max(rtt, 1)
 	if t.srtt == 0 {
 		t.srtt, t.rttvar = rtt, rtt/2
 	} else {
 		t.rttvar += ((t.srtt - rtt).Abs() - t.rttvar) / 4
 		t.srtt += (rtt - t.srtt) / 8
 	}
-	t.rto = min(max(t.srtt+4*t.rttvar, minRTO), t.maxRTO())
-	t.timed = -1
+	t.rto = t.baseRTO()
+	t.guesses = 0
 }
 
-// quiet is how long after something was sent an answer to what was before it may still come.
-func (t *Transfer) quiet() time.Duration {
-	if t.srtt == 0 {
-		return quietUnknown
+// baseRTO is the timeout without back-off.
+func (t *Transfer) baseRTO() time.Duration {
+	return min(max(t.srtt+4*t.rttvar, minRTO), t.maxRTO())
+}
+
+// guess is called when something has got through that was repeated at a time. If the repetition may well be what got through, the
+// back-off is forgotten: where much is lost, a round trip that can be measured may not come for long. But not always,
+// because on a path that has become slower everything would be sent twice from then on.
+func (t *Transfer) guess(repeated time.Duration) {
+	base := t.baseRTO()
+	if t.srtt == 0 || t.rto <= base {
+		return
 	}
-	return min(t.srtt/2, maxQuiet)
+	t.guesses++
+	if d := t.now - repeated; d >= t.quiet() && d <= base && t.guesses%8 != 0 {
+		t.rto = base
+	}
+}
+
+// passed measures when a block has got through, and others before it.
+func (t *Transfer) passed(n int64) {
+	if n == t.timed || t.timed == anyBlock {
+		t.timed = -1
+		t.measure(max(t.now-t.timedAt, 1))
+	}
+	if t.mark < 0 || n < t.mark {
+		return
+	}
+	t.mark = -1
+	if rtt := max(t.now-t.markAt, 1); t.least == 0 || rtt < t.least {
+		t.least = rtt
+	}
+}
+
+// quiet is how long after something was sent nothing that comes can be due to it: the least round trip, and a bit less for those
+// who measure it. What comes earlier answers what was before. If it were answered, and that again, all would be sent
+// twice until the end.
+func (t *Transfer) quiet() time.Duration {
+	if t.least == 0 {
+		return t.maxRTO()
+	}
+	return t.least - t.least/8
 }
 
 // keepsAliveAfter is after what time something is repeated for a peer that is kept waiting.

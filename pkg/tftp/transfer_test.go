@@ -717,6 +717,29 @@ func TestTranscripts(t *testing.T) {
 			confirm
 			< ACK 13
 			< closed`},
+		{"what comes twice in a window is no reason for an ACK", 16 * 9, nil, `
+			serve WRQ f blksize=16 windowsize=4
+			< OACK blksize=16 windowsize=4
+			+300ms
+			> DATA 1
+			> DATA 1
+			> DATA 2
+			> DATA 3
+			> DATA 1
+			> DATA 2
+			> DATA 3
+			> DATA 4
+			< ACK 4
+			+200ms
+			> DATA 1 // the ACK was lost
+			+99ms
+			> DATA 2
+			+1ms
+			> DATA 3
+			< ACK 4
+			fail 0 x
+			< ERROR 0 x
+			< closed error 0 x`},
 		{"what is beyond the window is nothing", 16 * 9, nil, `
 			serve WRQ f blksize=16 windowsize=2
 			< OACK blksize=16 windowsize=2
