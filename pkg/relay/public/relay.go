@@ -202,6 +202,7 @@ type Relay struct {
 
 	rtp       *rtpPorts     // immutable once listening; nil: there are none
 	tftp      *tftpd.Server // and so
+	cache     *tftpd.Cache  // of files; and so
 	log       *slog.Logger
 	admission admission
 	windows   *http2.Budget // of all connections with HTTP/2 and HTTP/3

@@ -50,6 +50,7 @@ type service struct {
 	visits    map[*tftpd.Transfer]*fileVisit // of files
 	latest    map[netip.AddrPort]*fileVisit  // the one of each visitor that has begun last
 	asking    *fileStream                    // files that are being opened at the site
+	closing   evloop.Timer                   // of closeLibrary
 	flows     *flows                         // of a udp service; those of the port, which another service may have by now
 	silence   evloop.Timer
 }

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"culvert.dev/pkg/relay"
-	"culvert.dev/pkg/tftpd"
 	"culvert.dev/pkg/tunnel"
 )
 
@@ -41,8 +40,8 @@ type Status struct {
 	Counters  Counters
 	Listeners []Listener
 	Sessions  []SessionStatus
-	TFTP      *tftpd.Stats // nil: there is no listener for it
-	Traffic   []Traffic    // of sites that have been connected, in no order
+	TFTP      *TFTPPort // nil: there is no listener for it
+	Traffic   []Traffic // of sites that have been connected, in no order
 
 	MaxVisitors, MaxPerAddress int             // the limits of admission
 	Handshakes                 Handshakes      // TLS, of visitors and links
@@ -143,8 +142,7 @@ func (r *Relay) Status(ctx context.Context) Status {
 		MaxVisitors: r.admission.total, MaxPerAddress: r.admission.perAddr, Lags: make([]time.Duration, len(r.loops)),
 	}
 	if r.tftp != nil {
-		stats := r.tftp.Stats()
-		st.TFTP = &stats
+		st.TFTP = &TFTPPort{r.tftp.Stats(), r.cache.Stats()}
 	}
 	r.mu.Lock()
 	var sessions []*session
@@ -255,6 +253,9 @@ func (s *session) status() SessionStatus {
 		}
 		if svc.isFiles() {
 			one.TFTP = svc.fileStatus(s.loop.since())
+			if b := svc.folder.Library; b != nil {
+				one.TFTP.Cached = b.Kept()
+			}
 		}
 		st.Services = append(st.Services, one)
 	}

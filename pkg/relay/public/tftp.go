@@ -1,7 +1,6 @@
 package public
 
 import (
-	"cmp"
 	"errors"
 	"net"
 	"net/netip"
@@ -85,7 +84,7 @@ func (r *Relay) listenTFTP() error {
 	if err != nil {
 		return err
 	}
-	r.tftp = srv
+	r.tftp, r.cache = srv, tftpd.NewCache(r.TFTPCache)
 	r.mu.Lock()
 	r.listeners = append(r.listeners, &Listener{Name: "tftp", Addr: net.UDPAddrFromAddrPort(srv.Addr()), ln: nopCloser{}})
 	r.mu.Unlock()
@@ -149,9 +148,12 @@ func (s *service) newShare() {
 		Write: s.files.Write != "", MaxSize: s.files.MaxSize,
 		Admit: s.admitFile, Begin: s.beginFile, End: s.endFile,
 	}
+	if s.files.Cache && s.session.relay.TFTPCache > 0 {
+		s.folder.Library = tftpd.NewLibrary(s.folder.Loop, s.folder.Store, s.session.relay.cache)
+	}
 }
 
-// admitFile decides about a request.
+// admitFile decides about a request. What it lets in is counted by admission: beginFile and endFile follow.
 func (s *service) admitFile(visitor netip.AddrPort) *tftp.Error {
 	addr := visitor.Addr()
 	if !s.admits(addr) {
@@ -161,13 +163,12 @@ func (s *service) admitFile(visitor netip.AddrPort) *tftp.Error {
 		}
 		return fileBusy
 	}
-	// Begin follows, and counts the visitor.
 	admission := &s.session.relay.admission
 	v := admission.enter(addr)
-	if v != turnedAway {
-		admission.leave(addr, v)
-	}
 	if v != admitted {
+		if v == sayFull { // there is no need: an answer costs no connection
+			admission.leave(addr, v)
+		}
 		s.session.loop.counters.TurnedAway++
 		s.turnAwayFile(visitor, wordLimit)
 		return fileBusy
@@ -187,7 +188,6 @@ func (s *service) turnAwayFile(visitor netip.AddrPort, w word) {
 
 // beginFile is told of a transfer that was admitted.
 func (s *service) beginFile(t *tftpd.Transfer) {
-	s.session.relay.admission.count(t.Visitor.Addr())
 	s.enter(t.Visitor.Addr())
 	s.total++
 	v := &fileVisit{transfer: t, began: s.session.loop.since()}
@@ -207,6 +207,9 @@ func (s *service) endFile(t *tftpd.Transfer, err error) {
 	s.session.relay.admission.leave(t.Visitor.Addr(), admitted)
 	w := fileWord(err)
 	s.errors[w]++
+	if err == nil && t.Request.Op == tftp.OpRead && (v.stream == nil || v.same) {
+		s.tftp.hits++
+	}
 	l := s.session.loop
 	if l.relay.AccessLog == nil {
 		return
@@ -226,6 +229,7 @@ type fileVisit struct {
 	transfer          *tftpd.Transfer
 	began             int64
 	stream            *tunnel.Stream // that was opened for it; nil: the file was here
+	same              bool           // the site has said that what was here is what it has
 	bytes             int64          // that are counted
 }
 
@@ -238,17 +242,20 @@ func (v *fileVisit) append(b []byte, s *service) []byte {
 	if t.Request.Mode == tftp.NetASCII {
 		b = appendText(b, "mode", t.Request.Mode.String(), logMethod)
 	}
-	b = strconv.AppendInt(append(b, `,"blksize":`...), int64(cmp.Or(o.Block, tftp.DefaultBlock)), 10)
-	b = strconv.AppendInt(append(b, `,"windowsize":`...), int64(cmp.Or(o.Window, 1)), 10)
-	if n := t.Stats().Retransmitted; n > 0 {
-		b = strconv.AppendInt(append(b, `,"retransmitted":`...), n, 10)
+	for _, one := range []struct {
+		name  string
+		value int64
+	}{{"blksize", int64(o.Block)}, {"windowsize", int64(o.Window)}, {"retransmitted", t.Stats().Retransmitted}} {
+		if one.value != 0 {
+			b = strconv.AppendInt(append(append(append(b, `,"`...), one.name...), `":`...), one.value, 10)
+		}
 	}
 	return b
 }
 
-// visitStream notes by which stream the file of a visitor comes.
-func (s *service) visitStream(visitor netip.AddrPort, st *tunnel.Stream) {
-	if v := s.latest[visitor]; v != nil {
-		v.stream = st
+// closeLibrary frees the files that are kept of a service which is gone, when nobody can ask for them any more.
+func (s *service) closeLibrary() {
+	if b := s.folder.Library; b != nil {
+		s.session.loop.Arm(&s.closing, 2*askTime, b.Close)
 	}
 }

@@ -5,7 +5,22 @@ import (
 
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/tftp"
+	"culvert.dev/pkg/tftpd"
 )
+
+// TFTPPort is what is known of TFTP in all, in Status.
+type TFTPPort struct {
+	tftpd.Stats
+	Cache tftpd.CacheStats
+}
+
+// Causes are the requests that were refused, by cause.
+func (t *TFTPPort) Causes() map[string]uint64 {
+	r := t.Refused
+	return map[string]uint64{
+		"malformed": r.Malformed, "limit": r.Limit, "policy": r.Policy, "not-found": r.NotFound, "failed": r.Failed, "displaced": r.Displaced,
+	}
+}
 
 // TFTPStatus is what is known of a service of files by TFTP, in ServiceStatus.
 type TFTPStatus struct {
@@ -23,6 +38,7 @@ type tftpTally struct {
 	running       int
 	retransmitted uint64 // by those that are over
 	refused       uint64
+	hits          uint64
 	meter
 	timer evloop.Timer // while there are visits
 }
@@ -75,7 +91,7 @@ func (t *tally) measure(v *fileVisit, now int64) {
 // fileStatus is the part of Status of a service of files.
 func (t *tally) fileStatus(now int64) *TFTPStatus {
 	c := &t.tftp
-	st := &TFTPStatus{Running: c.running, Rate: c.rate(now), Retransmitted: c.retransmitted, Refused: c.refused}
+	st := &TFTPStatus{Running: c.running, Rate: c.rate(now), Retransmitted: c.retransmitted, Refused: c.refused, Hits: c.hits}
 	for v := c.visits; v != nil; v = v.after {
 		st.Retransmitted += uint64(v.transfer.Stats().Retransmitted)
 	}

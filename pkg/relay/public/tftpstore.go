@@ -29,7 +29,7 @@ type siteFiles struct{ service *service }
 
 // Open opens a file at the site, or at the site's next private relay if it is just being decided which one that is.
 func (f siteFiles) Open(_ *evloop.Loop, r *tftpd.Open, done func(*tftpd.File, error)) (cancel func()) {
-	s := &fileStream{service: f.service, request: r, done: done}
+	s := &fileStream{service: f.service, request: r, done: done, visit: f.service.latest[r.Visitor]}
 	s.due.set(s.loop(), askTime, s)
 	if !s.service.session.group.hold(s.ask) {
 		s.ask()
@@ -57,6 +57,7 @@ type fileStream struct {
 
 	service *service // that is asked; another one of the site after a takeover
 	request *tftpd.Open
+	visit   *fileVisit               // that it is opened for; nil: it is over
 	done    func(*tftpd.File, error) // nil once it was called
 	stream  *tunnel.Stream           // nil: there is none yet
 	handler evloop.Handler           // nil until the server has set it
@@ -90,7 +91,9 @@ func (f *fileStream) ask() {
 	f.stream = st
 	push(&s.asking, f)
 	f.listed = true
-	s.visitStream(f.request.Visitor, st)
+	if f.visit != nil {
+		f.visit.stream = st
+	}
 	st.SetHandler(f)
 	r := f.request
 	st.Write(relay.AppendFile(nil, relay.FileRequest{Write: r.Write, Name: r.Name, Mode: r.Mode.String(), Size: r.Size, Have: r.Have}))
@@ -237,6 +240,9 @@ func (f *fileStream) opened(reply *relay.FileReply) {
 		f.refuse(fileFailed)
 		return
 	case reply.Same:
+		if f.visit != nil {
+			f.visit.same = true
+		}
 		f.close()
 		f.reply(&tftpd.File{Size: reply.Size, Version: reply.Version, Same: true}, nil)
 		return

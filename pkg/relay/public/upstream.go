@@ -150,6 +150,7 @@ func (s *service) remove() {
 	if s.hub != nil {
 		s.hub.withdraw()
 	}
+	s.closeLibrary()
 	if len(s.session.links) == 0 {
 		s.askAgain()
 	}
