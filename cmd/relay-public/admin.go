@@ -98,6 +98,7 @@ func status(st *state, r *public.Relay, started time.Time, here net.Addr) *admin
 		Listeners: []admin.Listener{{Name: "admin", Addr: here.String()}},
 		Sites:     []admin.Site{},
 		Services:  []admin.Service{},
+		TFTP:      overTFTP(now.TFTP),
 
 		Certificates: st.obtained(),
 	}
@@ -112,7 +113,7 @@ func status(st *state, r *public.Relay, started time.Time, here net.Addr) *admin
 				Site: session.Site, Name: svc.Name, Publish: svc.Publish, Target: svc.Target,
 				Visitors: svc.Visitors, Total: svc.Total, Received: svc.Received, Sent: svc.Sent, Errors: troubles(svc.Errors),
 				DatagramsReceived: svc.Datagrams.Received, DatagramsSent: svc.Datagrams.Sent, DatagramsDropped: svc.Datagrams.Dropped,
-				Camera: camera(svc.Camera),
+				Camera: camera(svc.Camera), Files: files(svc.TFTP),
 			})
 		}
 	}
@@ -165,6 +166,34 @@ func camera(c *public.CameraStatus) *admin.Camera {
 	}
 	if !c.KeyFrame.IsZero() {
 		one.KeyFrame = &c.KeyFrame
+	}
+	return one
+}
+
+// files is what operators see of a service of files.
+func files(t *public.TFTPStatus) *admin.Files {
+	if t == nil {
+		return nil
+	}
+	return &admin.Files{Rate: t.Rate, Retransmitted: t.Retransmitted, Refused: t.Refused, Cached: t.Cached, Hits: t.Hits}
+}
+
+// overTFTP is what operators see of TFTP in all.
+func overTFTP(t *public.TFTPPort) *admin.TFTP {
+	if t == nil {
+		return nil
+	}
+	one := &admin.TFTP{
+		Running: t.Running, Unproven: t.Unproven, Total: t.Total, Retransmitted: t.Retransmitted, ErrorsSent: t.ErrorsSent, Dropped: t.Dropped,
+		Cached: t.Cache.Bytes, CacheLimit: t.Cache.Limit, Hits: t.Cache.Hits,
+	}
+	for cause, n := range t.Causes() {
+		if n > 0 {
+			if one.Refused == nil {
+				one.Refused = make(map[string]uint64)
+			}
+			one.Refused[cause] = n
+		}
 	}
 	return one
 }

@@ -439,6 +439,38 @@ func TestRates(t *testing.T) {
 	}
 }
 
+// So have files by TFTP, and all of TFTP has a line.
+func TestFiles(t *testing.T) {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
+	printFiles(w, []admin.Service{{Site: "office", Name: "wiki"}})
+	if w.Flush(); b.Len() > 0 {
+		t.Errorf("without files: %q", b.String())
+	}
+	printTFTP(w, &admin.TFTP{Running: 3, Total: 1200, CacheLimit: 256 << 20})
+	printTFTP(w, &admin.TFTP{
+		Running: 3, Unproven: 1, Total: 1200, Refused: map[string]uint64{"limit": 2, "not-found": 5}, Retransmitted: 8, ErrorsSent: 9, Dropped: 10,
+		Cached: 12 << 20, CacheLimit: 256 << 20, Hits: 1100,
+	})
+	printFiles(w, []admin.Service{
+		{Site: "office", Name: "wiki"},
+		{Site: "office", Name: "boot", Visitors: 3, Files: &admin.Files{Rate: 94_000_000, Retransmitted: 8, Refused: 2, Cached: 12 << 20, Hits: 1100}},
+		{Site: "lab", Name: "configs", Files: &admin.Files{}},
+	})
+	w.Flush()
+	if want := `TFTP: 3 transfers, 1200 so far; cache: 0 B of 256.0 MiB
+TFTP: 3 transfers, 1200 so far, 1 from addresses that have not answered yet, 7 requests refused, 8
+  packets sent again, 9 errors sent, 10 datagrams dropped, 1100 files had not to come from a site;
+  cache: 12.0 MiB of 256.0 MiB
+
+FILES        TRANSFERS  RATE         PACKETS SENT AGAIN  REFUSED  KEPT      READ FROM THAT
+office/boot  3          94.0 Mbit/s  8                   2        12.0 MiB  1100
+lab/configs  0          0 bit/s      0                   0        0 B       0
+`; b.String() != want {
+		t.Errorf("got:\n%s\nwant:\n%s", b.String(), want)
+	}
+}
+
 // A camera has a row of its own.
 func TestCameras(t *testing.T) {
 	now := time.Unix(1000, 0)

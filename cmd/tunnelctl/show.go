@@ -146,6 +146,9 @@ func printStatus(w io.Writer, s shown) {
 		}
 	}
 	fmt.Fprintln(w)
+	if s.TFTP != nil {
+		printTFTP(w, s.TFTP)
+	}
 	if s.Draining {
 		fmt.Fprintln(w, "draining: no new visitors")
 	}
@@ -290,6 +293,7 @@ func printServices(w io.Writer, s shown) {
 		wrap(w, fmt.Sprintf("  %s/%s: what went wrong so far: %s", v.Site, v.Name, strings.Join(parts, ", ")), "    ")
 	}
 	printCameras(w, s.Services, time.Now())
+	printFiles(w, s.Services)
 }
 
 // printCameras tells of those services that are cameras.
@@ -318,6 +322,46 @@ func printCameras(w io.Writer, services []admin.Service, now time.Time) {
 		}
 		fmt.Fprintf(w, "%s/%s\t%d\t%s\t%s\t%s\t%d\t%d\n", v.Site, v.Name, c.Viewers, bitRate(c.Rate), cmp.Or(strings.Join(shows, ", "), "not watched yet"),
 			key, c.Reconnects, c.Dropped)
+	}
+}
+
+// printTFTP tells of TFTP in all.
+func printTFTP(w io.Writer, t *admin.TFTP) {
+	text := fmt.Sprintf("TFTP: %d transfers, %d so far", t.Running, t.Total)
+	var refused uint64
+	for _, n := range t.Refused {
+		refused += n
+	}
+	for _, some := range []struct {
+		n    uint64
+		what string
+	}{
+		{uint64(t.Unproven), "from addresses that have not answered yet"}, {refused, "requests refused"}, {t.Retransmitted, "packets sent again"},
+		{t.ErrorsSent, "errors sent"}, {t.Dropped, "datagrams dropped"}, {t.Hits, "files had not to come from a site"},
+	} {
+		if some.n > 0 {
+			text += fmt.Sprintf(", %d %s", some.n, some.what)
+		}
+	}
+	if t.CacheLimit > 0 {
+		text += fmt.Sprintf("; cache: %s of %s", size(uint64(t.Cached)), size(uint64(t.CacheLimit)))
+	}
+	wrap(w, text, "  ")
+}
+
+// printFiles tells of those services that have files by TFTP.
+func printFiles(w io.Writer, services []admin.Service) {
+	title := "\nFILES\tTRANSFERS\tRATE\tPACKETS SENT AGAIN\tREFUSED\tKEPT\tREAD FROM THAT"
+	for _, v := range services {
+		f := v.Files
+		if f == nil {
+			continue
+		}
+		if title != "" {
+			fmt.Fprintln(w, title)
+			title = ""
+		}
+		fmt.Fprintf(w, "%s/%s\t%d\t%s\t%d\t%d\t%s\t%d\n", v.Site, v.Name, v.Visitors, bitRate(f.Rate), f.Retransmitted, f.Refused, size(uint64(f.Cached)), f.Hits)
 	}
 }
 

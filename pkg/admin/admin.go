@@ -66,6 +66,7 @@ type Status struct {
 	Listeners []Listener `json:"listeners"`
 	Sites     []Site     `json:"sites"`
 	Services  []Service  `json:"services"`
+	TFTP      *TFTP      `json:"tftp,omitempty"` // nil: there is no listener for it
 
 	Certificates []Certificate `json:"certificates"` // that the relay obtains by itself
 }
@@ -82,6 +83,20 @@ type Certificate struct {
 	Failures  int        `json:"failures,omitempty"`  // attempts since the last one that went well
 	Error     string     `json:"error,omitempty"`     // why the last one did not
 	NextTry   *time.Time `json:"next_try,omitempty"`  // when the next one is due, if the last has failed
+}
+
+// TFTP is what is known of TFTP in all.
+type TFTP struct {
+	Running       int               `json:"running"`               // transfers
+	Unproven      int               `json:"unproven,omitempty"`    // of those: from addresses that have not answered yet, and may be forged
+	Total         uint64            `json:"total"`                 // transfers that have begun
+	Refused       map[string]uint64 `json:"refused,omitempty"`     // requests, by cause: malformed, limit, policy, not-found, failed, displaced
+	Retransmitted uint64            `json:"retransmitted"`         // packets that were sent once more
+	ErrorsSent    uint64            `json:"errors_sent"`           // ERROR packets
+	Dropped       uint64            `json:"datagrams_dropped"`     // that were not answered, or not sent: there were too many, or they made no sense
+	Cached        int64             `json:"cached"`                // bytes of files that are kept
+	CacheLimit    int64             `json:"cache_limit,omitempty"` // that may be
+	Hits          uint64            `json:"hits"`                  // files that had not to come from the site
 }
 
 // Listener is one address the relay accepts connections on.
@@ -183,6 +198,16 @@ type Service struct {
 	DatagramsDropped  uint64 `json:"datagrams_dropped,omitempty"`
 
 	Camera *Camera `json:"camera,omitempty"` // nil: the service is none
+	Files  *Files  `json:"files,omitempty"`  // nil: the service has none, by TFTP
+}
+
+// Files is what is known of a service of files by TFTP. Its visitors are transfers.
+type Files struct {
+	Rate          uint64 `json:"bits_per_second"` // of files, both ways, on the average of the last seconds
+	Retransmitted uint64 `json:"retransmitted"`   // packets that were sent once more
+	Refused       uint64 `json:"refused"`         // requests that were not admitted
+	Cached        int64  `json:"cached"`          // bytes of its files that are kept at the public relay
+	Hits          uint64 `json:"hits"`            // files that were read and had not to come from the site
 }
 
 // Camera is what is known of the camera of a service.

@@ -128,6 +128,19 @@ var (
 	expires    = define(gauge, "certificate_expiry_timestamp_seconds", "When a certificate expires; 0 while there is none.", "name")
 	failures   = define(gauge, "certificate_failures", "Attempts to get or renew a certificate that failed, since the last one that did not.", "name")
 
+	tftpRunning   = define(gauge, "tftp_transfers", "Transfers by TFTP that are under way.")
+	tftpUnproven  = define(gauge, "tftp_unproven_transfers", "Of those: from addresses that have not answered yet, and may be forged.")
+	tftpTotal     = define(counter, "tftp_transfers_total", "Transfers by TFTP that have begun.")
+	tftpRefused   = define(counter, "tftp_refusals_total", "Requests by TFTP that were refused, by cause.", "cause")
+	tftpAgain     = define(counter, "tftp_retransmitted_packets_total", "Packets of TFTP that were sent once more.")
+	tftpErrors    = define(counter, "tftp_sent_errors_total", "ERROR packets of TFTP that were sent.")
+	tftpDropped   = define(counter, "tftp_dropped_datagrams_total", "Datagrams of TFTP that were not answered, or not sent: there were too many, or they made no sense.")
+	tftpCached    = define(gauge, "tftp_cache_bytes", "Bytes of files that are kept for clients of TFTP.")
+	tftpCacheMost = define(gauge, "tftp_cache_limit_bytes", "Bytes that may be.")
+	tftpHits      = define(counter, "tftp_cache_hits_total", "Files that had not to come from the site, as they were kept or just on their way.")
+	tftpFetches   = define(counter, "tftp_cache_fetches_total", "Files that came from the site.")
+	tftpEvicted   = define(counter, "tftp_cache_evictions_total", "Files that were given up for others.")
+
 	siteUp       = define(gauge, "site_up", "1 while visitors of a site are served: a private relay is connected.", "site")
 	siteSessions = define(gauge, "site_sessions", "Private relays of a site, by state: active, standby, suspended (without a link) or leaving.", "site", "state")
 	siteLinks    = define(gauge, "site_links", "Links of a site, by transport.", "site", "transport")
@@ -149,6 +162,11 @@ var (
 	svcDatagrams = define(counter, "service_received_datagrams_total", "Datagrams from visitors.", "site", "service")
 	svcAnswers   = define(counter, "service_sent_datagrams_total", "Datagrams to visitors.", "site", "service")
 	svcDropped   = define(counter, "service_dropped_datagrams_total", "Datagrams of visitors that were lost at the port: there was a limit, or a full buffer.", "site", "service")
+
+	filesAgain   = define(counter, "files_retransmitted_packets_total", "Packets of TFTP that were sent once more.", "site", "service")
+	filesRefused = define(counter, "files_refusals_total", "Requests by TFTP that were not admitted.", "site", "service")
+	filesCached  = define(gauge, "files_cached_bytes", "Bytes of its files that are kept.", "site", "service")
+	filesHits    = define(counter, "files_cache_hits_total", "Files that were read and had not to come from the site.", "site", "service")
 
 	camViewers    = define(gauge, "camera_viewers", "Who play a camera.", "site", "service")
 	camReceived   = define(counter, "camera_received_bytes_total", "Bytes of pictures and sound that came from the site.", "site", "service")
@@ -216,6 +234,9 @@ func (s *scrape) Collect(c chan<- prometheus.Metric) {
 	}
 	for i, n := range st.Refused {
 		tell(unserved, float64(n), cmp.Or(public.Words[i], "none"))
+	}
+	if st.TFTP != nil {
+		collectTFTP(tell, st.TFTP)
 	}
 	collectSites(tell, &st, s.config.Sites())
 	for _, one := range st.Sessions {
@@ -323,6 +344,12 @@ func collectService(c chan<- prometheus.Metric, tell func(metric, float64, ...st
 	if s.Camera != nil {
 		collectCamera(tell, site, s.Name, s.Camera)
 	}
+	if f := s.TFTP; f != nil {
+		tell(filesAgain, float64(f.Retransmitted), site, s.Name)
+		tell(filesRefused, float64(f.Refused), site, s.Name)
+		tell(filesCached, float64(f.Cached), site, s.Name)
+		tell(filesHits, float64(f.Hits), site, s.Name)
+	}
 	var count uint64
 	buckets := make(map[float64]uint64, len(public.Bounds))
 	for i, b := range public.Bounds {
@@ -332,6 +359,23 @@ func collectService(c chan<- prometheus.Metric, tell func(metric, float64, ...st
 	if count += s.Durations.Longer; count > 0 {
 		c <- prometheus.MustNewConstHistogram(svcDuration.desc, count, s.Durations.Sum.Seconds(), buckets, site, s.Name)
 	}
+}
+
+func collectTFTP(tell func(metric, float64, ...string), t *public.TFTPPort) {
+	tell(tftpRunning, float64(t.Running))
+	tell(tftpUnproven, float64(t.Unproven))
+	tell(tftpTotal, float64(t.Total))
+	tell(tftpAgain, float64(t.Retransmitted))
+	tell(tftpErrors, float64(t.ErrorsSent))
+	tell(tftpDropped, float64(t.Dropped))
+	for cause, n := range t.Causes() {
+		tell(tftpRefused, float64(n), cause)
+	}
+	tell(tftpCached, float64(t.Cache.Bytes))
+	tell(tftpCacheMost, float64(t.Cache.Limit))
+	tell(tftpHits, float64(t.Cache.Hits))
+	tell(tftpFetches, float64(t.Cache.Fetches))
+	tell(tftpEvicted, float64(t.Cache.Evicted))
 }
 
 func collectCamera(tell func(metric, float64, ...string), site, service string, c *public.CameraStatus) {

@@ -34,7 +34,13 @@ func full() public.Status {
 		Tracks: []public.CameraTrack{{Media: "video", Codec: "H264", Width: 640, Height: 360}, {Media: "audio", Codec: "SOMETHING"}},
 	}}
 	yard := public.ServiceStatus{Name: "yard", Camera: new(public.CameraStatus)}
+	boot := public.ServiceStatus{Name: "boot", TFTP: &public.TFTPStatus{Running: 31, Retransmitted: 32, Refused: 33, Cached: 34, Hits: 35}}
+	tftp := new(public.TFTPPort)
+	tftp.Running, tftp.Unproven, tftp.Total, tftp.Retransmitted, tftp.ErrorsSent, tftp.Dropped = 41, 42, 43, 44, 45, 46
+	tftp.Refused.Limit = 47
+	tftp.Cache.Bytes, tftp.Cache.Limit, tftp.Cache.Hits, tftp.Cache.Fetches, tftp.Cache.Evicted = 51, 52, 53, 54, 55
 	st := public.Status{
+		TFTP:     tftp,
 		Visitors: 7, MaxVisitors: 100, MaxPerAddress: 10,
 		Counters:   public.Counters{TurnedAway: 4, Prefaces: 5, Malformed: 6, HandshakesLimited: 17, Refused: 18},
 		Handshakes: public.Handshakes{TLS12: 8, TLS13: 9},
@@ -42,7 +48,7 @@ func full() public.Status {
 		Traffic:    []public.Traffic{{Site: "office", Received: 11, Sent: 12, Dropped: 13}},
 		Sessions: []public.SessionStatus{
 			{
-				Site: "office", Active: true, Streams: 2, Buffered: 100, Budget: 1000, Services: []public.ServiceStatus{service, gate, yard},
+				Site: "office", Active: true, Streams: 2, Buffered: 100, Budget: 1000, Services: []public.ServiceStatus{service, gate, yard, boot},
 				Links: []public.LinkStatus{{Transport: "wss", RTT: 30 * time.Millisecond}, {Transport: "wss", RTT: 20 * time.Millisecond}, {Transport: "quic"}},
 			},
 			{Site: "office", Streams: 1, Buffered: 1, Budget: 1000},
@@ -118,13 +124,18 @@ func TestScrape(t *testing.T) {
 		`culvert_camera_reconnects_total{service="gate",site="office"} 23`, `culvert_camera_dropped_frames_total{service="gate",site="office"} 24`,
 		`culvert_camera_track_info{codec="H264",service="gate",site="office",track="0"} 1`, `culvert_camera_track_info{codec="other",service="gate",site="office",track="1"} 1`,
 		`culvert_camera_width_pixels{service="gate",site="office",track="0"} 640`, `culvert_camera_height_pixels{service="gate",site="office",track="0"} 360`,
+		`culvert_tftp_transfers 41`, `culvert_tftp_unproven_transfers 42`, `culvert_tftp_transfers_total 43`, `culvert_tftp_retransmitted_packets_total 44`,
+		`culvert_tftp_sent_errors_total 45`, `culvert_tftp_dropped_datagrams_total 46`, `culvert_tftp_refusals_total{cause="limit"} 47`, `culvert_tftp_refusals_total{cause="policy"} 0`,
+		`culvert_tftp_cache_bytes 51`, `culvert_tftp_cache_limit_bytes 52`, `culvert_tftp_cache_hits_total 53`, `culvert_tftp_cache_fetches_total 54`, `culvert_tftp_cache_evictions_total 55`,
+		`culvert_files_retransmitted_packets_total{service="boot",site="office"} 32`, `culvert_files_refusals_total{service="boot",site="office"} 33`,
+		`culvert_files_cached_bytes{service="boot",site="office"} 34`, `culvert_files_cache_hits_total{service="boot",site="office"} 35`,
 		"go_goroutines ",
 	} {
 		if !strings.Contains(text, "\n"+want) {
 			t.Errorf("missing: %s", want)
 		}
 	}
-	for _, none := range []string{`reason=""`, `rtt_seconds{site="office",transport="quic"}`, `camera_viewers{service="wiki"`, `pixels{service="gate",site="office",track="1"}`, "An error has occurred"} {
+	for _, none := range []string{`reason=""`, `rtt_seconds{site="office",transport="quic"}`, `camera_viewers{service="wiki"`, `files_cached_bytes{service="wiki"`, `pixels{service="gate",site="office",track="1"}`, "An error has occurred"} {
 		if strings.Contains(text, none) {
 			t.Errorf("there is %s", none)
 		}
