@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -375,9 +376,16 @@ func (r *Relay) newStore(s Service) (tftpd.Store, error) {
 		// It is closed by the garbage collector, as that of a folder that is served by HTTP.
 		return &tftpd.Folder{Root: root, Write: files.Write, MaxSize: files.MaxSize, IgnoreCase: s.IgnoreCase, Log: r.log.With("service", s.Name)}, nil
 	case "tftp":
-		return &tftpd.Origin{Server: net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port))), Prefix: strings.TrimPrefix(t.Path, "/"), MaxSize: files.MaxSize}, nil
+		origin := &tftpd.Origin{Server: net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port))), Prefix: strings.TrimPrefix(t.Path, "/"), MaxSize: files.MaxSize}
+		if files.Write == relay.WriteNew {
+			return createOnly{origin}, nil
+		}
+		return origin, nil
+	default:
+		host := net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port)))
+		host = strings.TrimSuffix(host, map[string]string{"http": ":80", "https": ":443"}[t.Scheme]) // there are servers that look at the port
+		return &tftpd.Web{URL: t.Scheme + "://" + host + t.Path, RootCAs: s.RootCAs}, nil
 	}
-	return nil, errors.New("this version has no files from there")
 }
 
 // sameFiles reports whether the files of b are those of s, had in the same way.
@@ -394,3 +402,57 @@ func (s *service) sameFiles(b Service) bool {
 	is, err2 := os.Stat(b.Target.Path)
 	return err == nil && err2 == nil && os.SameFile(was, is)
 }
+
+// leave gives up what the services of s keep open and those of next, which may be nil, do not need.
+func (s *services) leave(next *services) {
+	for _, svc := range s.files {
+		web, ok := svc.store.(*tftpd.Web)
+		if ok && (next == nil || !slices.ContainsFunc(next.files, func(n *service) bool { return n.store == svc.store })) {
+			web.Close()
+		}
+	}
+}
+
+// createOnly is a Store whose files are written only if they are not there, as far as can be seen by asking for them.
+type createOnly struct{ tftpd.Store }
+
+var errFileExists = &tftp.Error{Code: tftp.CodeExists, Text: "The file exists already."}
+
+// Open opens a file.
+func (c createOnly) Open(l *evloop.Loop, r *tftpd.Open, done func(*tftpd.File, error)) (cancel func()) {
+	if !r.Write {
+		return c.Store.Open(l, r, done)
+	}
+	given := false
+	var stop func()
+	look := c.Store.Open(l, &tftpd.Open{Name: r.Name, Size: -1, Visitor: r.Visitor}, func(found *tftpd.File, err error) {
+		given = true
+		e, ok := errors.AsType[*tftp.Error](err)
+		switch {
+		case err == nil:
+			found.End.SetHandler(unread{})
+			found.End.Abort(context.Canceled)
+			done(nil, errFileExists)
+		case ok && e.Code == tftp.CodeNotFound:
+			stop = c.Store.Open(l, r, done)
+		default:
+			done(nil, err)
+		}
+	})
+	if !given {
+		stop = look
+	}
+	return func() {
+		if stop != nil {
+			stop()
+		}
+	}
+}
+
+// unread is the handler of a file that nobody wants.
+type unread struct{}
+
+func (unread) OnData(b []byte) int { return len(b) }
+func (unread) OnEOF()              {}
+func (unread) OnDrain()            {}
+func (unread) OnClose(error)       {}

@@ -6,6 +6,9 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -13,6 +16,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -565,4 +569,66 @@ func TestFileReload(t *testing.T) {
 	if err := r.Reload([]Service{service}); err == nil {
 		t.Error("a folder that is not there is served")
 	}
+}
+
+// The files of a web server are below the path of the target, and only read.
+func TestFileWeb(t *testing.T) {
+	var connections sync.WaitGroup
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/images/a b/vmlinuz":
+			w.Header().Set("ETag", `"1"`)
+			http.ServeContent(w, r, "", time.Time{}, strings.NewReader("kernel"))
+		case "/images/a b/short":
+			w.Header().Set("Content-Length", "10")
+			io.WriteString(w, "short")
+		case "/images/a b/forbidden":
+			http.Error(w, "secret", http.StatusForbidden)
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	srv.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		switch s {
+		case http.StateNew:
+			connections.Add(1)
+		case http.StateClosed:
+			connections.Done()
+		}
+	}
+	srv.Start()
+	defer srv.Close()
+	service := Service{Service: relay.Service{Name: "boot", Publish: relay.Publish{Scheme: "tftp", Path: "/boot"}, Files: &relay.Files{}}}
+	var err error
+	if service.Target, err = relay.ParseTarget(srv.URL + "/images/a%20b/"); err != nil {
+		t.Fatal(err)
+	}
+	s := newSite(t, service)
+
+	v := s.read("vmlinuz")
+	r := v.reply()
+	if r.Error != nil || r.Size != 6 || r.Version == "" {
+		t.Fatalf("%+v, %+v", r, r.Error)
+	}
+	v.wantEnd("kernel")
+	v = s.ask(relay.FileRequest{Name: "vmlinuz", Mode: relay.ModeOctet, Size: -1, Have: r.Version})
+	if r := v.reply(); !r.Same {
+		t.Errorf("the same file: %+v", r)
+	}
+	v.wantEnd("")
+	s.read("none").wantError(tftp.CodeNotFound)
+	s.read("forbidden").wantError(tftp.CodeAccess)
+	s.ask(relay.FileRequest{Write: true, Name: "vmlinuz", Mode: relay.ModeOctet, Size: 1}).wantError(tftp.CodeAccess)
+	v = s.read("short") // is not a short file
+	if r := v.reply(); r.Size != 10 {
+		t.Errorf("%+v", r)
+	}
+	v.wantCode(tunnel.CodeCancelled)
+	s.idle()
+
+	// A service that is gone keeps no connection.
+	if err := s.peer.relay.Reload(nil); err != nil {
+		t.Fatal(err)
+	}
+	connections.Wait()
 }

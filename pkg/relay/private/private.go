@@ -1,6 +1,7 @@
 package private
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -11,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -117,6 +119,7 @@ type services struct {
 	list   []*service
 	byName map[string]*service
 	passed map[string]*service // by host, those with a tls:// publish
+	files  []*service          // with a tftp:// publish, the longest path first
 }
 
 func (r *Relay) makeServices(list []Service) (*services, error) {
@@ -136,6 +139,7 @@ func (r *Relay) makeServices(list []Service) (*services, error) {
 				errs = append(errs, fmt.Errorf("service %q: target %q: %w", s.Name, s.Target, err))
 				continue
 			}
+			made.files = append(made.files, svc)
 		}
 		if svc.Target.IsCamera() {
 			svc.pictures = r.studio.server(svc)
@@ -160,6 +164,7 @@ func (r *Relay) makeServices(list []Service) (*services, error) {
 			svc.terminate = s.TLS.config(svc, made)
 		}
 	}
+	slices.SortStableFunc(made.files, func(a, b *service) int { return cmp.Compare(len(b.Publish.Path), len(a.Publish.Path)) })
 	if n := len(relay.Encode(made.announcements())); n > relay.MaxAnnounce {
 		errs = append(errs, fmt.Errorf("the services and their policies make %d bytes to announce, more than %d: shorten lists of users, addresses and certificates, or split the site", n, relay.MaxAnnounce))
 	}
@@ -179,6 +184,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		return err
 	}
 	r.services.Store(list)
+	defer func() { r.services.Load().leave(nil) }()
 
 	var process [16]byte
 	rand.Read(process[:])
@@ -228,7 +234,7 @@ func (r *Relay) Reload(list []Service) error {
 	if err != nil {
 		return err
 	}
-	r.services.Store(made)
+	r.services.Swap(made).leave(made)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, p := range r.peers {
