@@ -16,6 +16,7 @@ type feed struct {
 
 	handler  evloop.Handler
 	in       []byte // put, and not used by handler
+	ours     bool   // in is a copy
 	fresh    bool   // in is to be presented
 	asked    bool   // by more
 	paused   bool
@@ -36,7 +37,7 @@ func (f *feed) put(b []byte, last bool) {
 	if len(f.in) > 0 {
 		f.in = append(f.in, b...) // in is ours then, or nobody would have asked
 	} else {
-		f.in = b
+		f.in, f.ours = b, false
 	}
 	f.fresh, f.whole = len(f.in) > 0, last
 	f.serve()
@@ -48,11 +49,11 @@ func (f *feed) fail(err error) {
 	f.Abort(err)
 }
 
-// serve presents what has been put. The next piece is asked for before.
+// serve presents what has been put. The next piece is asked for before, unless the handler has left one already.
 func (f *feed) serve() {
 	f.due = false
 	for !f.dead && !f.paused && f.handler != nil {
-		if !f.asked && !f.whole {
+		if !f.asked && !f.whole && len(f.in) <= chunk {
 			f.asked = true
 			f.more()
 		}
@@ -90,9 +91,11 @@ func (f *feed) present() {
 			return
 		}
 	}
-	f.in = bytes.Clone(f.in) // nil if it is empty
-	if len(f.in) == 0 {
+	switch {
+	case len(f.in) == 0:
 		f.in = nil
+	case !f.ours:
+		f.in, f.ours = bytes.Clone(f.in), true
 	}
 }
 
