@@ -48,6 +48,89 @@ func TestSimulation(t *testing.T) {
 	}
 }
 
+// TestRollOver moves files of more than 65536 blocks, so that numbers begin anew at 0 or at 1, twice where windows make it quick.
+func TestRollOver(t *testing.T) {
+	for i, o := range []Options{
+		{Block: 8},
+		{Block: 8, HasRollover: true},
+		{Block: 8, HasRollover: true, Rollover: 1},
+		{Block: 8, Window: 64},
+		{Block: 8, Window: 64, HasRollover: true},
+		{Block: 8, Window: 64, HasRollover: true, Rollover: 1},
+		{Block: 8, Window: 32767, HasRollover: true, Rollover: 1},
+		{}, // with a plain peer
+	} {
+		t.Run(fmt.Sprintf("%+v", o), func(t *testing.T) {
+			if raceEnabled && i != 2 && i != 3 {
+				t.Skip("takes long with the race detector, and nothing here is shared")
+			}
+			s := new(sim)
+			s.init(t, uint64(2*i+1), new(simCount))
+			s.loss, s.dup, s.reorder = 0.001, 0.01, 0.01
+			s.delay, s.late = 500*time.Microsecond, time.Millisecond
+			s.req.Options = o
+			blocks := int64(66_000)
+			if o.Window > 1 {
+				blocks = 140_000
+			}
+			if i%2 == 1 {
+				s.req.Op = OpWrite
+			}
+			s.client.isPl = o == Options{}
+			s.size = blocks * int64(o.blockSize())
+			s.run()
+			if s.sender.err != nil || s.receiver.err != nil || s.sunk != s.size {
+				t.Errorf("%d of %d bytes: %v, %v", s.sunk, s.size, s.sender.err, s.receiver.err)
+			}
+		})
+	}
+}
+
+// TestWire numbers blocks and finds them again, around the places where numbers begin anew.
+func TestWire(t *testing.T) {
+	for _, roll := range []uint16{0, 1} {
+		tr := &Transfer{opts: Options{Rollover: roll, HasRollover: true}}
+		for _, around := range []int64{0, 65535, 2 * 65535, 3 * 65536, 1 << 40} {
+			for n := max(around-80, 0); n < around+80; n++ {
+				for d := range int64(100) {
+					if got := tr.after(n, tr.wire(n+d)); got != d {
+						t.Fatalf("roll-over to %d: block %d is %d after %d, want %d", roll, n+d, got, n, d)
+					}
+				}
+			}
+		}
+		if last, first := tr.wire(65535), tr.wire(65536); last != 65535 || first != roll {
+			t.Errorf("%d follows %d, want %d", first, last, roll)
+		}
+	}
+	one := &Transfer{opts: Options{Rollover: 1, HasRollover: true}}
+	if one.after(70_000, 0) != -1 || one.after(1, 0) != -1 {
+		t.Error("with a roll-over to 1 there is a second block 0")
+	}
+}
+
+// TestDuplicates runs over a network that doubles everything, at once and late. In lockstep and in windows each block
+// is sent once.
+func TestDuplicates(t *testing.T) {
+	for _, window := range []int{1, 4, 64} {
+		for _, op := range []Opcode{OpRead, OpWrite} {
+			for _, delay := range []time.Duration{50 * time.Microsecond, 20 * time.Millisecond, 150 * time.Millisecond} {
+				s := new(sim)
+				s.init(t, 1, new(simCount))
+				s.dup, s.delay, s.prompt = 1, delay, true
+				s.req.Op, s.req.Options.Window, s.req.Options.Timeout = op, window, 6
+				s.size = 512*300 + 1
+				s.run()
+				blocks := 301
+				acks := (blocks+window-1)/window + 2
+				if s.sender.data != blocks || s.receiver.acks > acks {
+					t.Errorf("%v, windows of %d, delay of %v: %d blocks are sent %d times and get %d ACKs", op, window, delay, blocks, s.sender.data, s.receiver.acks)
+				}
+			}
+		}
+	}
+}
+
 // simCount is how often what the simulation is for has happened.
 type simCount struct {
 	Whole, Failed, Halves, Lost, Doubled, Stalls, Holds, Cuts, StoreFails, Plain, Windows, Repeats int
@@ -81,6 +164,7 @@ type sim struct {
 	stalls    int   // how often it may still stall
 	holds     int
 	storeFail bool
+	prompt    bool          // the store confirms at once
 	fakeTime  time.Duration // that stalls, holds and cuts have cost
 	sunk      int64
 	steps     int
@@ -482,7 +566,7 @@ func (e *simEnd) config() Config {
 	}
 	cfg.Complete = func() {
 		d := time.Duration(0)
-		if s.rng.IntN(2) == 0 {
+		if !s.prompt && s.rng.IntN(2) == 0 {
 			d = time.Duration(s.rng.Int64N(int64(5 * time.Second)))
 		}
 		if s.storeFail {
