@@ -75,7 +75,7 @@ func TestReplace(t *testing.T) {
 		c.want(data(1, []byte("hello, world")))
 		c.say(ack(1))
 		errs := b.errs()
-		if len(errs) != 3 || errs[0] != errReplaced || errs[1] != errReplaced || errs[2] != nil {
+		if len(errs) != 3 || errs[0] != ErrReplaced || errs[1] != ErrReplaced || errs[2] != nil {
 			t.Errorf("ended by %v", errs)
 		}
 		if n := b.store.count(func() int { return b.store.cancels }); n != 1 {
@@ -101,7 +101,7 @@ func TestAnew(t *testing.T) {
 		if err != nil || !bytes.Equal(got, content(5000)) {
 			t.Fatalf("anew: %d bytes, %v", len(got), err)
 		}
-		if errs := b.errs(); len(errs) != 2 || errs[0] != errReplaced || errs[1] != nil {
+		if errs := b.errs(); len(errs) != 2 || errs[0] != ErrReplaced || errs[1] != nil {
 			t.Errorf("ended by %v", errs)
 		}
 	})

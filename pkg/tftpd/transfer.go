@@ -81,10 +81,10 @@ const (
 	plainBlock  = 1448    // bytes of a block that every route carries
 )
 
-// Why transfers end, beside what clients and stores say.
+// Why transfers end, beside what clients and stores say. Share.End may get the first two.
 var (
-	errReplaced  = errors.New("the client has asked anew")
-	errDisplaced = errors.New("made room: the client had shown nothing")
+	ErrReplaced  = errors.New("the client has asked anew")
+	ErrDisplaced = errors.New("made room: the client had shown nothing")
 	errSlow      = errors.New("the store has not gone on for too long")
 	errCut       = errors.New("the store has ended the file early")
 )
@@ -121,9 +121,9 @@ func (t *Transfer) do(a action, b []byte) {
 	case again:
 		t.again()
 	case replace:
-		t.finish(errReplaced)
+		t.finish(ErrReplaced)
 	case drop:
-		t.finish(errDisplaced)
+		t.finish(ErrDisplaced)
 	case shut:
 		t.close()
 	}
@@ -278,7 +278,7 @@ func (t *Transfer) again() {
 	case t.machine == nil:
 		t.wait()
 	case t.standing.Load() == proven && t.now().Sub(t.heard) >= pauseTime: // the client has begun anew
-		t.finish(errReplaced)
+		t.finish(ErrReplaced)
 		t.lane.tell(t, anew, nil)
 	default:
 		t.calling = true

@@ -211,7 +211,7 @@ type Relay struct {
 	joins     rate[netip.Addr]
 	refusals  rate[refusal]
 	sayings   rate[said]
-	unserved  rate[netip.Addr] // requests by TFTP that came to nothing and are logged
+	unserved  rate[netip.Addr] // requests by TFTP that came to nothing and are logged all the same: their address may be forged
 	loops     []*loop
 	byLoop    map[*evloop.Loop]*loop // immutable once prepared
 

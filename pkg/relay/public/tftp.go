@@ -49,6 +49,10 @@ func fileWord(err error) word {
 	switch {
 	case errors.Is(err, tftp.ErrTimeout):
 		return wordTimeout
+	case errors.Is(err, tftpd.ErrReplaced):
+		return wordCancelled
+	case errors.Is(err, tftpd.ErrDisplaced):
+		return wordLimit
 	case !ok:
 		return wordReset
 	case e.Remote:
@@ -176,7 +180,7 @@ func (s *service) admitFile(visitor netip.AddrPort) *tftp.Error {
 	return nil
 }
 
-// turnAwayFile counts a request that is refused. Its address may be forged, so not each has a line in the log.
+// turnAwayFile counts a request that is refused.
 func (s *service) turnAwayFile(visitor netip.AddrPort, w word) {
 	l := s.session.loop
 	s.tftp.refused++
@@ -211,7 +215,7 @@ func (s *service) endFile(t *tftpd.Transfer, err error) {
 		s.tftp.hits++
 	}
 	l := s.session.loop
-	if l.relay.AccessLog == nil {
+	if l.relay.AccessLog == nil || err != nil && t.Stats().Bytes == 0 && !l.relay.unserved.allow(relay.Source(t.Visitor.Addr()), l.Now()) {
 		return
 	}
 	r := record{service: s, visitor: t.Visitor, proto: "tftp", request: v.append(nil, s), err: w, began: v.began, stream: v.stream}

@@ -15,6 +15,7 @@ import (
 
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tftp"
+	"culvert.dev/pkg/tftpd"
 	"culvert.dev/pkg/tunnel"
 )
 
@@ -484,6 +485,77 @@ func TestFilesFail(t *testing.T) {
 	}
 }
 
+// A site that says nothing is not waited for without end, whatever it is to say.
+func TestFilesSilent(t *testing.T) {
+	r := newFileRelay(t, false, nil)
+	s := r.connect("office", nil)
+	fs := filesOf(s, map[string]string{"f": textOf(3000)})
+	s.announceTo(announceFiles(relay.Files{Write: relay.WriteNew}, "all", "tftp:///"))
+	fs.do(func() {
+		fs.silent, fs.unsafe = true, true
+		fs.most["f"] = 1024
+	})
+	// asks has a client ask for something, and returns what is opened for it.
+	asks := func(op tftp.Opcode, name string) (c *fileClient, f *fileStream) {
+		c = r.fileClient()
+		c.request(op, name)
+		for f == nil {
+			fs.do(func() { f = s.session.services[0].asking })
+		}
+		return c, f
+	}
+	// late is the end of the time that f has.
+	late := func(f *fileStream) {
+		fs.do(func() {
+			f.due.at = 0
+			f.onTimer()
+		})
+	}
+	c, f := asks(tftp.OpRead, "f")
+	late(f)
+	_, err := c.next(tftp.OpData, 1)
+	c.isRefused(err, "no reply", fileSilent)
+
+	// answer has the site answer what was asked last.
+	answer := func() {
+		fs.do(func() {
+			fs.silent = false
+			fs.open[len(fs.open)-1].answer()
+			fs.silent = true
+		})
+	}
+	c, f = asks(tftp.OpRead, "f")
+	answer()
+	if _, err := c.next(tftp.OpData, 1); err != nil {
+		t.Fatal(err)
+	}
+	c.send([]byte{0, 4, 0, 1})
+	if _, err := c.next(tftp.OpData, 2); err != nil {
+		t.Fatal(err)
+	}
+	late(f) // it has moved
+	late(f)
+	c.send([]byte{0, 4, 0, 2})
+	_, err = c.next(tftp.OpData, 3)
+	c.isRefused(err, "half a file", fileSilent)
+
+	c, f = asks(tftp.OpWrite, "g")
+	answer()
+	if _, err := c.next(tftp.OpAck, 0); err != nil {
+		t.Fatal(err)
+	}
+	late(f)
+	late(f) // it waits for the client
+	c.send([]byte{0, 3, 0, 1, 'x'})
+	for storing := false; !storing; {
+		fs.do(func() { storing = f.phase == fileStoring })
+	}
+	late(f)
+	_, err = c.next(tftp.OpAck, 1)
+	c.isRefused(err, "a file of which nobody says that it is safe", fileSilent)
+	r.settled()
+}
+
 // A policy is asked before the site is.
 func TestFilesPolicy(t *testing.T) {
 	r := newFileRelay(t, false, nil)
@@ -819,6 +891,7 @@ func TestFileWords(t *testing.T) {
 	for err, want := range map[error]word{
 		nil: fine, tftp.ErrTimeout: wordTimeout, &tftp.Error{Code: tftp.CodeNotFound, Remote: true}: wordCancelled,
 		fileNone: wordNotFound, fileRefused: wordPolicy, fileExists: wordPolicy, fileFull: wordLimit, fileBusy: wordLimit, fileAway: wordAway,
+		tftpd.ErrReplaced: wordCancelled, tftpd.ErrDisplaced: wordLimit,
 		fileFailed: wordReset, fileNoServer: wordUnreachable, fileSilent: wordTimeout, &tftp.Error{Code: tftp.CodeIllegal}: wordMalformed,
 	} {
 		if got := fileWord(err); got != want {
