@@ -85,12 +85,28 @@ type config struct {
 	// beside this file.
 	State string `toml:"state"`
 
+	// Listen is for machines on the site's own network.
+	Listen listenConfig `toml:"listen"`
+
 	// ACME obtains certificates for the services with tls = "acme".
 	ACME acmetoml.Config `toml:"acme"`
 
 	// Service is what the site offers. Only the targets named here are ever dialled, whatever the
 	// public relay asks for.
 	Service []serviceConfig `toml:"service"`
+}
+
+// listenConfig is [listen].
+type listenConfig struct {
+	// TFTP is the address, on UDP, at which this relay answers TFTP itself, for the services that are published as tftp://: HOST:PORT,
+	// or :PORT for all addresses; machines that boot ask port 69. It does so whether there is a link or not. Allow and Deny of the
+	// services hold here, too, but not their limits. There are no passwords in TFTP: whoever reaches the port can read what is
+	// published. The default is "", none. A change needs a restart.
+	TFTP string `toml:"tftp"`
+
+	// TFTPPorts is a range such as "40000-40999": each transfer is answered from a port of its own. The default is "": all are
+	// answered from that of TFTP, which every client tried takes, and every firewall passes.
+	TFTPPorts daemon.PortRange `toml:"tftp_ports"`
 }
 
 // serviceConfig is one [[service]].
@@ -178,6 +194,7 @@ type settings struct {
 	acme         *acmetoml.Settings // nil without [acme]
 	find         proxyFinder        // for authorities
 	services     []private.Service
+	listen       listenConfig
 
 	discovery bool
 	probed    []netip.AddrPort // of discovery, beside the networks
@@ -200,7 +217,8 @@ func load(name string) (s *settings, err error) {
 
 // settings checks the config and reads the files that it names. Mistakes go to f.
 func (c *config) settings(f *daemon.File, dir string) *settings {
-	s := &settings{site: c.Site, transport: c.Transport, links: c.Links, drainTimeout: time.Duration(c.DrainTimeout), discovery: c.Discovery}
+	s := &settings{site: c.Site, transport: c.Transport, links: c.Links, drainTimeout: time.Duration(c.DrainTimeout), discovery: c.Discovery, listen: c.Listen}
+	c.Listen.check(f)
 	for i, a := range c.DiscoveryAddresses {
 		at, err := onvif.ParseAddress(a)
 		if err != nil {

@@ -206,6 +206,33 @@ service = [
 			stdout: "ok",
 		},
 		{
+			name:   "listen",
+			args:   "--config private.toml --check",
+			files:  map[string]string{"private.toml": "relay = \"r\"\nsite = \"s\"\nkey = \"office.key\"\n[listen]\ntftp = \":69\"\ntftp_ports = \"40000-40999\"\n"},
+			stdout: "ok",
+		},
+		{
+			name:   "listen nowhere",
+			args:   "--config private.toml --check",
+			files:  map[string]string{"private.toml": "relay = \"r\"\nsite = \"s\"\nkey = \"office.key\"\n[listen]\ntftp_ports = \"40000-40999\"\n"},
+			stderr: "private.toml:5:14: tftp_ports: listen.tftp is missing, where requests come in",
+			code:   2,
+		},
+		{
+			name:   "listen, no port",
+			args:   "--config private.toml --check",
+			files:  map[string]string{"private.toml": "relay = \"r\"\nsite = \"s\"\nkey = \"office.key\"\n[listen]\ntftp = \"69\"\n"},
+			stderr: "private.toml:5:8: listen.tftp \"69\": want HOST:PORT or :PORT, such as \"192.0.2.1:69\"",
+			code:   2,
+		},
+		{
+			name:   "listen twice",
+			args:   "--config private.toml --check",
+			files:  map[string]string{"private.toml": "relay = \"r\"\nsite = \"s\"\nkey = \"office.key\"\n[listen]\ntftp = \":69\"\ntftp_ports = \"60-79\"\n"},
+			stderr: "private.toml:6:14: tftp_ports: port 69 of listen.tftp is in the range",
+			code:   2,
+		},
+		{
 			name: "files, wrong",
 			args: "--config private.toml --check",
 			files: map[string]string{"private.toml": `relay = "r"

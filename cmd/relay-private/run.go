@@ -110,6 +110,10 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	for address, u := range s.outbound.proxies {
 		log.Info("the way out is a proxy", "relay", address, "proxy", shown(u))
 	}
+	sockets, err := daemon.InheritedSockets()
+	if err != nil {
+		return err
+	}
 	core, err := evloop.New(evloop.Config{OnSlowTurn: daemon.SlowTurns(log)})
 	if err != nil {
 		return err
@@ -134,6 +138,9 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		MaxFlows:     maxFlows(daemon.MaxFiles(), len(s.relays)),
 		FFmpeg:       s.ffmpeg,
 		DrainTimeout: s.drainTimeout,
+		TFTP:         s.listen.TFTP,
+		TFTPPorts:    s.listen.TFTPPorts,
+		Inherited:    sockets.Files,
 		Software:     "culvert " + version,
 		Log:          log,
 		Dial:         s.outbound.dialer(),
@@ -191,6 +198,9 @@ func summary(running context.Context, r *private.Relay, certs *certificates) str
 		open += s.Open
 	}
 	fmt.Fprintf(&b, "%d services, %d streams", len(st.Services), open)
+	if t := st.TFTP; t != nil {
+		fmt.Fprintf(&b, "; TFTP at %s: %d transfers", t.Address, t.Running)
+	}
 	if missing := certs.missing(); missing != "" {
 		fmt.Fprintf(&b, "; no certificate for %s", missing)
 	}
@@ -211,8 +221,8 @@ func reload(r *private.Relay, o options, old *settings, certs *certificates, sea
 		return
 	}
 	if !slices.Equal(s.relays, old.relays) || s.site != old.site || !s.key.Equal(old.key) || !s.roots.Equal(old.roots) || s.drainTimeout != old.drainTimeout || s.ffmpeg != old.ffmpeg || !s.outbound.equal(old.outbound) ||
-		s.transport != old.transport || s.links != old.links || s.state != old.state || (s.acme == nil) != (old.acme == nil) || s.acme != nil && !s.acme.Equal(old.acme) {
-		log.Warn("reload: a change of relay, site, key, ca, transport, links, proxy, state, acme, ffmpeg or drain_timeout needs a restart")
+		s.transport != old.transport || s.links != old.links || s.state != old.state || s.listen != old.listen || (s.acme == nil) != (old.acme == nil) || s.acme != nil && !s.acme.Equal(old.acme) {
+		log.Warn("reload: a change of relay, site, key, ca, transport, links, proxy, state, listen, acme, ffmpeg or drain_timeout needs a restart")
 	}
 	certs.retry()
 	search.settings.Store(s)

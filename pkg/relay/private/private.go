@@ -12,6 +12,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -20,6 +22,7 @@ import (
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/httpd"
 	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/tftpd"
 )
 
 // Relay is a private relay. The exported fields are set before Run and not changed afterwards.
@@ -58,6 +61,18 @@ type Relay struct {
 
 	// DrainTimeout is how long streams may go on after Run's context has ended. 0: they are cut.
 	DrainTimeout time.Duration
+
+	// TFTP is the address, on UDP, at which the services with a tftp publish are served on the site's own network, as their
+	// policies allow addresses, whether there is a link or not. If empty, they are not.
+	TFTP string
+
+	// TFTPPorts are the first and the last port of a range that transfers are answered from, each from one of its own. Zero: they are
+	// all answered from that of TFTP.
+	TFTPPorts [2]uint16
+
+	// Inherited returns the sockets that the process was started with for a listener: its name ("tftp"), "udp", and its
+	// address. They are used instead of new ones. If nil, there are none.
+	Inherited func(name, network, address string) []*os.File
 
 	// FFmpeg is the program that makes snapshots of cameras whose service has no Snapshot, out of a key frame. If empty,
 	// they have none, unless they send MJPEG.
@@ -100,6 +115,7 @@ type Relay struct {
 	renamed     chan struct{} // names has changed; immutable while running
 
 	mu    sync.Mutex
+	lan   *lan               // nil until Run, and if TFTP is empty; Run itself needs no lock to read it
 	peers []*peer            // nil until Run
 	names map[*peer][]string // what each adds to Names
 }
@@ -185,6 +201,12 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 	r.services.Store(list)
 	defer func() { r.services.Load().leave(nil) }()
+	if r.TFTP != "" {
+		if err := r.listenLAN(); err != nil {
+			return err
+		}
+		defer r.lan.close()
+	}
 
 	var process [16]byte
 	rand.Read(process[:])
@@ -214,6 +236,9 @@ func (r *Relay) Run(ctx context.Context) error {
 		}
 	}
 	if ctx.Err() != nil {
+		if r.lan != nil {
+			<-r.lan.ended
+		}
 		return nil // a refusal of one relay of several has been logged when it came
 	}
 	return errors.Join(errs...)
@@ -223,6 +248,9 @@ func (r *Relay) Run(ctx context.Context) error {
 func (r *Relay) drain() {
 	for _, p := range r.peers {
 		p.loop.Post(p.drain)
+	}
+	if r.lan != nil {
+		r.lan.loop.Post(r.lan.drain)
 	}
 }
 
@@ -237,6 +265,9 @@ func (r *Relay) Reload(list []Service) error {
 	r.services.Swap(made).leave(made)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.lan != nil {
+		r.lan.loop.Post(r.lan.reloaded)
+	}
 	for _, p := range r.peers {
 		p.loop.Post(p.announce)
 	}
@@ -247,6 +278,13 @@ func (r *Relay) Reload(list []Service) error {
 type Status struct {
 	Relays   []PeerStatus
 	Services []ServiceStatus
+	TFTP     *TFTPStatus // nil: nothing is served on the site's own network
+}
+
+// TFTPStatus is that of the listener on the site's own network.
+type TFTPStatus struct {
+	Address netip.AddrPort
+	tftpd.Stats
 }
 
 // PeerStatus is the session with one public relay.
@@ -286,11 +324,15 @@ func (r *Relay) Status() Status {
 	for _, p := range r.peers {
 		s.Relays = append(s.Relays, *p.status.Load())
 	}
+	lan := r.lan
 	r.mu.Unlock()
 	if list := r.services.Load(); list != nil {
 		for _, svc := range list.list {
 			s.Services = append(s.Services, ServiceStatus{svc.Name, svc.open.Load(), svc.total.Load(), svc.failed.Load(), svc.unshaken.Load(), svc.dropped.Load()})
 		}
+	}
+	if lan != nil {
+		s.TFTP = &TFTPStatus{lan.server.Addr(), lan.server.Stats()}
 	}
 	return s
 }
