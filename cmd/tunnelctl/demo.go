@@ -78,7 +78,7 @@ type demo struct {
 	samples            *samples
 	public, private    *child
 	https, quic, admin string // addresses of the public relay
-	rtsp, rtsps        string
+	rtsp, rtsps, tftp  string
 	tcpPort            int // of the published TCP service
 	udpPort            int // of the published UDP service
 	client             *admin.Client
@@ -160,6 +160,7 @@ https = "127.0.0.1:0"
 http  = ""
 rtsp  = "127.0.0.1:0"
 rtsps = "127.0.0.1:0"
+tftp  = "127.0.0.1:0"
 admin = "127.0.0.1:0"
 
 [tls]
@@ -176,9 +177,9 @@ key         = %q
 	if err != nil {
 		return err
 	}
-	d.https, d.quic, d.admin, d.rtsp, d.rtsps = ready["https"], ready["quic"], ready["admin"], ready["rtsp"], ready["rtsps"]
-	if slices.Contains([]string{d.https, d.quic, d.admin, d.rtsp, d.rtsps}, "") {
-		return fmt.Errorf("relay-public is ready without https, quic, admin, rtsp and rtsps addresses: %v", ready)
+	d.https, d.quic, d.admin, d.rtsp, d.rtsps, d.tftp = ready["https"], ready["quic"], ready["admin"], ready["rtsp"], ready["rtsps"], ready["tftp"]
+	if slices.Contains([]string{d.https, d.quic, d.admin, d.rtsp, d.rtsps, d.tftp}, "") {
+		return fmt.Errorf("relay-public is ready without https, quic, admin, rtsp, rtsps and tftp addresses: %v", ready)
 	}
 	fmt.Fprintf(d.out, "public relay        https://%s, admin http://%s, ready after %s\n", d.https, d.admin, took(began))
 
@@ -204,7 +205,7 @@ func absolute(name string) string {
 func (d *demo) join(ctx context.Context, program string) error {
 	inv, err := d.client.AddSite(ctx, admin.Invite{
 		Name:    demoSite,
-		Publish: []string{"https://*.localhost", "tls://*.localhost", "rtsp://" + camHost + "/*", fmt.Sprintf("tcp://127.0.0.1:%d", d.tcpPort), fmt.Sprintf("udp://127.0.0.1:%d", d.udpPort)},
+		Publish: []string{"https://*.localhost", "tls://*.localhost", "rtsp://" + camHost + "/*", "tftp:///" + tftpPath + "*", fmt.Sprintf("tcp://127.0.0.1:%d", d.tcpPort), fmt.Sprintf("udp://127.0.0.1:%d", d.udpPort)},
 		TTL:     time.Minute.Seconds(),
 	})
 	if err != nil {
@@ -286,9 +287,15 @@ publish = "rtsp://%[16]s"
 target  = %[17]q
 fan_out = true
 users   = { %[7]s = %[18]q }
+
+[[service]]
+name    = "boot"
+publish = "tftp:///%[19]s"
+target  = "file://%[4]s"
+write   = true
 `, webHost, d.samples.web.Addr(), filesHost, filePath(d.samples.files), chatHost,
 		secretHost, demoUser, hash, vaultHost, filepath.ToSlash(vault.Certificate), filepath.ToSlash(vault.Key),
-		d.tcpPort, d.samples.tcp.Addr(), d.udpPort, d.samples.udp.LocalAddr(), camHost+camPath, d.samples.camera.target(), digest)
+		d.tcpPort, d.samples.tcp.Addr(), d.udpPort, d.samples.udp.LocalAddr(), camHost+camPath, d.samples.camera.target(), digest, tftpPath)
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
@@ -352,6 +359,7 @@ func (d *demo) visit(ctx context.Context) error {
 		{fmt.Sprintf("tcp://127.0.0.1:%d", d.tcpPort), "tcp://" + d.samples.tcp.Addr().String(), d.visitTCP},
 		{fmt.Sprintf("udp://127.0.0.1:%d", d.udpPort), "udp://" + d.samples.udp.LocalAddr().String(), d.visitUDP},
 		{"rtsp://" + d.rtsp + camPath, "rtsp://" + d.samples.camera.addr.String() + cameraPath, d.visitCamera},
+		{"tftp://" + d.tftp + "/" + tftpPath + bigFile, "file://" + d.samples.files, d.visitTFTP},
 		{"tunnelctl forward " + demoSite + "/operators-echo", "tcp://" + d.samples.tcp.Addr().String(), d.visitForward},
 	}
 	w := tabwriter.NewWriter(d.out, 0, 8, 2, ' ', 0)
@@ -692,6 +700,8 @@ func (d *demo) printCommands() {
 		fmt.Sprintf("  ffplay -rtsp_transport https rtsp://%s:%s@%s%s", demoUser, demoSecret, net.JoinHostPort(camHost, port), camPath),
 		fmt.Sprintf("  vlc --rtsp-tcp rtsp://%s:%s@%s%s", demoUser, demoSecret, d.rtsp, camPath),
 		fmt.Sprintf("  a browser:  https://%s%s  as %s, password %s (its certificate is of %s)", net.JoinHostPort(camHost, port), camPath, demoUser, demoSecret, ca),
+		fmt.Sprintf("  curl -o /dev/null tftp://%s/%s", d.tftp, tftpPath+bigFile),
+		fmt.Sprintf("  %s tftp get %s %shello.txt -", self, d.tftp, tftpPath),
 		tunnelctl + " status",
 		tunnelctl + " forward " + demoSite + "/operators-echo",
 	} {
