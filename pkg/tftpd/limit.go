@@ -96,29 +96,39 @@ func (c *chain) remove(t *Transfer) {
 	c.n--
 }
 
-// gone are the addresses whose transfer, or refusal, was over a short while ago: what still comes from there is nothing to complain
-// about. Should there be very many, the oldest are forgotten early.
+// gone are addresses whose transfer, or refusal, was over a short while ago: what still comes from there is nothing to complain
+// about. Of a transfer that has made room the request is kept: should the client be there, its first packet begins it again.
+// If there are very many, the oldest are forgotten early.
 type gone struct {
-	until map[evloop.PacketAddr]time.Time
+	of    map[evloop.PacketAddr]goneOne
 	queue []evloop.PacketAddr // in the order of their end; one that came again is there twice
+}
+
+type goneOne struct {
+	until time.Time
+	asked string // "": it is over
 }
 
 const (
 	goneTime = 5 * time.Second
-	maxGone  = 4096
+	maxGone  = 8192
 )
 
-func (p *gone) add(a evloop.PacketAddr, now time.Time) {
-	if p.until == nil {
-		p.until = make(map[evloop.PacketAddr]time.Time)
+func (g *gone) add(a evloop.PacketAddr, asked string, now time.Time) {
+	if g.of == nil {
+		g.of = make(map[evloop.PacketAddr]goneOne)
 	}
 	n := 0
-	for n < len(p.queue) && (len(p.queue)-n >= maxGone || !now.Before(p.until[p.queue[n]])) {
-		delete(p.until, p.queue[n])
+	for n < len(g.queue) && (len(g.queue)-n >= maxGone || !now.Before(g.of[g.queue[n]].until)) {
+		delete(g.of, g.queue[n])
 		n++
 	}
-	p.queue = append(p.queue[n:], a)
-	p.until[a] = now.Add(goneTime)
+	g.queue = append(g.queue[n:], a)
+	g.of[a] = goneOne{now.Add(goneTime), asked}
 }
 
-func (p *gone) has(a evloop.PacketAddr, now time.Time) bool { return now.Before(p.until[a]) }
+// find returns what is known of a.
+func (g *gone) find(a evloop.PacketAddr, now time.Time) (asked string, ok bool) {
+	o := g.of[a]
+	return o.asked, now.Before(o.until)
+}

@@ -66,19 +66,34 @@ func (p *port) receive(b []byte, from evloop.PacketAddr) {
 		} else if t != nil {
 			p.forget(t)
 		}
-		p.request(b, from)
+		p.request(b, from, nil)
 	case t != nil && p.srv.Ports[0] == 0:
 		t.lane.do(t, packet, b)
 	case t != nil: // it has a port of its own
 		p.srv.counts.dropped.Add(1)
-	case op == tftp.OpError || p.gone.has(from, p.loop.Now()): // no ERROR is answered
+	case op == tftp.OpError: // is not answered
 		p.srv.counts.dropped.Add(1)
+	case p.late(b, from):
 	case op == tftp.OpData || op == tftp.OpAck || op == tftp.OpOptionAck:
 		p.answer(errUnknownTID, len(b), from)
 	default:
 		p.srv.counts.malformed.Add(1)
 		p.answer(&tftp.Error{Code: tftp.CodeIllegal, Text: "This is not TFTP."}, len(b), from)
 	}
+}
+
+// late takes what comes of a transfer that was over, or has made room, a short while ago. It reports false if there is none.
+func (p *port) late(b []byte, from evloop.PacketAddr) bool {
+	asked, ok := p.gone.find(from, p.loop.Now())
+	if !ok {
+		return false
+	}
+	if asked == "" || len(b) < 4 || b[2] != 0 || b[3] > 1 { // not the first answer to ours
+		p.srv.counts.dropped.Add(1)
+		return true
+	}
+	p.request([]byte(asked), from, b)
+	return true
 }
 
 // answer answers something of so many bytes with an ERROR that has no more of them, unless there were too many.
@@ -94,12 +109,12 @@ func (p *port) answer(err *tftp.Error, most int, to evloop.PacketAddr) {
 // refuse answers a request with an ERROR.
 func (p *port) refuse(err *tftp.Error, most int, to evloop.PacketAddr) {
 	p.srv.refused(err)
-	p.gone.add(to, p.loop.Now())
+	p.gone.add(to, "", p.loop.Now())
 	p.answer(err, most, to)
 }
 
-// request begins a transfer.
-func (p *port) request(b []byte, from evloop.PacketAddr) {
+// request begins a transfer. If it has made room before, first is what shows that it should not have.
+func (p *port) request(b []byte, from evloop.PacketAddr, first []byte) {
 	req, err := tftp.ParseRequest(b)
 	if err != nil {
 		p.refuse(asError(err), len(b), from)
@@ -125,7 +140,7 @@ func (p *port) request(b []byte, from evloop.PacketAddr) {
 	src := p.sources[addr]
 	// Size is not answered in netascii, and may not be known.
 	bare := req.Op == tftp.OpRead && req.Options.Block == 0 && req.Options.Window == 0 && req.Options.Timeout == 0
-	if !p.makeRoom(src, bare) {
+	if !p.makeRoom(src, bare, first == nil) {
 		p.refuse(errTooMany, len(b), from)
 		return
 	}
@@ -146,23 +161,30 @@ func (p *port) request(b []byte, from evloop.PacketAddr) {
 	p.peers[from] = t
 	p.running++
 	src.running++
+	p.srv.counts.running.Add(1)
+	p.srv.counts.total.Add(1)
+	if first != nil {
+		t.known = true
+		t.standing.Store(proven)
+		ln.do(t, begin, nil)
+		ln.do(t, packet, first)
+		return
+	}
 	p.unproven.add(t)
 	src.unproven.add(t)
 	if bare {
 		src.bare++
 	}
-	p.srv.counts.running.Add(1)
 	p.srv.counts.unproven.Add(1)
-	p.srv.counts.total.Add(1)
 	ln.do(t, begin, nil)
 }
 
 // makeRoom makes room for a transfer of src, which is nil if it has none, by ending those that have proven nothing. It reports false if
 // there is none.
-func (p *port) makeRoom(src *source, bare bool) bool {
+func (p *port) makeRoom(src *source, bare, isUnproven bool) bool {
 	s := p.srv
 	if src != nil {
-		for bare && src.bare >= maxBare {
+		for bare && isUnproven && src.bare >= maxBare {
 			t := src.unproven.oldest
 			for !t.bare {
 				t = t.links[ofSource].newer
@@ -182,7 +204,7 @@ func (p *port) makeRoom(src *source, bare bool) bool {
 		}
 		p.displace(p.unproven.oldest)
 	}
-	for p.unproven.n >= max(1, s.MaxTransfers/unprovenShare) {
+	for isUnproven && p.unproven.n >= max(1, s.MaxTransfers/unprovenShare) {
 		p.displace(p.unproven.oldest)
 	}
 	return true
@@ -195,6 +217,7 @@ func (p *port) displace(t *Transfer) {
 		return
 	}
 	p.release(t)
+	p.gone.add(t.peer(), t.asked, p.loop.Now())
 	p.srv.counts.displaced.Add(1)
 	t.lane.do(t, drop, nil)
 }
@@ -237,7 +260,7 @@ func (p *port) ended(t *Transfer, a action) {
 	p.release(t)
 	switch {
 	case a == past:
-		p.gone.add(t.peer(), p.loop.Now())
+		p.gone.add(t.peer(), "", p.loop.Now())
 	case a == stays && !p.closed:
 		if p.over.n >= p.srv.MaxTransfers {
 			p.forget(p.over.oldest)
@@ -254,7 +277,7 @@ func (p *port) forget(t *Transfer) {
 		t.stays = false
 		p.over.remove(t)
 		delete(p.peers, t.peer())
-		p.gone.add(t.peer(), p.loop.Now())
+		p.gone.add(t.peer(), "", p.loop.Now())
 	}
 }
 
@@ -428,7 +451,7 @@ func (p *port) hear(t *Transfer, a action, b []byte) {
 		p.forget(t)
 	case anew:
 		if p.peers[t.peer()] == nil {
-			p.request([]byte(t.asked), t.peer())
+			p.request([]byte(t.asked), t.peer(), nil)
 		}
 	case sending:
 		p.conn.WriteTo(b, t.peer())

@@ -51,6 +51,7 @@ type Transfer struct {
 	resent  int64     // packets of machine that were counted
 	written int64     // bytes that came
 
+	proven    bool  // machine has said so
 	calling   bool  // machine is being called, or settle is at it
 	woken     bool  // machine is to be told: there is more
 	held      bool  // end is full
@@ -334,11 +335,13 @@ func (t *Transfer) settle() {
 	case t.over:
 		t.linger()
 		return
-	case m.Proven() && t.standing.Load() == unproven:
-		if !t.standing.CompareAndSwap(unproven, proven) {
-			return // it makes room: drop comes
+	case m.Proven() && !t.proven:
+		t.proven = true
+		if t.standing.CompareAndSwap(unproven, proven) {
+			t.lane.tell(t, proved, nil)
+		} else if t.standing.Load() == displaced {
+			return // drop comes
 		}
-		t.lane.tell(t, proved, nil)
 		if t.reader != nil {
 			t.reader.Ahead(aheadProven)
 		}

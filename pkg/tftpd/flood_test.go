@@ -1,0 +1,235 @@
+package tftpd
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"culvert.dev/pkg/evloop"
+)
+
+// network is a net.PacketConn between a Server and peers of any address.
+type network struct {
+	in   chan packetOf
+	once sync.Once
+	over chan struct{}
+
+	mu   sync.Mutex
+	sent map[netip.AddrPort]int // bytes
+	recv map[netip.AddrPort]func(b []byte)
+}
+
+type packetOf struct {
+	b    []byte
+	from netip.AddrPort
+}
+
+func newNetwork() *network {
+	return &network{in: make(chan packetOf), over: make(chan struct{}), sent: make(map[netip.AddrPort]int), recv: make(map[netip.AddrPort]func([]byte))}
+}
+
+func (n *network) ReadFrom(b []byte) (int, net.Addr, error) {
+	select {
+	case p := <-n.in:
+		return copy(b, p.b), net.UDPAddrFromAddrPort(p.from), nil
+	case <-n.over:
+		return 0, nil, net.ErrClosed
+	}
+}
+
+func (n *network) WriteTo(b []byte, to net.Addr) (int, error) {
+	a := addrPort(to)
+	n.mu.Lock()
+	n.sent[a] += len(b)
+	f := n.recv[a]
+	n.mu.Unlock()
+	if f != nil {
+		f(bytes.Clone(b))
+	}
+	return len(b), nil
+}
+
+func (n *network) Close() error {
+	n.once.Do(func() { close(n.over) })
+	return nil
+}
+
+func (n *network) LocalAddr() net.Addr { return &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 69} }
+
+func (n *network) SetDeadline(t time.Time) error      { return nil }
+func (n *network) SetReadDeadline(t time.Time) error  { return nil }
+func (n *network) SetWriteDeadline(t time.Time) error { return nil }
+
+func (n *network) say(from netip.AddrPort, b []byte) { n.in <- packetOf{b, from} }
+
+// netBench is a bench on a network.
+func netBench(t testing.TB, loop int, set func(*bench)) (*bench, *network) {
+	t.Helper()
+	core, err := evloop.New(evloop.Config{Loops: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBench(t, way{}, set)
+	n := newNetwork()
+	b.core = core
+	b.Server = &Server{Find: b.Find, MaxTransfers: b.MaxTransfers, MaxPerAddress: b.MaxPerAddress, MaxBlock: b.MaxBlock, Log: b.Log}
+	b.share.Loop = core.Loop(loop)
+	if err := b.listen(core.Loop(0), n); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { core.Close() })
+	return b, n
+}
+
+// spoofed is an address of nobody.
+func spoofed(i int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 2000)
+}
+
+// peer reads a file on a network, in lockstep, and repeats its request until it is answered.
+func (n *network) peer(from netip.AddrPort, req []byte, got chan<- []byte) {
+	packets := make(chan []byte, 100)
+	n.mu.Lock()
+	n.recv[from] = func(b []byte) { packets <- b }
+	n.mu.Unlock()
+	var file []byte
+	n.say(from, req)
+	last := req
+	answer := func(b []byte) {
+		last = b
+		n.say(from, b)
+	}
+	for next := uint16(1); ; {
+		select {
+		case p := <-packets:
+			switch {
+			case p[1] == 6:
+				answer(ack(0))
+			case p[1] == 3 && binary.BigEndian.Uint16(p[2:]) == next:
+				file = append(file, p[4:]...)
+				answer(ack(int(next)))
+				next++
+				if len(p) < 516 {
+					got <- file
+					return
+				}
+			case p[1] == 5:
+				got <- p
+				return
+			}
+		case <-time.After(time.Second):
+			n.say(from, last)
+		}
+	}
+}
+
+// TestFlood has ten thousand addresses ask that are not there, and a client that is.
+func TestFlood(t *testing.T) {
+	for loop := range 2 {
+		b, n := netBench(t, loop, func(b *bench) {
+			b.MaxTransfers = 4000
+			b.store.files["boot"] = content(20_000)
+		})
+		// One that has proven itself is in the middle of its file.
+		slow := netip.MustParseAddrPort("198.51.100.1:1000")
+		first := make(chan []byte, 10)
+		n.mu.Lock()
+		n.recv[slow] = func(b []byte) { first <- b }
+		n.mu.Unlock()
+		n.say(slow, request(1, "boot/boot", "octet"))
+		<-first
+		n.say(slow, ack(1))
+		<-first
+
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		plain, asked := request(1, "boot/boot", "octet"), request(1, "boot/boot", "octet", "blksize", "512", "tsize", "0")
+		const many = 10_000
+		got := make(chan []byte, 1)
+		for i := range many {
+			if i == many/2 {
+				go n.peer(netip.MustParseAddrPort("198.51.100.2:1000"), asked, got)
+			}
+			if i%2 == 0 {
+				n.say(spoofed(i), plain)
+			} else {
+				n.say(spoofed(i), asked)
+			}
+		}
+		if file := <-got; !bytes.Equal(file, content(20_000)) {
+			t.Errorf("a client got %s, %+v", show(file), b.Stats())
+		}
+		on(b.core.Loop(1), func() {})
+		on(b.core.Loop(0), func() {})
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		t.Logf("%d bytes of heap more", after.HeapAlloc-before.HeapAlloc)
+
+		n.say(slow, ack(2))
+		for p := range first {
+			if p[3] == 2 { // it has waited for too long
+				continue
+			}
+			if !bytes.Equal(p, data(3, content(20_000)[1024:1536])) {
+				t.Errorf("who was in the middle gets %s", show(p))
+			}
+			break
+		}
+		st := b.Stats()
+		if st.Unproven > 1000 || st.Running > 1001 {
+			t.Errorf("counted %+v", st)
+		}
+		n.mu.Lock()
+		total := 0
+		for i := range many {
+			sent, most := n.sent[spoofed(i)], 516
+			if i%2 == 1 {
+				most = 3 * len(asked) // an OACK, twice repeated
+			} else {
+				total += sent
+			}
+			if sent > most {
+				t.Fatalf("%d bytes went to an address that has sent one request", sent)
+			}
+		}
+		n.mu.Unlock()
+		if total > bareBurst+2*bareRate || total == 0 {
+			t.Errorf("%d bytes went to those without options", total)
+		}
+	}
+}
+
+// TestUnprovenOfAddress has one address ask ten thousand times.
+func TestUnprovenOfAddress(t *testing.T) {
+	b, n := netBench(t, 0, nil)
+	at := netip.MustParseAddr("192.0.2.77")
+	for i := range 10_000 {
+		n.say(netip.AddrPortFrom(at, uint16(1000+i)), request(1, "boot/hello", "octet"))
+	}
+	for i := range 1000 {
+		n.say(netip.AddrPortFrom(at, uint16(20_000+i)), request(1, "boot/hello", "octet", "tsize", "0", "blksize", "600"))
+	}
+	got := make(chan []byte, 1)
+	go n.peer(netip.MustParseAddrPort("192.0.2.78:1000"), request(1, "boot/hello", "octet"), got)
+	<-got
+	for range 1000 { // until its last ACK is there
+		if on(b.core.Loop(0), func() {}); b.Stats().Running == 256 {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if st := b.Stats(); st.Running != 256 || st.Unproven != 256 || st.Refused.Displaced != 11_000-256 || st.Refused.Limit != 0 {
+		t.Errorf("counted %+v", st)
+	}
+	on(b.core.Loop(0), func() {
+		if n := b.port.sources[at].bare; n != 0 {
+			t.Errorf("%d without options are left behind 256 with", n)
+		}
+	})
+}
