@@ -109,7 +109,7 @@ type Transfer struct {
 }
 
 // Serve begins a transfer at a server: the file of the request is open. A reader is sent cfg.Source, whose size is answered
-// if it is known (-1: it is not); a writer's file goes to cfg.Sink. It answers at once.
+// if it is known (-1: it is not) and not 0; a writer's file goes to cfg.Sink. It answers at once.
 func Serve(cfg Config, req Request, size int64, now time.Time) *Transfer {
 	t := start(cfg, now)
 	t.proven = !cfg.Unproven
@@ -151,7 +151,7 @@ func agree(cfg *Config, req *Request, size int64) Options {
 	if asked.HasSize && req.Mode == Octet { // the size of netascii is known at its end (rfc2349)
 		if req.Op == OpWrite {
 			o.Size, o.HasSize = asked.Size, true
-		} else if size >= 0 {
+		} else if size > 0 { // curl takes the size 0 for an error
 			o.Size, o.HasSize = size, true
 		}
 	}
