@@ -1,6 +1,7 @@
 package tftpd
 
 import (
+	"bytes"
 	lru "container/list"
 	"errors"
 	"fmt"
@@ -93,8 +94,8 @@ func (b *Library) newImage(k key, f *File) *image {
 	return im
 }
 
-// shareable reports whether there can be a place for im in the Cache, and its like can be told.
-func (im *image) shareable() bool { return im.version != "" && im.lib.cache.fits(im.size) }
+// shareable reports whether there can be a place for im in the Cache.
+func (im *image) shareable() bool { return im.lib.cache.fits(im.size) }
 
 // current reports whether im is the file for whoever asks now.
 func (im *image) current() bool {
@@ -156,7 +157,7 @@ func (im *image) left() {
 	case len(im.readers) > 0 || im.holds > 0 || im.stage == over:
 	case !im.current() || im.base > 0:
 		im.drop(errUnread)
-	case im.stage == shared && im.whole:
+	case im.stage == shared && im.whole && im.version != "":
 		im.wake()
 		im.stage = resting
 		im.lib.cache.rest(im)
@@ -247,14 +248,12 @@ func (im *image) wanted(r *Reader) {
 			im.ripen(r)
 		}
 	}
-	if im.stage == own {
-		im.trim(r.forgot)
-	}
+	im.trim()
 	im.pump(resumeAt)
 }
 
 // ripen decides whose im is, now that more than its beginning is wanted, by r: everybody's if there is room for it, otherwise r's. The others
-// have read nothing that is not at its beginning, so they can have images of their own.
+// have read nothing that is not at its beginning: if that is the same in an image of their own, they go on with it.
 func (im *image) ripen(r *Reader) {
 	switch {
 	case im.shareable() && im.lib.cache.reserve(im):
@@ -268,6 +267,9 @@ func (im *image) ripen(r *Reader) {
 		for _, o := range others {
 			if o != r {
 				o.image = nil
+				if o.given > 0 {
+					o.proof = bytes.Clone(im.chunks[0][:o.given])
+				}
 			}
 		}
 		for _, o := range others {
@@ -278,8 +280,12 @@ func (im *image) ripen(r *Reader) {
 	}
 }
 
-// trim forgets the chunks below off.
-func (im *image) trim(off int64) {
+// trim forgets the chunks that the one reader has forgotten.
+func (im *image) trim() {
+	if im.stage != own || len(im.readers) == 0 || im.readers[0].proof != nil {
+		return
+	}
+	off := im.readers[0].forgot
 	n := 0
 	for n < len(im.chunks) && len(im.chunks[n]) == chunkSize && im.base+chunkSize <= off {
 		im.base += chunkSize
@@ -321,9 +327,7 @@ func (im *image) OnData(b []byte) (used int) {
 		im.paused = true
 		im.end.Pause()
 	}
-	if im.stage == own && len(im.readers) > 0 {
-		im.trim(im.readers[0].forgot) // an image that was opened anew comes from the start again
-	}
+	im.trim() // an image that was opened anew comes from the start again
 	im.notify()
 	return len(b)
 }
@@ -394,7 +398,7 @@ func (im *image) notify() {
 	woken := im.lib.woken[:0]
 	im.lib.woken = nil
 	for _, r := range im.readers {
-		if r.waiting && im.reaches(r.off, r.n) {
+		if r.waiting && r.reached(r.off, r.n) {
 			woken = append(woken, r)
 		}
 	}

@@ -1,6 +1,7 @@
 package tftpd
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -18,8 +19,8 @@ var errNoLibrary = errors.New("the service is gone")
 // A Library has the files of one Share that are being read, and those of them that a Cache keeps. It belongs to a loop.
 //
 // Who asks for a file while somebody else is being answered gets that answer, and who asks within 2 seconds of it, too; the store is asked
-// for what it has changed since otherwise. A file whose size and version are known, and for which the Cache has room, crosses once
-// for all who read it at a time, and is kept. Any other is fetched for each of them, no further ahead than wanted. A file that
+// whether it has changed since otherwise. A file whose size is known, and for which the Cache has room, crosses once for all who were given the same answer, and is
+// kept if it has a version. Any other is fetched for each of them, no further ahead than wanted. A file that
 // nobody reads any more stays for 3 seconds, complete or not.
 //
 // For an unproven address, which is a [Reader] whose Ahead was not called, 4 KiB are taken from the store, and no place in the Cache.
@@ -279,7 +280,7 @@ func (w *waiter) alone(b *Library) {
 
 // give answers with a reader of im, which is held.
 func (w *waiter) give(im *image) {
-	r := &Reader{lib: im.lib, open: w.open, size: im.size, version: im.version, ahead: firstAhead}
+	r := &Reader{lib: im.lib, open: w.open, size: im.size, ahead: firstAhead}
 	im.join(r)
 	w.answer(r, nil)
 }
@@ -300,18 +301,19 @@ func (w *waiter) giveUp() {
 
 // A Reader is a file that is being read, for one transfer: its Source. It belongs to the loop of its Library.
 type Reader struct {
-	lib     *Library
-	open    *Open
-	size    int64 // as it was announced
-	version string
+	lib  *Library
+	open *Open
+	size int64 // as it was announced
 
 	image  *image // nil: err, or it is being opened anew
 	at     int    // in image.readers
 	cancel func() // of the opening
+	proof  []byte // what was given before that, until it is known to be the same in the new image
 	err    error
 	closed bool
 
 	notify  func()
+	given   int64 // what is below was given
 	forgot  int64 // what is below is not asked for again
 	ahead   int64
 	off     int64 // what is waited for
@@ -352,21 +354,25 @@ func (r *Reader) Forget(off int64) {
 // Append appends n bytes of the file at off, as tftp.Source has it. The last bytes are there when the file is known to have come whole.
 func (r *Reader) Append(dst []byte, off int64, n int) ([]byte, tftp.State) {
 	r.waiting = false
-	im := r.image
-	if im != nil && !im.reaches(off, n) {
+	if r.image != nil && !r.reached(off, n) {
 		r.asking = true
-		im.pump(1)
+		r.image.pump(1)
 		r.asking = false
-		im = r.image
 	}
+	im := r.image
 	switch {
 	case r.err != nil:
 		return dst, tftp.Failed
-	case im == nil || !im.reaches(off, n):
+	case im == nil || !r.reached(off, n):
 		r.off, r.n, r.waiting = off, n, true
 		return dst, tftp.Wait
+	case r.proof != nil && !r.proven():
+		r.err = r.changed()
+		im.leave(r)
+		return dst, tftp.Failed
 	}
 	dst = im.append(dst, off, n)
+	r.given = max(r.given, min(off+int64(n), im.have))
 	if im.whole && off+int64(n) >= im.size {
 		return dst, tftp.End
 	}
@@ -391,6 +397,22 @@ func (r *Reader) Close() {
 	}
 }
 
+// reached reports whether Append of n bytes at off has something to give.
+func (r *Reader) reached(off int64, n int) bool {
+	return r.image.reaches(off, n) && (r.image.whole || int64(len(r.proof)) <= r.image.have)
+}
+
+func (r *Reader) changed() error { return fmt.Errorf("file %q: %w", r.open.Name, errChanged) }
+
+// proven compares the new image with what was given of the old one. If that is the same, all is of the new one.
+func (r *Reader) proven() bool {
+	ok := len(r.image.chunks) > 0 && bytes.HasPrefix(r.image.chunks[0], r.proof)
+	if ok {
+		r.proof = nil
+	}
+	return ok
+}
+
 // tell calls notify.
 func (r *Reader) tell() {
 	r.waiting = false
@@ -407,15 +429,15 @@ func (r *Reader) reopen() {
 		r.cancel = nil
 		switch {
 		case err != nil:
-		case f.Size != r.size || f.Version != r.version:
-			f.End.Abort(errChanged)
-			err = fmt.Errorf("file %q: %w", r.open.Name, errChanged)
+		case f.Size != r.size:
+			err = r.changed()
+			f.End.Abort(err)
 		default:
 			im := r.lib.newImage(key{r.open.Name, r.open.Mode}, f)
 			if err = im.err; err == nil {
 				im.join(r)
 				im.unhold()
-				if r.waiting && im.reaches(r.off, r.n) {
+				if r.waiting && r.reached(r.off, r.n) {
 					r.tell()
 				}
 				return
