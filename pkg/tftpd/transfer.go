@@ -140,8 +140,9 @@ func (t *Transfer) begin() {
 	if s.Admit != nil {
 		if err := s.Admit(t.Visitor); err != nil {
 			t.over = true
+			t.port.srv.counts.policy.Add(1)
 			t.refuse(err)
-			t.lane.tell(t, ended, nil)
+			t.lane.tell(t, past, nil)
 			return
 		}
 	}
