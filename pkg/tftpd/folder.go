@@ -37,7 +37,7 @@ type Folder struct {
 	Log *slog.Logger
 
 	names  listings     // of IgnoreCase
-	tidied atomic.Bool  // leftovers have been looked for
+	tidied atomic.Int64 // when leftovers were looked for, in Unix nanoseconds
 	told   atomic.Int64 // when Log was, in Unix nanoseconds
 }
 
@@ -49,7 +49,7 @@ const (
 
 // Open opens a file.
 func (f *Folder) Open(l *evloop.Loop, r *Open, done func(*File, error)) (cancel func()) {
-	if r.Write && f.Write != "" && f.tidied.CompareAndSwap(false, true) {
+	if r.Write && f.Write != "" && once(&f.tidied, leftover) {
 		onPool(l, f.tidy, func() {}, nil)
 	}
 	o := &folderOpen{folder: f, loop: l, ask: r}
@@ -317,11 +317,15 @@ func (f *Folder) fault(err error, r *Open) error {
 
 // tell logs, a few times a minute at the most: those who ask decide how often it happens.
 func (f *Folder) tell(what string, err error, r *Open) {
-	last, now := f.told.Load(), time.Now().UnixNano()
-	if now-last < int64(tellEvery) || !f.told.CompareAndSwap(last, now) {
-		return
+	if once(&f.told, tellEvery) {
+		cmp.Or(f.Log, slog.Default()).Warn(what, "folder", f.Root.Name(), "file", r.Name, "visitor", r.Visitor, "error", err)
 	}
-	cmp.Or(f.Log, slog.Default()).Warn(what, "folder", f.Root.Name(), "file", r.Name, "visitor", r.Visitor, "error", err)
+}
+
+// once reports whether it is time again: not within every of the last time that it was.
+func once(last *atomic.Int64, every time.Duration) bool {
+	was, now := last.Load(), time.Now().UnixNano()
+	return now-was >= int64(every) && last.CompareAndSwap(was, now)
 }
 
 // onPool runs work on the pool of l, then done on l; if l has ended meanwhile, lost instead of it, on the pool.

@@ -359,6 +359,18 @@ func TestFolderTidy(t *testing.T) {
 		}
 	})
 	wantFiles(t, "tidied", dir, temp, "young", temp+"b", "x", tempPrefix+"notes", "x", "file", "x", "new", "x", "old", "x")
+	then := time.Now().Add(-25 * time.Hour)
+	os.Chtimes(filepath.Join(dir, temp), then, then)
+	for _, ago := range []time.Duration{leftover - time.Hour, leftover + time.Hour} { // not for each upload, but again
+		f.tidied.Store(time.Now().Add(-ago).UnixNano())
+		onStoreCore(t, func(l *evloop.Loop) {
+			_, err := storePut(t, l, f, &Open{Name: "new", Size: -1}, []byte("x"), 1)
+			wantCode(t, "the second upload", err, tftp.CodeExists)
+		})
+		if _, err := os.Stat(filepath.Join(dir, temp)); (err != nil) != (ago > leftover) {
+			t.Errorf("%v after the last look: %v", ago, err)
+		}
+	}
 }
 
 // The end of a file that is written says what a connection says, in the same order.
