@@ -3,9 +3,13 @@ package tftpd
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"culvert.dev/pkg/evloop"
@@ -243,5 +247,53 @@ func TestOriginBusy(t *testing.T) {
 				t.Error(err)
 			}
 		}
+	})
+}
+
+// Files go through one server and a second one behind it, many at a time, each of which wants its own.
+func TestOriginChain(t *testing.T) {
+	eachLoop(t, func(t *testing.T, l *evloop.Loop) {
+		serve := func(s Store) string {
+			share := &Share{Loop: l, Store: s, Write: true}
+			srv := &Server{Find: func(name string, _ netip.AddrPort) (*Share, string, *tftp.Error) { return share, name, nil }}
+			if err := srv.Listen(l, "udp", "127.0.0.1:0"); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(srv.Close)
+			return srv.Addr().String()
+		}
+		folder, dir := testFolder(t, nil)
+		folder.Write = "new"
+		o := &Origin{Server: serve(folder)}
+		front := serve(o)
+		var all sync.WaitGroup
+		for i := range 24 {
+			all.Go(func() {
+				name := fmt.Sprint("f", i)
+				want := bytesOf(i * i * 700)
+				c := &Client{Options: tftp.Options{Block: []int{0, 512, 1468, 8000}[i%4]}, Plain: i%5 == 0}
+				if err := clientPut(l, c, front, name, want, 3000); err != nil {
+					t.Errorf("put %d bytes: %v", len(want), err)
+					return
+				}
+				err := clientPut(l, c, front, name, want, 3000)
+				if said, ok := errors.AsType[*tftp.Error](err); !ok || said.Code != tftp.CodeExists || said.Text != errExists.Text {
+					t.Errorf("put again: %v", err)
+				}
+				if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !bytes.Equal(b, want) {
+					t.Errorf("%s has %d bytes of %d: %v", name, len(b), len(want), err)
+				}
+				got, _, err := clientGet(l, c, front, name, nil)
+				if err != nil || !bytes.Equal(got, want) {
+					t.Errorf("get %d bytes: %d, %v", len(want), len(got), err)
+				}
+				_, _, err = clientGet(l, c, front, "no"+name, nil)
+				if said, ok := errors.AsType[*tftp.Error](err); !ok || said.Code != tftp.CodeNotFound {
+					t.Errorf("get what is not there: %v", err)
+				}
+			})
+		}
+		all.Wait()
+		allClosed(l, o)
 	})
 }
