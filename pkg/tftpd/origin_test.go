@@ -73,6 +73,7 @@ func TestOrigin(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("TMPDIR", dir)
 	t.Setenv("TMP", dir)
+	versions := map[string]bool{}
 	eachLoop(t, func(t *testing.T, l *evloop.Loop) {
 		e := &elsewhere{}
 		e.options = e.modern
@@ -99,8 +100,10 @@ func TestOrigin(t *testing.T) {
 			if size == 0 {
 				size = -1 // as of servers that do not know
 			}
-			if file := f.opened.(*File); file.Size != size || file.Version != "" || file.Same {
+			if file := f.opened.(*File); file.Size != size || file.Version == "" || versions[file.Version] || file.Same {
 				t.Errorf("%+v", file)
+			} else {
+				versions[file.Version] = true
 			}
 		}
 		allClosed(l, o)
@@ -295,5 +298,33 @@ func TestOriginChain(t *testing.T) {
 		}
 		all.Wait()
 		allClosed(l, o)
+	})
+}
+
+// Many machines that ask for a file at once are read it once.
+func TestOriginStorm(t *testing.T) {
+	eachLoop(t, func(t *testing.T, l *evloop.Loop) {
+		want := bytesOf(500_000)
+		e := &elsewhere{files: map[string][]byte{"f": want}}
+		e.options = e.modern
+		share := &Share{Loop: l, Store: &Origin{Server: e.start(t), MaxTransfers: 4}}
+		share.Library = NewLibrary(l, share.Store, NewCache(1<<20))
+		srv := &Server{Find: func(name string, _ netip.AddrPort) (*Share, string, *tftp.Error) { return share, name, nil }}
+		if err := srv.Listen(l, "udp", "127.0.0.1:0"); err != nil {
+			t.Fatal(err)
+		}
+		defer srv.Close()
+		var all sync.WaitGroup
+		for range 50 {
+			all.Go(func() {
+				if got, _, err := clientGet(l, new(Client), srv.Addr().String(), "f", nil); err != nil || !bytes.Equal(got, want) {
+					t.Errorf("%d bytes, %v", len(got), err)
+				}
+			})
+		}
+		all.Wait()
+		if n := len(e.asked()); n > 10 { // one every two seconds, which on a busy machine may be several
+			t.Errorf("the server was asked %d times", n)
+		}
 	})
 }
