@@ -72,17 +72,16 @@ func (c *filesConfig) files(f *daemon.File, at string, svc *private.Service) {
 
 // check checks the addresses. Mistakes go to f.
 func (c *listenConfig) check(f *daemon.File) {
-	if c.TFTP == "" {
-		if f.Has("listen.tftp_ports") {
-			f.Addf("listen.tftp_ports", "tftp_ports: listen.tftp is missing, where requests come in")
-		}
-		return
-	}
 	_, text, err := net.SplitHostPort(c.TFTP)
-	port, numErr := strconv.ParseUint(text, 10, 16)
-	if err != nil || numErr != nil {
+	_, numErr := strconv.ParseUint(text, 10, 16)
+	switch ports := "listen.tftp_ports"; {
+	case c.TFTP == "":
+		if c.TFTPPorts != (daemon.PortRange{}) {
+			f.Addf(ports, "tftp_ports: listen.tftp is missing, where requests come in")
+		}
+	case err != nil || numErr != nil:
 		f.Addf("listen.tftp", "listen.tftp %q: want HOST:PORT or :PORT, such as \"192.0.2.1:69\"", c.TFTP)
-	} else if r := c.TFTPPorts; uint64(r[0]) <= port && port <= uint64(r[1]) && port != 0 {
-		f.Addf("listen.tftp_ports", "tftp_ports: port %d of listen.tftp is in the range", port)
+	case c.TFTPPorts.Has(c.TFTP):
+		f.Addf(ports, "tftp_ports: the port of listen.tftp is in the range")
 	}
 }

@@ -229,7 +229,7 @@ service = [
 			name:   "listen twice",
 			args:   "--config private.toml --check",
 			files:  map[string]string{"private.toml": "relay = \"r\"\nsite = \"s\"\nkey = \"office.key\"\n[listen]\ntftp = \":69\"\ntftp_ports = \"60-79\"\n"},
-			stderr: "private.toml:6:14: tftp_ports: port 69 of listen.tftp is in the range",
+			stderr: "private.toml:6:14: tftp_ports: the port of listen.tftp is in the range",
 			code:   2,
 		},
 		{

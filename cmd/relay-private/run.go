@@ -151,6 +151,9 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	search.settings.Store(s)
 	r.Discover = search.run
 	r.OnReady = func() {
+		if unused := sockets.Unused(); len(unused) > 0 {
+			log.Warn("inherited sockets that are no listener: what comes there waits for ever", "sockets", unused)
+		}
 		attrs := []any{"site", s.site, "relay", s.relays, "services", len(s.services)}
 		if slices.ContainsFunc(r.Status().Relays, func(p private.PeerStatus) bool { return p.Standby }) {
 			attrs = append(attrs, "standby", true)

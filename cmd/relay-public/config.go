@@ -82,7 +82,7 @@ type listenConfig struct {
 
 	// TFTPPorts is a range of ports, such as "40000-40999", one of which each transfer is answered from, as servers of old do. The
 	// default is "": all is answered from the port of TFTP, which every client tried takes, and every firewall passes.
-	TFTPPorts string `toml:"tftp_ports"`
+	TFTPPorts daemon.PortRange `toml:"tftp_ports"`
 
 	// ProxyProtocol lists proxies in front of the relay, such as "10.0.0.7" or "10.0.0.0/8": load balancers that
 	// take visitors first. A connection from there, to any TCP listener, has to begin with a PROXY protocol
@@ -198,7 +198,6 @@ type settings struct {
 	certificate *tls.Certificate
 	acme        *acmeSettings // nil without [acme]
 	proxies     []netip.Prefix
-	tftpPorts   [2]uint16 // zero: one for all
 	sites       []public.Site
 }
 
@@ -363,33 +362,11 @@ func (s *settings) checkListen(f *daemon.File) {
 	if !f.Has("listen.quic") {
 		s.Listen.QUIC = s.Listen.HTTPS
 	}
-	s.checkTFTPPorts(f)
-}
-
-// checkTFTPPorts reads the range of ports.
-func (s *settings) checkTFTPPorts(f *daemon.File) {
-	const at = "listen.tftp_ports"
-	text := s.Listen.TFTPPorts
-	if text == "" {
-		return
+	if ports := s.Listen.TFTPPorts; s.Listen.TFTP == "" && ports != (daemon.PortRange{}) {
+		f.Addf("listen.tftp_ports", "tftp_ports: listen.tftp is missing, where requests come in")
+	} else if ports.Has(s.Listen.TFTP) {
+		f.Addf("listen.tftp_ports", "tftp_ports: the port of listen.tftp is in the range")
 	}
-	if s.Listen.TFTP == "" {
-		f.Addf(at, "tftp_ports %q: listen.tftp is missing, where requests come in", text)
-		return
-	}
-	from, to, _ := strings.Cut(text, "-")
-	low, err := strconv.ParseUint(from, 10, 16)
-	high, err2 := strconv.ParseUint(to, 10, 16)
-	if err != nil || err2 != nil || low == 0 || low > high {
-		f.Addf(at, "tftp_ports %q: want a range of ports, such as \"40000-40999\"", text)
-		return
-	}
-	if _, port, err := net.SplitHostPort(s.Listen.TFTP); err == nil {
-		if n, err := strconv.ParseUint(port, 10, 16); err == nil && low <= n && n <= high {
-			f.Addf(at, "tftp_ports %q: port %d of listen.tftp is in it", text, n)
-		}
-	}
-	s.tftpPorts = [2]uint16{uint16(low), uint16(high)}
 }
 
 // stdoutLog is the name of the access log that is no file.

@@ -92,7 +92,7 @@ http  = ""
 rtsp  = "rtsp://:554"
 rtsps = "322"
 tftp  = "69"
-tftp_ports = "40999-40000"
+tftp_ports = "40000-40999"
 proxy_protocol = ["10.0.0.0/8", "::1", "lb.example.com"]
 
 [acme]
@@ -132,7 +132,6 @@ public.toml:6:9: listen.quic "8443": want HOST:PORT or :PORT
 public.toml:8:9: listen.rtsp "rtsp://:554": want HOST:PORT or :PORT
 public.toml:9:9: listen.rtsps "322": want HOST:PORT or :PORT
 public.toml:10:9: listen.tftp "69": want HOST:PORT or :PORT
-public.toml:11:14: tftp_ports "40999-40000": want a range of ports, such as "40000-40999"
 public.toml:12:40: proxy_protocol "lb.example.com": want an address or a prefix, such as "10.0.0.0/8"
 public.toml:15:29: directory "http://ca.example.com/dir": want "letsencrypt", "staging", "zerossl" or the https:// URL of an ACME directory
 public.toml:15:58: directory "zerossl" wants eab_kid and eab_hmac_file, which its web site gives you
@@ -165,7 +164,7 @@ public.toml:39:67: public key: 5 characters after ed25519: are not base64 of 32 
 			files: map[string]string{"public.toml": "domain = \"relay.example.com\"\nstate = \"state\"\n[listen]\ntftp = \":69\"\ntftp_ports = \"60-70\"\n" +
 				"[limits]\ntftp_transfers = -1\ntftp_transfers_per_address = -1\ntftp_cache = -1\ntftp_block = 7\n"},
 			stderr: `
-public.toml:5:14: tftp_ports "60-70": port 69 of listen.tftp is in it
+public.toml:5:14: tftp_ports: the port of listen.tftp is in the range
 public.toml:7:18: limits.tftp_transfers is negative
 public.toml:8:30: limits.tftp_transfers_per_address is negative
 public.toml:9:14: limits.tftp_cache is negative; 0 keeps nothing
@@ -175,7 +174,7 @@ public.toml:10:14: limits.tftp_block is 7, not between 8 and 65464, or 0 for wha
 		{
 			name:   "ports of TFTP for nobody",
 			files:  map[string]string{"public.toml": "domain = \"relay.example.com\"\nstate = \"state\"\n[listen]\ntftp_ports = \"60-70\"\n"},
-			stderr: `public.toml:4:14: tftp_ports "60-70": listen.tftp is missing, where requests come in`,
+			stderr: `public.toml:4:14: tftp_ports: listen.tftp is missing, where requests come in`,
 			code:   2,
 		},
 		{

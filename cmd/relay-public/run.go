@@ -95,7 +95,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		RTSPS:                s.Listen.RTSPS,
 		RTP:                  s.Listen.RTP,
 		TFTP:                 s.Listen.TFTP,
-		TFTPPorts:            s.tftpPorts,
+		TFTPPorts:            s.Listen.TFTPPorts,
 		TFTPTransfers:        s.Limits.TFTPTransfers,
 		TFTPPerAddress:       s.Limits.TFTPTransfersPerAddress,
 		TFTPCache:            s.Limits.TFTPCache,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -464,10 +465,14 @@ func (s *Strings) UnmarshalText(b []byte) error {
 // BoolOrString is a TOML boolean or string, and is one of Go; nil if there is none.
 type BoolOrString any
 
-// PortRange is a TOML string such as "40000-40999", the first and the last port; zero if there is none.
+// PortRange is a TOML string such as "40000-40999", the first and the last port; zero if there is none, or "".
 type PortRange [2]uint16
 
 func (r *PortRange) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		*r = PortRange{}
+		return nil
+	}
 	first, last, ok := strings.Cut(string(b), "-")
 	low, err := strconv.ParseUint(first, 10, 16)
 	high, err2 := strconv.ParseUint(last, 10, 16)
@@ -476,6 +481,13 @@ func (r *PortRange) UnmarshalText(b []byte) error {
 	}
 	*r = PortRange{uint16(low), uint16(high)}
 	return nil
+}
+
+// Has reports whether the port of an address, such as ":69", is one of r.
+func (r PortRange) Has(address string) bool {
+	_, text, err := net.SplitHostPort(address)
+	port, numErr := strconv.ParseUint(text, 10, 16)
+	return err == nil && numErr == nil && r != PortRange{} && uint64(r[0]) <= port && port <= uint64(r[1])
 }
 
 // InDir is the path of a file that a configuration in the folder dir names: relative ones begin there.

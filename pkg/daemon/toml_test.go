@@ -198,11 +198,20 @@ func TestBoolOrStringAndPortRange(t *testing.T) {
 		`write = "new"`:         {Write: "new"},
 		`ports = "40000-40999"`: {Ports: PortRange{40000, 40999}},
 		`ports = "65535-65535"`: {Ports: PortRange{65535, 65535}},
+		`ports = ""`:            {},
 	} {
 		var c config
 		if err := Decode("f.toml", []byte(text), &c, nil); err != nil || c != want {
 			t.Errorf("%s: %+v, %v", text, c, err)
 		}
+	}
+	for address, want := range map[string]bool{":40000": true, "192.0.2.1:40999": true, "[::1]:41000": false, ":39999": false, ":0": false, "40000": false, ":x": false} {
+		if got := (PortRange{40000, 40999}).Has(address); got != want {
+			t.Errorf("%s: %v", address, got)
+		}
+	}
+	if (PortRange{}).Has(":0") {
+		t.Error("no range has a port")
 	}
 	for text, want := range map[string]string{
 		`write = 1`:         `f.toml:1:9: write must be true, false or a string, not an integer`,
