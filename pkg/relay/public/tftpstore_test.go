@@ -304,6 +304,15 @@ func (r *testRelay) settled() Status {
 	}
 }
 
+// office is the active session of that site.
+func office(st Status) *SessionStatus {
+	i := slices.IndexFunc(st.Sessions, func(s SessionStatus) bool { return s.Site == "office" && s.Active })
+	if i < 0 {
+		return new(SessionStatus)
+	}
+	return &st.Sessions[i]
+}
+
 // announceFiles makes a list of services that may be written to.
 func announceFiles(f relay.Files, publish ...string) []relay.Announcement {
 	list := announcements(publish...)
@@ -327,12 +336,12 @@ func textOf(n int) string {
 func TestFilesRead(t *testing.T) {
 	backends(t, func(t *testing.T, portable bool) {
 		r := newFileRelay(t, portable, nil)
+		r.connect("home", nil, "rack", "tftp:///boot/rack") // so that office is of another loop than the port
 		files := make(map[string]string)
 		for _, n := range []int{0, 1, 511, 512, 513, 1024, 100_000} {
 			files["f"+string(rune('a'+len(files)))] = textOf(n)
 		}
 		fs := filesOf(r.connect("office", nil, "boot", "tftp:///boot"), files)
-		r.connect("home", nil, "rack", "tftp:///boot/rack")
 		c := r.fileClient()
 		sum := 0
 		for name, text := range files {
@@ -369,6 +378,7 @@ func TestFilesRead(t *testing.T) {
 func TestFilesWrite(t *testing.T) {
 	backends(t, func(t *testing.T, portable bool) {
 		r := newFileRelay(t, portable, nil)
+		r.connect("home", nil)
 		s := r.connect("office", nil)
 		fs := filesOf(s, map[string]string{})
 		s.announceTo(append(announceFiles(relay.Files{Write: relay.WriteReplace, MaxSize: 5000}, "up", "tftp:///up"), announcements("boot", "tftp:///boot")...))
@@ -395,7 +405,7 @@ func TestFilesWrite(t *testing.T) {
 				t.Error("a part of a file was stored")
 			}
 		})
-		if svc := r.settled().Sessions[0].Services[0]; svc.Received < 6023 || svc.Total != 6 {
+		if svc := office(r.settled()).Services[0]; svc.Received < 6023 || svc.Total != 6 {
 			t.Errorf("counters %+v", svc)
 		}
 	})
@@ -470,7 +480,7 @@ func TestFilesFail(t *testing.T) {
 		t.Errorf("%d bytes of a file that was cut", len(text))
 	}
 	st := r.settled()
-	if got := st.Sessions[0].Services[0].Errors; got[wordReset] < 3 || got[wordUnreachable] != 1 || got[wordTimeout] != 1 || got[wordPolicy] != 2 || got[wordLimit] != 2 || got[wordNotFound] != 1 {
+	if got := office(st).Services[0].Errors; got[wordReset] < 3 || got[wordUnreachable] != 1 || got[wordTimeout] != 1 || got[wordPolicy] != 2 || got[wordLimit] != 2 || got[wordNotFound] != 1 {
 		t.Errorf("errors %v", got)
 	}
 	for open := 1; open > 0; {
@@ -582,7 +592,7 @@ func TestFilesPolicy(t *testing.T) {
 	}
 	c.refused("one/f", fileBusy)
 	st := r.Status(t.Context())
-	if svc := st.Sessions[0].Services; svc[0].TFTP.Refused != 1 || svc[0].Errors[wordPolicy] != 1 || svc[1].TFTP.Running != 1 || st.Counters.Refused != 3 {
+	if svc := office(st).Services; svc[0].TFTP.Refused != 1 || svc[0].Errors[wordPolicy] != 1 || svc[1].TFTP.Running != 1 || st.Counters.Refused != 3 {
 		t.Errorf("%+v, %+v", svc, st.Counters)
 	}
 }
@@ -654,6 +664,7 @@ func TestFilesCut(t *testing.T) {
 // what is under way goes on.
 func TestFilesTakeover(t *testing.T) {
 	r := newFileRelay(t, false, nil)
+	r.connect("home", nil)
 	first := r.connectAs(relay.Hello{Site: "office", Key: "k", Machine: "a"}, nil, "all", "tftp:///")
 	one := filesOf(first, map[string]string{"f": textOf(3000), "who": "first", "again": "first"})
 	second := r.connectAs(relay.Hello{Site: "office", Key: "k", Machine: "b"}, nil, "all", "tftp:///")
@@ -689,7 +700,7 @@ func TestFilesTakeover(t *testing.T) {
 			t.Errorf("client %d: %q, %v", i, text, err)
 		}
 	}
-	if st := r.settled(); st.Sessions[0].Services == nil || st.Sessions[0].Services[0].Total != 4 {
+	if st := r.settled(); len(office(st).Services) != 1 || office(st).Services[0].Total != 4 {
 		t.Errorf("%+v", st.Sessions)
 	}
 }
@@ -726,6 +737,7 @@ func TestFilesReload(t *testing.T) {
 // A file that many read crosses the link once, and is asked for again only to see whether it has changed.
 func TestFilesCache(t *testing.T) {
 	r := newFileRelay(t, false, func(r *Relay) { r.TFTPCache = 1 << 20 })
+	r.connect("home", nil)
 	s := r.connect("office", nil)
 	fs := filesOf(s, map[string]string{"f": textOf(20_000)})
 	s.announceTo(announceFiles(relay.Files{Cache: true}, "all", "tftp:///"))
@@ -748,11 +760,11 @@ func TestFilesCache(t *testing.T) {
 		t.Errorf("%d requests for %d clients", asked, clients)
 	}
 	st := r.settled()
-	if svc := st.Sessions[0].Services[0]; svc.TFTP.Hits != clients-1 || svc.Sent != clients*20_000 {
+	if svc := office(st).Services[0]; svc.TFTP.Hits != clients-1 || svc.Sent != clients*20_000 {
 		t.Errorf("%+v, %+v", svc, svc.TFTP)
 	}
-	if st.TFTP.Cache.Bytes < 20_000 || st.Sessions[0].Received > 21_000 {
-		t.Errorf("%+v, %d bytes from the site", st.TFTP.Cache, st.Sessions[0].Received)
+	if st.TFTP.Cache.Bytes < 20_000 || office(st).Received > 21_000 {
+		t.Errorf("%+v, %d bytes from the site", st.TFTP.Cache, office(st).Received)
 	}
 	time.Sleep(2100 * time.Millisecond) // answers are good for 2 s
 	r.fileClient().expect("f", textOf(20_000))
@@ -769,6 +781,7 @@ func TestFilesCache(t *testing.T) {
 // When the relay drains, transfers finish, and who asks anew hears nothing.
 func TestFilesDrain(t *testing.T) {
 	r := newFileRelay(t, false, nil)
+	r.connect("home", nil)
 	fs := filesOf(r.connect("office", nil, "all", "tftp:///"), map[string]string{"f": textOf(5000)})
 	fs.do(func() { fs.most["f"] = 1500 })
 	c := r.fileClient()
