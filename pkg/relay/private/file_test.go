@@ -369,6 +369,46 @@ func TestFileNotWritten(t *testing.T) {
 	})
 }
 
+// A writer who goes away at any moment leaves the old file, or all of the new one if that was all of it.
+func TestFileKilled(t *testing.T) {
+	before, after := strings.Repeat("old.", 5_000), strings.Repeat("new!", 50_000)
+	service, dir := fileService(t, relay.Files{Write: relay.WriteReplace}, map[string]string{"a": before})
+	s := newSite(t, service)
+	kept := 0
+	for at := 0; at <= len(after); at += 10_000 {
+		for _, whole := range []bool{false, true} {
+			v := s.put("a", int64(len(after)))
+			s.do(func() {
+				v.stream.Write([]byte(after[:at]))
+				if whole {
+					v.stream.Write([]byte(after[at:]))
+					v.stream.CloseWrite()
+				}
+			})
+			for range at / 10_000 {
+				s.do(func() {}) // it is on its way, or further
+			}
+			s.do(func() { v.stream.Reset(tunnel.CodeCancelled) })
+			s.idle()
+			for len(inFolder(t, dir)) > 1 {
+				time.Sleep(time.Millisecond) // for the pool, which removes the temporary file, or is renaming it
+			}
+			switch b, err := os.ReadFile(filepath.Join(dir, "a")); {
+			case err != nil:
+				t.Fatal(err)
+			case string(b) == after && whole:
+				kept++
+				if err := os.WriteFile(filepath.Join(dir, "a"), []byte(before), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			case string(b) != before:
+				t.Fatalf("%d bytes of %d were sent, and the file has %d", at, len(after), len(b))
+			}
+		}
+	}
+	t.Log(kept, "were safe before their writers went away")
+}
+
 // fakeStore is a Store that does as it is told.
 type fakeStore func(l *evloop.Loop, r *tftpd.Open, done func(*tftpd.File, error)) func()
 

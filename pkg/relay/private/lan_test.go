@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tftp"
 )
@@ -159,6 +160,21 @@ func wantNoTFTP(t *testing.T, err error, code tftp.Code) {
 
 // The private relay boots its own rack without any link: the service with the longest prefix has a file, as on the public relay.
 func TestLAN(t *testing.T) {
+	for name, portable := range map[string]bool{"system": false, "portable": true} {
+		t.Run(name, func(t *testing.T) {
+			testLAN(t, func(r *Relay) {
+				core, err := evloop.New(evloop.Config{Loops: 2, Portable: portable})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { core.Close() })
+				r.Core = core
+			})
+		})
+	}
+}
+
+func testLAN(t *testing.T, on func(*Relay)) {
 	kernel := strings.Repeat("0123456789abcdef", 10_000)
 	web := httptest.NewServer(http.StripPrefix("/images", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/vmlinuz" {
@@ -181,7 +197,7 @@ func TestLAN(t *testing.T) {
 	others, _ := fileService(t, relay.Files{}, map[string]string{"a": "a"})
 	others.Name, others.Publish.Path = "others", "/others"
 	others.Policy = &relay.Policy{Deny: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}
-	r, server, stop := startLAN(t, nil, all, boot, x86, others, tcpService(t, "web", "http://127.0.0.1:1"))
+	r, server, stop := startLAN(t, on, all, boot, x86, others, tcpService(t, "web", "http://127.0.0.1:1"))
 
 	wantTFTP(t, server, "boot/pxelinux.0", "loader")
 	wantTFTP(t, server, "/boot//./pxelinux.0", "loader")
