@@ -460,9 +460,9 @@ func (s *sim) judgeStorm() {
 	// A block is sent again when it or its ACK is lost, or is as late as if it were; in a window all that follow are, too. By time,
 	// something is sent five times a second at most, and then less.
 	again := 1/((1-s.loss)*(1-s.loss)) - 1 + 2*s.reorder
-	every := 2.0 // seconds: the keep-alive
+	every := 1.5 // seconds: the keep-alive
 	if o.Timeout != 0 {
-		every = min(every, float64(o.Timeout)/2)
+		every = min(float64(o.Timeout)/2, 5)
 	}
 	timers := 10 + elapsed/every
 	most := blocks*(1+2*again) + timers

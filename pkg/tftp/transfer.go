@@ -28,9 +28,11 @@ const (
 	// loses every full block looks so.
 	stuck = 10
 
-	// keepAlive is after what time something is repeated while this side keeps the peer waiting. Clients wait 5 s until they
-	// repeat, and some count what they have to.
-	keepAlive = 2 * time.Second
+	// keepAlive is after what time something is repeated while this side keeps the peer waiting. Most clients begin to count
+	// anew then. busybox does not, but waits anew: up to 2 s, and gives up after twelve times that nothing came. curl, writing,
+	// gives up after fifty ACKs that it has had. If a timeout is agreed, it is half of that, up to maxKeepAlive.
+	keepAlive    = 1500 * time.Millisecond
+	maxKeepAlive = 5 * time.Second
 	// againEvery bounds how often a repeated request is answered. The quickest client repeats after 760 ms.
 	againEvery = 500 * time.Millisecond
 	// dally is how long the last ACK is remembered since it was sent; those who miss it repeat their last block after 5 s, or 6.
@@ -573,7 +575,7 @@ func (t *Transfer) quiet() time.Duration {
 // keepsAliveAfter is after what time something is repeated for a peer that is kept waiting.
 func (t *Transfer) keepsAliveAfter() time.Duration {
 	if t.opts.Timeout != 0 {
-		return min(keepAlive, time.Duration(t.opts.Timeout)*time.Second/2)
+		return min(time.Duration(t.opts.Timeout)*time.Second/2, maxKeepAlive)
 	}
 	return keepAlive
 }
