@@ -233,3 +233,73 @@ func TestUnprovenOfAddress(t *testing.T) {
 		}
 	})
 }
+
+// TestMany has ten thousand clients read at once.
+func TestMany(t *testing.T) {
+	for loop := range 2 {
+		const many = 10_000
+		b, n := netBench(t, loop, func(b *bench) {
+			b.MaxPerAddress = many
+			b.MaxTransfers = 5 * many // so that all of them may be unproven at a time
+			b.store.files["boot"] = content(3000)
+			b.share.Library = NewLibrary(b.share.Loop, b.store, NewCache(1<<20))
+		})
+		b.share.Library = NewLibrary(b.share.Loop, b.store, NewCache(1<<20))
+		type state struct {
+			from netip.AddrPort
+			next int
+			file []byte
+		}
+		var mu sync.Mutex
+		room := make(chan struct{}, 200) // packets under way
+		var peers []*state
+		for i := range many {
+			s := &state{from: netip.AddrPortFrom(spoofed(i/100).Addr(), uint16(1000+i%100))}
+			peers = append(peers, s)
+			n.mu.Lock()
+			n.recv[s.from] = func(p []byte) {
+				mu.Lock()
+				defer mu.Unlock()
+				if s.next == 0 && p[1] == 6 || p[1] == 3 && int(p[3]) == s.next {
+					if s.next++; p[1] == 3 {
+						s.file = append(s.file, p[4:]...)
+					}
+					<-room
+				}
+			}
+			n.mu.Unlock()
+		}
+		for block := range 8 { // of which the last one is an ACK that is not answered
+			for _, s := range peers {
+				if room <- struct{}{}; block == 0 {
+					n.say(s.from, request(1, "boot/boot", "octet", "blksize", "512"))
+					continue
+				}
+				n.say(s.from, ack(block-1))
+				if block == 7 {
+					<-room
+				}
+			}
+			for range cap(room) { // all of them have been answered
+				room <- struct{}{}
+			}
+			for range cap(room) {
+				<-room
+			}
+			if st := b.Stats(); block == 1 && st.Running != many {
+				t.Errorf("counted %+v", st)
+			}
+		}
+		b.settled()
+		mu.Lock()
+		for _, s := range peers {
+			if !bytes.Equal(s.file, content(3000)) {
+				t.Fatalf("%v got %d bytes", s.from, len(s.file))
+			}
+		}
+		mu.Unlock()
+		if st := b.Stats(); st.Total != many || b.store.opens() != 1 {
+			t.Errorf("opened %d times; counted %+v", b.store.opens(), st)
+		}
+	}
+}
