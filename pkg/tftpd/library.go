@@ -353,7 +353,9 @@ func (r *Reader) Forget(off int64) {
 
 // Append appends n bytes of the file at off, as tftp.Source has it. The last bytes are there when the file is known to have come whole.
 func (r *Reader) Append(dst []byte, off int64, n int) ([]byte, tftp.State) {
-	r.waiting = false
+	if off >= r.off {
+		r.waiting = false // what was given before may be asked for again, and more is waited for all the same
+	}
 	if r.image != nil && !r.reached(off, n) {
 		r.asking = true
 		r.image.pump(1)

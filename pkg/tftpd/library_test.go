@@ -517,6 +517,28 @@ func TestReadAheadLittle(t *testing.T) {
 	})
 }
 
+// While a block is waited for, the one before is asked for once more, so that the peer hears something: the wait goes on.
+func TestAskedAgainWhileWaiting(t *testing.T) {
+	inBubble(t, func(t *testing.T, l *evloop.Loop, on func(func())) {
+		s := &shelf{files: map[string]book{"f": {data: text(2000)}}}
+		lib := NewLibrary(l, s, nil)
+		d := &desk{want: s.files["f"].data, block: 512}
+		on(func() { d.read(lib, "f"); s.held = true })
+		on(func() { s.ends[0].feed(1000) })
+		if d.off != 512 || d.state != tftp.Wait {
+			t.Fatalf("state %d at %d", d.state, d.off)
+		}
+		on(func() {
+			if b, state := d.r.Append(nil, 0, 512); state != tftp.More || !bytes.Equal(b, d.want[:512]) {
+				t.Errorf("the first block again: state %d, %d bytes", state, len(b))
+			}
+			s.ends[0].feed(1000)
+			s.ends[0].feed(1000)
+		})
+		d.wantWhole(t)
+	})
+}
+
 func TestStorm(t *testing.T) {
 	inBubble(t, func(t *testing.T, l *evloop.Loop, on func(func())) {
 		data := text(1 << 20)
