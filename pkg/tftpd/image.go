@@ -17,7 +17,8 @@ const (
 	chunkSize  = 1 << chunkShift // bytes
 
 	// firstAhead is what is fetched for a reader before it asks for more: what a transfer may send before its peer has proven itself is one
-	// block of 512 bytes. As long as no more than a quarter of a stream's window is taken, its peer sends nothing beyond the window, 64 KiB.
+	// block of 512 bytes. Of a stream, which lets a window of 64 KiB cross
+	// before anything is taken, that much more crosses.
 	firstAhead = 4 << 10
 
 	// beginning is how much of an image comes before it is decided whose it is: as much as anybody gets for a forged address.

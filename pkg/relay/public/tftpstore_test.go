@@ -912,3 +912,26 @@ func TestFileWords(t *testing.T) {
 		}
 	}
 }
+
+// Whoever has not shown that the address is his own makes the first window of a stream cross and 4 KiB, and no more, however often he asks.
+func TestFilesUnproven(t *testing.T) {
+	r := newFileRelay(t, false, func(r *Relay) { r.TFTPCache = 8 << 20 })
+	s := r.connect("office", nil)
+	filesOf(s, map[string]string{"f": textOf(3 << 20), "g": textOf(200_000)})
+	s.announceTo(announceFiles(relay.Files{Cache: true}, "all", "tftp:///"))
+	for range 20 {
+		c := r.fileClient()
+		c.request(tftp.OpRead, "f")
+		if _, err := c.next(tftp.OpData, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.fileClient().expect("g", textOf(200_000)) // while that crosses, whatever else may does
+	st := r.Status(t.Context())
+	if n := st.Sessions[0].Received; n > 200_000+70<<10 {
+		t.Errorf("%d bytes have crossed", n)
+	}
+	if c := st.TFTP.Cache; c.Bytes > 201_024 || c.Fetches != 2 {
+		t.Errorf("%+v", c)
+	}
+}
