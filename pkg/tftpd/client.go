@@ -254,9 +254,12 @@ func (r *Remote) onPacket(b []byte, from evloop.PacketAddr) {
 
 // onError hears that a request has not reached a server. Later, whoever says so may be somebody else.
 func (r *Remote) onError(err error) {
-	if !r.known && !r.ended && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)) {
-		r.ended, r.err = true, fmt.Errorf("%w: %w", ErrSilent, err)
-		r.settle()
+	switch errno, _ := errors.AsType[syscall.Errno](err); errno {
+	case syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ENETUNREACH:
+		if !r.known && !r.ended {
+			r.ended, r.err = true, fmt.Errorf("%w: %w", ErrSilent, errno)
+			r.settle()
+		}
 	}
 }
 
