@@ -166,7 +166,7 @@ func (c *Core) Close() error {
 
 // poller is what a loop waits on; see poll.go.
 type poller interface {
-	add(fd int, token uint64) error
+	add(fd int, token uint64, writes bool) error
 	remove(fd int)
 	wait(block bool, deadline time.Time, events []event) (int, error)
 	wake()

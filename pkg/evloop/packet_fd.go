@@ -61,7 +61,7 @@ func dialPacketFD(addr netip.AddrPort, l *Loop) (*fdPacket, netip.AddrPort, erro
 
 func (s *fdPacket) register(token uint64) error {
 	s.entered = true
-	return s.loop.poll.add(s.fd, token)
+	return s.loop.poll.add(s.fd, token, false) // what cannot be sent is dropped: nothing waits, and each datagram that has left would be an event
 }
 
 func (s *fdPacket) close() {

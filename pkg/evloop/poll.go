@@ -7,8 +7,8 @@ package evloop
 //
 // and, where havePoller is true, a poller with these promises, plus the descriptor functions that sock_fd.go names:
 //
-//   - add(fd, token) registers fd once, edge-triggered, for reading and writing. What is possible already is
-//     reported by the next wait.
+//   - add(fd, token, writes) registers fd once, edge-triggered, for reading, and for writing if that is to be waited for. What is
+//     possible already is reported by the next wait.
 //   - remove(fd) ends that. Events that wait has not returned yet may still come; their token is stale by then.
 //   - wait(block, deadline, events) fills events. It does not block if block is false; otherwise it returns at an
 //     event, at wake, or at deadline (zero: never). It may return 0 early.

@@ -51,7 +51,7 @@ func newPoller() (poller, error) {
 		return nil, os.NewSyscallError("eventfd", err)
 	}
 	if p.raw, err = p.file.SyscallConn(); err == nil {
-		err = p.add(p.wakeFd, wakeToken)
+		err = p.add(p.wakeFd, wakeToken, false)
 	}
 	if err != nil {
 		p.close()
@@ -60,11 +60,14 @@ func newPoller() (poller, error) {
 	return p, nil
 }
 
-func (p *epoll) add(fd int, token uint64) error {
+func (p *epoll) add(fd int, token uint64, writes bool) error {
 	e := unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff,
+		Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET&0xffffffff,
 		Fd:     int32(token),
 		Pad:    int32(token >> 32),
+	}
+	if writes {
+		e.Events |= unix.EPOLLOUT
 	}
 	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(p.fd, unix.EPOLL_CTL_ADD, fd, &e))
 }

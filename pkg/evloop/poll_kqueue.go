@@ -54,11 +54,14 @@ func newPoller() (poller, error) {
 	return p, nil
 }
 
-func (p *kqueue) add(fd int, token uint64) error {
-	var changes [2]unix.Kevent_t
+func (p *kqueue) add(fd int, token uint64, writes bool) error {
+	changes := make([]unix.Kevent_t, 1, 2)
 	unix.SetKevent(&changes[0], fd, unix.EVFILT_READ, unix.EV_ADD|unix.EV_CLEAR)
-	unix.SetKevent(&changes[1], fd, unix.EVFILT_WRITE, unix.EV_ADD|unix.EV_CLEAR)
-	if _, err := unix.Kevent(p.fd, changes[:], nil, nil); err != nil {
+	if writes {
+		changes = changes[:2]
+		unix.SetKevent(&changes[1], fd, unix.EVFILT_WRITE, unix.EV_ADD|unix.EV_CLEAR)
+	}
+	if _, err := unix.Kevent(p.fd, changes, nil, nil); err != nil {
 		return os.NewSyscallError("kevent", err)
 	}
 	p.tokens[fd] = token

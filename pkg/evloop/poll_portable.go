@@ -7,9 +7,11 @@ type sleeper struct{ woken chan struct{} }
 
 func newSleeper() *sleeper { return &sleeper{woken: make(chan struct{}, 1)} }
 
-func (s *sleeper) add(int, uint64) error { panic("BUG: evloop: portable loop was given a descriptor") }
-func (s *sleeper) remove(int)            {}
-func (s *sleeper) close()                {}
+func (s *sleeper) add(int, uint64, bool) error {
+	panic("BUG: evloop: portable loop was given a descriptor")
+}
+func (s *sleeper) remove(int) {}
+func (s *sleeper) close()     {}
 
 func (s *sleeper) wake() {
 	select {

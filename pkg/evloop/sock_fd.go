@@ -23,7 +23,7 @@ type fdSock struct {
 
 func (s *fdSock) register(l *Loop, token uint64) error {
 	s.loop = l
-	return l.poll.add(s.fd, token)
+	return l.poll.add(s.fd, token, true)
 }
 
 func (s *fdSock) unregister() { s.loop.poll.remove(s.fd) }
@@ -233,7 +233,7 @@ func setStreamOptions(fd int) {
 func (ln *fdListener) start() error {
 	token := ln.loop.enter(slot{ln: ln})
 	ln.slot = token
-	if err := ln.loop.poll.add(ln.fd, token); err != nil {
+	if err := ln.loop.poll.add(ln.fd, token, false); err != nil {
 		ln.loop.leave(token)
 		ln.closed = true
 		ln.discard()
@@ -344,7 +344,7 @@ func connectFD(ctx context.Context, l *Loop, domain int, sa unix.Sockaddr, done 
 	}
 	d := &fdDial{loop: l, fd: fd, done: done}
 	d.slot = l.enter(slot{d: d})
-	if err := l.poll.add(fd, d.slot); err != nil {
+	if err := l.poll.add(fd, d.slot, true); err != nil {
 		d.fail(err)
 		return
 	}
