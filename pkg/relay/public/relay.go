@@ -475,6 +475,7 @@ func (r *Relay) Drain(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
+			r.cut(drained)
 			return ctx.Err()
 		}
 	}
@@ -484,9 +485,12 @@ func (r *Relay) Drain(ctx context.Context) error {
 // cutTime is how long the end of a session may take.
 const cutTime = time.Second
 
-// cut ends the sessions that have not finished in time. The private relays hear of it, so
-// they close at once what is left.
+// cut ends the sessions that have not finished in time, and the transfers by TFTP. The private relays hear of it, so
+// they close at once what is left; clients get an ERROR.
 func (r *Relay) cut(drained <-chan struct{}) {
+	if r.tftp != nil {
+		r.tftp.Close()
+	}
 	r.mu.Lock()
 	for _, g := range r.groups {
 		for _, s := range g.sessions {

@@ -31,7 +31,8 @@ type siteFiles struct{ service *service }
 func (f siteFiles) Open(_ *evloop.Loop, r *tftpd.Open, done func(*tftpd.File, error)) (cancel func()) {
 	s := &fileStream{service: f.service, request: r, done: done, visit: f.service.latest[r.Visitor]}
 	s.due.set(s.loop(), askTime, s)
-	if !s.service.session.group.hold(s.ask) {
+	// Half of those who may wait are for others: addresses of TFTP may be forged.
+	if g := s.service.session.group; len(g.held) >= maxHeld/2 || !g.hold(s.ask) {
 		s.ask()
 	}
 	return s.cancel

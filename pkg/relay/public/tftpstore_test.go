@@ -2,6 +2,7 @@ package public
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -808,6 +809,27 @@ func TestFilesDrain(t *testing.T) {
 	if err := <-drained; err != nil {
 		t.Error(err)
 	}
+}
+
+// Who has not finished when the time is over is told so, also if nothing is needed of the site any more.
+func TestFilesDrainTimeout(t *testing.T) {
+	r := newFileRelay(t, false, nil)
+	filesOf(r.connect("office", nil, "all", "tftp:///"), map[string]string{"f": textOf(5000)})
+	c := r.fileClient()
+	c.request(tftp.OpRead, "f")
+	for block := byte(1); block < 4; block++ {
+		if _, err := c.next(tftp.OpData, uint16(block)); err != nil {
+			t.Fatal(err)
+		}
+		c.send([]byte{0, 4, 0, block})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := r.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+	_, err := c.next(tftp.OpData, 6)
+	c.isRefused(err, "a relay that has ended", new(tftp.Error))
 }
 
 // A socket that was there before the relay is used.
