@@ -222,7 +222,6 @@ func (f *file) reply(r relay.FileReply) { f.stream.Write(relay.AppendFile(nil, r
 // finish ends the stream in good order: what is on its way still goes out.
 func (f *file) finish() {
 	f.state = fileOver
-	f.stream.Resume()
 	f.stream.Close()
 }
 
