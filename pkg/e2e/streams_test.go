@@ -25,7 +25,7 @@ import (
 	"github.com/pion/rtp"
 )
 
-var longVideo = flag.Bool("long", false, "a minute of video whose link is cut every ten seconds, instead of twelve seconds and three")
+var longTests = flag.Bool("long", false, "what takes minutes: a minute of video whose link is cut every ten seconds, instead of twelve seconds and three; large files by each client of TFTP")
 
 // rawPlayer speaks RTSP by hand, and reads when it is told to.
 type rawPlayer struct {
@@ -252,7 +252,7 @@ func TestPasswords(t *testing.T) {
 func TestVideoOverCuts(t *testing.T) {
 	t.Parallel()
 	cuts, pause := 4, 3*time.Second
-	if *longVideo {
+	if *longTests {
 		cuts, pause = 6, 10*time.Second
 	}
 	c := startCamera(t, nil, auth.VerifyMethodDigestMD5)

@@ -27,6 +27,7 @@ type system struct {
 	public, private *process
 	https, http     string // addresses of the public relay's listeners
 	rtsp, rtsps     string // of those for players of cameras; "": none
+	tftp            string // the one for files, over UDP; "": none
 	admin           string
 	link            *faultProxy // nil: the private relay dials the public relay directly
 	key             string      // the site's public key
@@ -141,14 +142,14 @@ func (s *system) startPublic() {
 	s.t.Helper()
 	s.writePublic()
 	s.public = startRelayIn(s.t, s.outside, "relay-public", "--config", s.file("public.toml"))
-	var ready struct{ HTTPS, HTTP, Admin, RTSP, RTSPS string }
+	var ready struct{ HTTPS, HTTP, Admin, RTSP, RTSPS, TFTP string }
 	line := s.public.await(s.t, 0, `"msg":"ready"`)
 	if err := json.Unmarshal([]byte(line), &ready); err != nil {
 		s.t.Fatalf("%s: %v", line, err)
 	}
 	// What listens on every address says so for both families.
 	s.https, s.http, s.admin = strings.Replace(ready.HTTPS, "[::]", "0.0.0.0", 1), ready.HTTP, ready.Admin
-	s.rtsp, s.rtsps = ready.RTSP, ready.RTSPS
+	s.rtsp, s.rtsps, s.tftp = ready.RTSP, ready.RTSPS, ready.TFTP
 }
 
 // writePrivate writes private.toml.
