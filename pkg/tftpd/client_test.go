@@ -566,7 +566,7 @@ func TestClientSilence(t *testing.T) {
 		good := (&elsewhere{files: map[string][]byte{"f": []byte("x")}}).start(t)
 		f := &far{loop: l, closed: make(chan error, 1)}
 		l.Post(func() {
-			r := &Remote{client: c, loop: l, server: "name", req: tftp.Request{Op: tftp.OpRead, Name: "f"}, size: -1, done: func(r *Remote, err error) {
+			r := &Remote{client: &Client{Patience: 2 * time.Second}, loop: l, server: "name", req: tftp.Request{Op: tftp.OpRead, Name: "f"}, size: -1, done: func(r *Remote, err error) {
 				if err != nil {
 					f.closed <- err
 					return

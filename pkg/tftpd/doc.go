@@ -11,6 +11,8 @@
 // is a [Share]: a Store, what may be done with it, and the loop that its transfers run on, which need not be
 // that of the port.
 //
+// A [Client] is the other side: a transfer of its is the End of a file, and an [Origin] makes a Store of another server by it.
+//
 // # Invariants
 //
 //   - A transfer has no goroutine, and no buffer but that of its file. It belongs to the loop of its Share, and so does the Store:
