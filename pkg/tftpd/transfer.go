@@ -1,6 +1,7 @@
 package tftpd
 
 import (
+	"bytes"
 	"errors"
 	"net/netip"
 	"sync/atomic"
@@ -51,16 +52,18 @@ type Transfer struct {
 	resent  int64     // packets of machine that were counted
 	written int64     // bytes that came
 
-	proven    bool  // machine has said so
-	calling   bool  // machine is being called, or settle is at it
-	woken     bool  // machine is to be told: there is more
-	held      bool  // end is full
-	drained   bool  // machine is to be told: it no longer is
-	confirmed bool  // machine is to be told: the file is safe
-	fail      error // machine is to be told
-	closed    bool  // machine has ended, with err
-	over      bool  // Share.End has been told
-	lingers   bool  // machine repeats its last ACK
+	spoken    bool   // machine has sent something
+	first     []byte // what the peer has said before that
+	proven    bool   // machine has said so
+	calling   bool   // machine is being called, or settle is at it
+	woken     bool   // machine is to be told: there is more
+	held      bool   // end is full
+	drained   bool   // machine is to be told: it no longer is
+	confirmed bool   // machine is to be told: the file is safe
+	fail      error  // machine is to be told
+	closed    bool   // machine has ended, with err
+	over      bool   // Share.End has been told
+	lingers   bool   // machine repeats its last ACK
 	err       error
 }
 
@@ -263,6 +266,8 @@ func (t *Transfer) arrived(b []byte, from evloop.PacketAddr) {
 func (t *Transfer) receive(b []byte) {
 	switch {
 	case t.over && !t.lingers:
+	case !t.spoken && t.standing.Load() == proven: // it answers what was sent before the transfer made room
+		t.first = bytes.Clone(b)
 	case t.machine != nil:
 		t.heard = t.now()
 		t.calling = true
@@ -355,6 +360,10 @@ func (t *Transfer) settle() {
 		t.reader.Forget(m.Acked())
 	}
 	t.arm(m.Deadline())
+	if b := t.first; b != nil && t.spoken {
+		t.first = nil
+		t.receive(b)
+	}
 }
 
 // onClosed is the end of the machine.
@@ -480,6 +489,7 @@ func (t *Transfer) tick() {
 
 // send sends a datagram of the machine.
 func (t *Transfer) send(b []byte) {
+	t.spoken = true
 	if len(b) > len(t.asked) && (t.machine == nil || !t.machine.Proven()) && !t.port.srv.bare.take(int64(len(b)), t.now()) {
 		t.port.srv.counts.dropped.Add(1) // the request may come again
 		return
