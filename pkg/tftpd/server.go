@@ -27,7 +27,8 @@ const (
 
 	pauseTime = time.Second      // a transfer that stands still for so long begins anew when its request comes again
 	openTime  = 30 * time.Second // for a file to be opened, since the request came for the last time
-	stallTime = 2 * time.Minute  // for a store to have more, to take more, or to say that a file is safe
+	stallTime = 2 * time.Minute  // for a store to have more, or to take more
+	safeTime  = 11 * time.Minute // for it to say that a file is safe: what goes on to another server goes there when it is whole
 
 	maxTries = 1024 // of Server.Ports, for one transfer
 )

@@ -57,6 +57,7 @@ type Transfer struct {
 	proven    bool   // machine has said so
 	calling   bool   // machine is being called, or settle is at it
 	woken     bool   // machine is to be told: there is more
+	whole     bool   // end has had all of it
 	held      bool   // end is full
 	drained   bool   // machine is to be told: it no longer is
 	confirmed bool   // machine is to be told: the file is safe
@@ -446,7 +447,7 @@ func (t *Transfer) close() {
 
 // arm has tick called at some time, or a little earlier.
 func (t *Transfer) arm(at time.Time) {
-	if limit := t.moved.Add(stallTime); !t.over && (at.IsZero() || at.After(limit)) {
+	if limit := t.stallsAt(); !t.over && (at.IsZero() || at.After(limit)) {
 		at = limit
 	}
 	if !t.armed.IsZero() && !at.Before(t.armed) {
@@ -454,6 +455,14 @@ func (t *Transfer) arm(at time.Time) {
 	}
 	t.armed = at
 	t.lane.loop.Arm(&t.timer, at.Sub(t.now()), t.tick)
+}
+
+// stallsAt is when the store has not gone on for too long.
+func (t *Transfer) stallsAt() time.Time {
+	if t.whole {
+		return t.moved.Add(safeTime)
+	}
+	return t.moved.Add(stallTime)
 }
 
 // wait gives the file, once more, time to be opened.
@@ -481,7 +490,7 @@ func (t *Transfer) tick() {
 	if at := t.machine.Deadline(); !at.IsZero() && !now.Before(at) {
 		t.machine.Tick(now)
 	}
-	if !t.over && t.fail == nil && !now.Before(t.moved.Add(stallTime)) {
+	if !t.over && t.fail == nil && !now.Before(t.stallsAt()) {
 		t.fail = errSlow
 	}
 	t.settle()
@@ -592,6 +601,7 @@ func (t *Transfer) sink(b []byte) {
 // complete hears that the client has sent all.
 func (t *Transfer) complete() {
 	if t.fail == nil {
+		t.whole = true
 		t.end.CloseWrite()
 	}
 }
