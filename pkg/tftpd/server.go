@@ -40,6 +40,7 @@ var (
 	errNotNow     = &tftp.Error{Code: tftp.CodeUndefined, Text: "The file cannot be had now."}
 	errNoWrite    = &tftp.Error{Code: tftp.CodeAccess, Text: "This file may not be written."}
 	errTooLarge   = &tftp.Error{Code: tftp.CodeDiskFull, Text: "The file is too large."}
+	errOtherSize  = &tftp.Error{Code: tftp.CodeUndefined, Text: "The file has another size than was announced."}
 	errUnknownTID = &tftp.Error{Code: tftp.CodeUnknownID, Text: "Unknown transfer."}
 )
 

@@ -567,5 +567,15 @@ func TestWrite(t *testing.T) {
 		if errs := b.errs(); len(errs) != 18 || slices.ContainsFunc(errs, func(err error) bool { return err != nil }) {
 			t.Errorf("transfers ended by %v", errs)
 		}
+
+		// What is not what was announced is not kept. Some clients announce 0 if they do not know.
+		for size, want := range map[string]bool{"1999": false, "2001": false, "0": true} {
+			err := b.client().put("boot/announced"+size, content(2000), "tsize", size)
+			b.store.mu.Lock()
+			if _, ok := b.store.written["announced"+size]; ok != want || (err == nil) != want {
+				t.Errorf("2000 bytes, announced as %s: kept: %v, %v", size, ok, err)
+			}
+			b.store.mu.Unlock()
+		}
 	})
 }

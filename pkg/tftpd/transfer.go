@@ -598,8 +598,12 @@ func (t *Transfer) sink(b []byte) {
 	}
 }
 
-// complete hears that the client has sent all.
+// complete hears that the client has sent all. If it is not as much as was announced, the client has lost count: curl leaves out blocks
+// when the answer with the options comes once more.
 func (t *Transfer) complete() {
+	if o := t.Request.Options; o.Size > 0 && t.Request.Mode == tftp.Octet && o.Size != t.written && t.fail == nil {
+		t.fail = errOtherSize
+	}
 	if t.fail == nil {
 		t.whole = true
 		t.end.CloseWrite()
