@@ -51,6 +51,8 @@ func (t *Transfer) arm() {
 		t.timer = none
 	case t.phase == confirming || t.hold:
 		t.timer = t.now + t.keepsAliveAfter()
+	case t.window() == 1:
+		t.timer = t.now + max(2*t.rto, lockstepACK)
 	default:
 		t.timer = t.now + 2*t.rto
 	}
@@ -66,6 +68,7 @@ func (t *Transfer) onData(number uint16, b []byte) {
 		t.answered(Options{})
 	case confirming: // answered by time alone
 		t.stats.Duplicates++
+		t.arm()
 		return
 	case dallying:
 		t.onDuplicate()

@@ -127,9 +127,6 @@ func (t *Transfer) keepAlive() {
 		if t.phase != sending {
 			return
 		}
-	} else if t.oack && !t.client {
-		t.stats.Retransmitted++
-		t.sendOptions()
 	}
 	t.timer = t.now + t.keepsAliveAfter()
 }
@@ -144,7 +141,7 @@ func (t *Transfer) onAck(number uint16) {
 		}
 		return
 	case answering:
-		if number == 0 {
+		if number == 0 && !t.starved {
 			t.passed(0)
 			t.proven = true
 			t.timer = none
@@ -195,7 +192,12 @@ func (t *Transfer) Wake(now time.Time) {
 		t.woken = true
 		return
 	}
-	if t.phase == sending && t.starved {
+	switch {
+	case !t.starved:
+	case t.phase == answering:
+		t.at(now)
+		t.answer()
+	case t.phase == sending:
 		t.at(now)
 		t.pump()
 	}

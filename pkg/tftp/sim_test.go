@@ -268,9 +268,7 @@ func (s *sim) random(t *testing.T, seed uint64, count *simCount) *sim {
 	if rng.IntN(4) == 0 {
 		s.stalls = 1 + rng.IntN(3)
 		s.ready = rng.Int64N(s.size + 1)
-		if s.req.Op == OpWrite || *o == (Options{}) { // there is nothing yet that could be repeated
-			s.ready = min(s.size, max(s.ready, int64(block)))
-		}
+		s.ready = min(s.size, max(s.ready, int64(block))) // before there is nothing to repeat
 	} else {
 		s.ready = s.size
 	}
@@ -463,6 +461,8 @@ func (s *sim) judgeStorm() {
 	every := 1.5 // seconds: the keep-alive
 	if o.Timeout != 0 {
 		every = min(float64(o.Timeout)/2, 5)
+	} else if window > 1 {
+		every = 3
 	}
 	timers := 10 + elapsed/every
 	most := blocks*(1+2*again) + timers

@@ -13,9 +13,16 @@ var ErrTimeout = errors.New("tftp: the peer does not answer any more")
 const (
 	firstRTO = time.Second // rfc6298#section-2.1
 	minRTO   = 200 * time.Millisecond
-	maxRTO   = 4 * time.Second // several fit in what clients wait, 13 s at least
+	// maxRTO bounds back-off. It is longer than the 5 s that atftp waits, whatever timeout it asks for: what comes earlier makes
+	// it wait anew without a word.
+	maxRTO = 7 * time.Second
 	// maxAgreedRTO is that of a peer that asked for a longer one, because its path is slow.
 	maxAgreedRTO = 30 * time.Second
+	// firstAgreedRTO is the first timeout of such a peer, at most.
+	firstAgreedRTO = 4 * time.Second
+	// lockstepACK is after what time an ACK is repeated for a peer that owes the next block, in lockstep, at least. tftp-hpa sends its block
+	// once more after 5 s in which nothing came, and for no other reason.
+	lockstepACK = 6 * time.Second
 
 	// patience is how long nothing has to come from a peer that owes an answer, until it is given up. If a longer
 	// timeout is agreed, it is three of the longest.
@@ -33,6 +40,11 @@ const (
 	// gives up after fifty ACKs that it has had. If a timeout is agreed, it is half of that, up to maxKeepAlive.
 	keepAlive    = 1500 * time.Millisecond
 	maxKeepAlive = 5 * time.Second
+	// keepWindow is that in windows: an ACK makes the peer send all of its window again.
+	keepWindow = 3 * time.Second
+	// keepFinal is after how much silence an ACK is repeated while the last block is not acknowledged, at least. busybox takes any ACK for
+	// the last one then, but is never silent for so long.
+	keepFinal = 3 * time.Second
 	// againEvery bounds how often a repeated request is answered. The quickest client repeats after 760 ms.
 	againEvery = 500 * time.Millisecond
 	// dally is how long the last ACK is remembered since it was sent; those who miss it repeat their last block after 5 s, or 6.
@@ -111,7 +123,7 @@ type Transfer struct {
 }
 
 // Serve begins a transfer at a server: the file of the request is open. A reader is sent cfg.Source, whose size is answered
-// if it is known (-1: it is not) and not 0; a writer's file goes to cfg.Sink. It answers at once.
+// if it is known (-1: it is not) and not 0; a writer's file goes to cfg.Sink. It answers at once, or when Source has the first byte.
 func Serve(cfg Config, req Request, size int64, now time.Time) *Transfer {
 	t := start(cfg, now)
 	t.proven = !cfg.Unproven
@@ -128,13 +140,36 @@ func Serve(cfg Config, req Request, size int64, now time.Time) *Transfer {
 		t.acknowledge()
 	case t.oack:
 		t.phase = answering
-		t.sendOptions()
-		t.timed, t.mark = 0, 0
+		t.answer()
 	default:
 		t.phase = sending
 		t.pump()
 	}
 	return t
+}
+
+// answer sends the option acknowledgement of a sender, when its Source has begun to have the file. Before, the client is not answered: it repeats
+// its request for as long as it waits for anything, while an option acknowledgement that comes again would make atftp give up. One byte
+// tells: a Source may not fetch a whole block for an address that has not answered.
+func (t *Transfer) answer() {
+	b := packets.Get().(*[]byte)
+	state := Wait
+	t.pumping, t.woken = true, true
+	for t.woken && t.phase == answering && state == Wait {
+		t.woken = false
+		*b, state = t.cfg.Source.Append((*b)[:0], 0, 1)
+	}
+	t.pumping = false
+	packets.Put(b)
+	if t.phase != answering {
+		return // Source called Fail
+	}
+	if t.starved = state == Wait || state == Failed; !t.starved {
+		t.heard, t.moved = t.now, t.now
+		t.sendOptions()
+		t.timed, t.timedAt = 0, t.now
+		t.mark, t.markAt = 0, t.now
+	}
 }
 
 // agree returns what a server answers to the options of a request.
@@ -337,7 +372,7 @@ func (t *Transfer) Again(now time.Time) {
 	switch {
 	case t.client:
 	case t.phase == answering:
-		if t.now-t.ackedAt >= againEvery {
+		if !t.starved && t.now-t.ackedAt >= againEvery {
 			t.stats.Retransmitted++
 			t.timed = -1
 			t.sendOptions()
@@ -437,7 +472,8 @@ func (t *Transfer) Deadline() time.Time {
 // givesUpAt returns when the transfer ends if nothing comes, or none.
 func (t *Transfer) givesUpAt() time.Duration {
 	switch {
-	case t.phase == over || t.phase == confirming, t.phase == receiving && t.hold, t.phase == sending && !t.outstanding():
+	case t.phase == over || t.phase == confirming, t.phase == receiving && t.hold, t.phase == sending && !t.outstanding(),
+		t.phase == answering && t.starved:
 		return none // the peer owes nothing
 	case t.phase == dallying:
 		return min(t.ackedAt+dally, t.moved+maxDally)
@@ -498,17 +534,14 @@ func (t *Transfer) Stats() Stats { return t.stats }
 // address that has not answered is given up before.
 func (t *Transfer) initialRTO() time.Duration {
 	if t.opts.Timeout != 0 {
-		return min(time.Duration(t.opts.Timeout)*time.Second, maxRTO)
+		return min(time.Duration(t.opts.Timeout)*time.Second, firstAgreedRTO)
 	}
 	return firstRTO
 }
 
 // maxRTO bounds the timeout.
 func (t *Transfer) maxRTO() time.Duration {
-	if t.opts.Timeout != 0 {
-		return min(time.Duration(t.opts.Timeout)*time.Second, maxAgreedRTO)
-	}
-	return maxRTO
+	return max(maxRTO, min(time.Duration(t.opts.Timeout)*time.Second, maxAgreedRTO))
 }
 
 // backOff doubles the timeout (rfc6298#section-5.5).
@@ -574,8 +607,14 @@ func (t *Transfer) quiet() time.Duration {
 
 // keepsAliveAfter is after what time something is repeated for a peer that is kept waiting.
 func (t *Transfer) keepsAliveAfter() time.Duration {
+	d := keepAlive
 	if t.opts.Timeout != 0 {
-		return min(time.Duration(t.opts.Timeout)*time.Second/2, maxKeepAlive)
+		d = min(time.Duration(t.opts.Timeout)*time.Second/2, maxKeepAlive)
+	} else if t.window() > 1 {
+		d = keepWindow
 	}
-	return keepAlive
+	if t.phase == confirming {
+		d = max(d, keepFinal)
+	}
+	return d
 }

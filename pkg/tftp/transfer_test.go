@@ -465,20 +465,19 @@ func TestTranscripts(t *testing.T) {
 			< DATA 4 464
 			> ACK 4
 			< closed`},
-		{"a negotiated timeout is the first one and the longest", 2000, nil, `
+		{"a negotiated timeout is the first one", 2000, nil, `
 			serve RRQ f timeout=2
 			< OACK timeout=2
 			+1999ms
 			+1ms
 			< OACK timeout=2
-			+1999ms
+			+3999ms
 			+1ms
 			< OACK timeout=2
 			> ACK 0
 			< DATA 1 512
-			+2s
-			< DATA 1 512
-			+2s
+			+6999ms // no more than this
+			+1ms
 			< DATA 1 512
 			fail 0 x
 			< ERROR 0 x
@@ -489,8 +488,6 @@ func TestTranscripts(t *testing.T) {
 			> ACK 1
 			< DATA 2 512
 			+29999ms
-			< DATA 2 512
-			< DATA 2 512
 			< DATA 2 512
 			< DATA 2 512
 			< DATA 2 512
@@ -558,7 +555,7 @@ func TestTranscripts(t *testing.T) {
 		{"the OACK of a WRQ is lost", 600, nil, `
 			serve WRQ f blksize=512
 			< OACK blksize=512
-			+2s
+			+6s
 			< OACK blksize=512
 			> DATA 1
 			< ACK 1
@@ -835,13 +832,17 @@ func TestTranscripts(t *testing.T) {
 			< closed`},
 		{"a source that has nothing yet", 100, func(s *script) { s.ready = 0 }, `
 			serve RRQ f timeout=1
-			< OACK timeout=1
+			+20s
+			again // atftp takes no OACK twice, so it gets none yet
 			> ACK 0
-			+499ms
-			+1ms
-			< OACK timeout=1
-			> ACK 0
+			+20s
+			ready 0
 			ready 100
+			< OACK timeout=1
+			again
+			+1s
+			< OACK timeout=1
+			> ACK 0
 			< DATA 1 100
 			> ACK 1
 			< closed`},
@@ -860,7 +861,7 @@ func TestTranscripts(t *testing.T) {
 			< DATA 2 16
 			< DATA 3 16
 			> ACK 3
-			+1500ms
+			+3s
 			< DATA 3 16
 			> ACK 3
 			ready 64
@@ -950,10 +951,12 @@ func TestTranscripts(t *testing.T) {
 			> DATA 2
 			< complete
 			> DATA 2
-			+1500ms
+			+2999ms
+			> DATA 2 // busybox takes any ACK for the last one, and comes every 2 s
+			+2999ms
+			+1ms
 			< ACK 1
-			> DATA 2
-			+1500ms
+			+3s
 			< ACK 1
 			hold
 			confirm
@@ -1035,7 +1038,6 @@ func TestTranscripts(t *testing.T) {
 			< ACK 0
 			+9999ms
 			< ACK 0
-			< ACK 0
 			+1ms
 			< closed timeout`},
 		{"unproven: an ERROR is no longer than the request", 2000, func(s *script) { s.cfg.Unproven = true }, `
@@ -1050,12 +1052,9 @@ func TestTranscripts(t *testing.T) {
 			+3s
 			> ACK 1
 			< DATA 2 512
-			+6s
+			+7s
 			< DATA 2 512
-			+24s
-			< DATA 2 512
-			< DATA 2 512
-			< DATA 2 512
+			+23s
 			< DATA 2 512
 			< DATA 2 512
 			< DATA 2 512
@@ -1137,12 +1136,8 @@ func TestTranscripts(t *testing.T) {
 			< DATA 1 100
 			< DATA 1 100
 			< DATA 1 100
-			< DATA 1 100
-			< DATA 1 100
-			< DATA 1 100
 			> ACK 0
-			+10s
-			< DATA 1 100
+			+8s
 			< DATA 1 100
 			> ACK 1
 			< closed`},
@@ -1208,8 +1203,6 @@ func TestTranscripts(t *testing.T) {
 			< RRQ f octet
 			< RRQ f octet
 			< RRQ f octet
-			< RRQ f octet
-			< RRQ f octet
 			+1ms
 			< closed timeout`},
 		{"a client whose server falls silent", 1600, nil, `
@@ -1220,13 +1213,10 @@ func TestTranscripts(t *testing.T) {
 			+10ms
 			> DATA 2
 			< ACK 2
-			+399ms
+			+5999ms
 			+1ms
-			< ACK 2 // in case that the other one was lost
-			+29599ms
-			< ACK 2
-			< ACK 2
-			< ACK 2
+			< ACK 2 // in case that the other one was lost, but not before tftp-hpa has repeated its block
+			+23999ms
 			< ACK 2
 			< ACK 2
 			< ACK 2
