@@ -537,7 +537,11 @@ func (r *Relay) admit(h relay.Hello, l *loop) (entry, *relay.Refusal) {
 	}
 	g := r.groups[h.Site]
 	if g == nil {
-		g = &group{relay: r, site: h.Site, loop: r.leastLoaded(l)}
+		best := l
+		if r.mayHaveFiles(h.Site) {
+			best = r.loops[portLoop]
+		}
+		g = &group{relay: r, site: h.Site, loop: r.leastLoaded(best)}
 	}
 	busy := func(format string, args ...any) *relay.Refusal {
 		return &relay.Refusal{Code: relay.RefuseBusy, Message: fmt.Sprintf(format, args...), Retry: true}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"culvert.dev/pkg/relay"
@@ -78,7 +79,7 @@ func (r *Relay) listenTFTP() error {
 		MaxTransfers: r.TFTPTransfers, MaxPerAddress: r.TFTPPerAddress,
 		MaxBlock: r.TFTPBlock, Ports: r.TFTPPorts, Log: r.log,
 	}
-	l := r.loops[0].Loop
+	l := r.loops[portLoop].Loop
 	var err error
 	if files := r.inherited("tftp", "udp", r.TFTP); len(files) > 0 {
 		err = srv.ListenFile(l, files[0])
@@ -95,7 +96,16 @@ func (r *Relay) listenTFTP() error {
 	return nil
 }
 
-// findFile is Find of the server. It runs on the loop of the port, which is the first one.
+// portLoop is the loop that reads the port.
+const portLoop = 0
+
+// mayHaveFiles reports whether a site is better off on the loop of the port: each block that is acknowledged by itself would
+// wake a second processor otherwise, which costs as much as the block. r.mu is held.
+func (r *Relay) mayHaveFiles(site string) bool {
+	return r.tftp != nil && slices.ContainsFunc(r.sites[site].Publish, func(p relay.Pattern) bool { return p.Scheme == "tftp" })
+}
+
+// findFile is Find of the server. It runs on the loop of the port.
 func (r *Relay) findFile(name string, visitor netip.AddrPort) (*tftpd.Share, string, *tftp.Error) {
 	if r.draining.Load() { // the next relay hears the client when it asks again
 		return nil, "", nil
@@ -112,7 +122,7 @@ func (r *Relay) findFile(name string, visitor netip.AddrPort) (*tftpd.Share, str
 		}
 		err = fileAway
 	}
-	l := r.loops[0]
+	l := r.loops[portLoop]
 	l.refused[fileWord(err)]++
 	if r.unserved.allow(relay.Source(visitor.Addr()), l.Now()) {
 		l.log(&record{visitor: visitor, proto: "tftp", request: appendText(nil, "path", path, logPath), err: fileWord(err), began: l.since()})

@@ -137,3 +137,34 @@ func TestFileAddresses(t *testing.T) {
 		t.Errorf("%q", a)
 	}
 }
+
+// A site that may have files is of the loop that reads their port, unless others have fewer sites.
+func TestFileLoop(t *testing.T) {
+	r := newFileRelay(t, false, nil)
+	pattern := func(s string) []relay.Pattern {
+		p, err := relay.ParsePattern(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []relay.Pattern{p}
+	}
+	r.Reload([]Site{
+		{Name: "rack", Keys: []string{"k"}, Publish: pattern("tftp:///rack/*")},
+		{Name: "yard", Keys: []string{"k"}, Publish: pattern("tftp:///yard/*")},
+		{Name: "shop", Keys: []string{"k"}, Publish: pattern("https://shop.test")},
+	})
+	last := r.loops[len(r.loops)-1]
+	for _, one := range []struct {
+		site string
+		want *loop
+	}{{"rack", r.loops[portLoop]}, {"shop", last}, {"yard", r.loops[portLoop]}} {
+		a, refusal := r.admit(relay.Hello{Site: one.site, Key: "k"}, last)
+		if refusal != nil {
+			t.Fatal(refusal)
+		}
+		if a.session.loop != one.want {
+			t.Errorf("site %q has another loop", one.site)
+		}
+		a.session.loop.Post(func() { a.session.close(nil) })
+	}
+}
