@@ -9,8 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -40,11 +38,8 @@ func tftpServeCommand() *cobra.Command {
 			if s.block != 0 && (s.block < tftp.MinBlock || s.block > tftp.MaxBlock) {
 				return daemon.UsageError(fmt.Sprintf("--blksize %d: want %d to %d", s.block, tftp.MinBlock, tftp.MaxBlock))
 			}
-			if ports != "" {
-				var err error
-				if s.ports, err = portRange(ports); err != nil {
-					return err
-				}
+			if err := s.ports.UnmarshalText([]byte(ports)); err != nil {
+				return daemon.UsageError("--ports: " + err.Error())
 			}
 			if _, _, err := net.SplitHostPort(s.listen); err != nil {
 				return daemon.UsageError(fmt.Sprintf("--listen %q: want ADDRESS:PORT, or :PORT for all addresses", s.listen))
@@ -63,23 +58,12 @@ func tftpServeCommand() *cobra.Command {
 	return cmd
 }
 
-// portRange parses FIRST-LAST.
-func portRange(s string) (r [2]uint16, err error) {
-	first, last, ok := strings.Cut(s, "-")
-	a, err1 := strconv.ParseUint(first, 10, 16)
-	b, err2 := strconv.ParseUint(last, 10, 16)
-	if !ok || err1 != nil || err2 != nil || a == 0 || a > b {
-		return r, daemon.UsageError(fmt.Sprintf("--ports %q: want FIRST-LAST", s))
-	}
-	return [2]uint16{uint16(a), uint16(b)}, nil
-}
-
 // tftpService is tunnelctl tftp serve.
 type tftpService struct {
 	listen     string
 	write      string
 	ignoreCase bool
-	ports      [2]uint16
+	ports      daemon.PortRange
 	block      int
 	verbose    bool
 	out, errs  io.Writer
