@@ -34,7 +34,7 @@ func full() public.Status {
 		Tracks: []public.CameraTrack{{Media: "video", Codec: "H264", Width: 640, Height: 360}, {Media: "audio", Codec: "SOMETHING"}},
 	}}
 	yard := public.ServiceStatus{Name: "yard", Camera: new(public.CameraStatus)}
-	boot := public.ServiceStatus{Name: "boot", TFTP: &public.TFTPStatus{Running: 31, Retransmitted: 32, Refused: 33, Cached: 34, Hits: 35}}
+	boot := public.ServiceStatus{Name: "boot", TFTP: &public.TFTPStatus{Retransmitted: 32, Refused: 33, Cached: 34, Hits: 35}}
 	tftp := new(public.TFTPPort)
 	tftp.Running, tftp.Unproven, tftp.Total, tftp.Retransmitted, tftp.ErrorsSent, tftp.Dropped = 41, 42, 43, 44, 45, 46
 	tftp.Refused.Limit = 47

@@ -24,7 +24,6 @@ func (t *TFTPPort) Causes() map[string]uint64 {
 
 // TFTPStatus is what is known of a service of files by TFTP, in ServiceStatus.
 type TFTPStatus struct {
-	Running       int    // transfers
 	Rate          uint64 // bits of files in a second, both ways, on the average of the last few
 	Retransmitted uint64 // packets that were sent once more
 	Refused       uint64 // requests that were not admitted
@@ -35,8 +34,7 @@ type TFTPStatus struct {
 // tftpTally is what is counted for a service of files. It is part of the tally of its service, and owned by the same loop.
 type tftpTally struct {
 	visits        *fileVisit // under way, in a list
-	running       int
-	retransmitted uint64 // by those that are over
+	retransmitted uint64     // by those that are over
 	refused       uint64
 	hits          uint64
 	meter
@@ -48,8 +46,8 @@ const sampleTime = time.Second
 
 // begin counts a transfer.
 func (c *tftpTally) begin(t *tally, v *fileVisit, l *loop) {
-	push(&c.visits, v)
-	if c.running++; c.running == 1 {
+	first := c.visits == nil
+	if push(&c.visits, v); first {
 		c.tick(t, l)
 	}
 }
@@ -58,8 +56,7 @@ func (c *tftpTally) begin(t *tally, v *fileVisit, l *loop) {
 func (c *tftpTally) end(t *tally, v *fileVisit, l *loop) {
 	t.measure(v, l.since())
 	c.retransmitted += uint64(v.transfer.Stats().Retransmitted)
-	take(&c.visits, v)
-	if c.running--; c.running == 0 {
+	if take(&c.visits, v); c.visits == nil {
 		c.timer.Stop()
 	}
 }
@@ -91,7 +88,7 @@ func (t *tally) measure(v *fileVisit, now int64) {
 // fileStatus is the part of Status of a service of files.
 func (t *tally) fileStatus(now int64) *TFTPStatus {
 	c := &t.tftp
-	st := &TFTPStatus{Running: c.running, Rate: c.rate(now), Retransmitted: c.retransmitted, Refused: c.refused, Hits: c.hits}
+	st := &TFTPStatus{Rate: c.rate(now), Retransmitted: c.retransmitted, Refused: c.refused, Hits: c.hits}
 	for v := c.visits; v != nil; v = v.after {
 		st.Retransmitted += uint64(v.transfer.Stats().Retransmitted)
 	}

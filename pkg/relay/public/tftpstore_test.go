@@ -593,7 +593,7 @@ func TestFilesPolicy(t *testing.T) {
 	}
 	c.refused("one/f", fileBusy)
 	st := r.Status(t.Context())
-	if svc := office(st).Services; svc[0].TFTP.Refused != 1 || svc[0].Errors[wordPolicy] != 1 || svc[1].TFTP.Running != 1 || st.Counters.Refused != 3 {
+	if svc := office(st).Services; svc[0].TFTP.Refused != 1 || svc[0].Errors[wordPolicy] != 1 || svc[1].Visitors != 1 || st.Counters.Refused != 3 {
 		t.Errorf("%+v, %+v", svc, st.Counters)
 	}
 }
