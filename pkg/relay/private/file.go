@@ -44,7 +44,6 @@ type file struct {
 	visitor netip.AddrPort
 
 	state  fileState
-	gone   bool         // the stream is
 	timer  evloop.Timer // asking and opening
 	open   *tftpd.Open  // since the request
 	cancel func()       // opening; may be nil
@@ -118,7 +117,7 @@ func (f *file) OnDrain() {
 
 // OnClose is the end of the stream. What was being written is given up, unless it is safe already.
 func (f *file) OnClose(err error) {
-	f.gone = true
+	f.state = fileOver
 	f.timer.Stop()
 	if f.cancel != nil {
 		f.cancel()
@@ -130,7 +129,6 @@ func (f *file) OnClose(err error) {
 		}
 		f.end.Abort(err)
 	}
-	f.state = fileOver
 	f.service.open.Add(-1)
 }
 
@@ -402,8 +400,11 @@ func (s *service) sameFiles(b Service) bool {
 	return err == nil && err2 == nil && os.SameFile(was, is)
 }
 
-// leave gives up what the services of s keep open and those of next, which may be nil, do not need.
+// leave gives up what the services of s keep open and those of next do not need. Either may be nil.
 func (s *services) leave(next *services) {
+	if s == nil {
+		return
+	}
 	for _, svc := range s.files {
 		web, ok := svc.store.(*tftpd.Web)
 		if ok && (next == nil || !slices.ContainsFunc(next.files, func(n *service) bool { return n.store == svc.store })) {
