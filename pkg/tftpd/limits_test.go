@@ -384,11 +384,6 @@ func TestClose(t *testing.T) {
 		opening := b.client()
 		opening.ask(1, "boot/other", "octet", "tsize", "0", "blksize", "1024")
 		b.heard()
-		b.Drain()
-		late := b.client()
-		_, err := late.get("boot/hello", "tsize", "0", "blksize", "1024")
-		wantError(t, err, 0, "The server is closing.")
-		reader.want2(data(3, content(5000)[1024:1536]), ack(2)) // goes on
 		b.Close()
 		for _, c := range []*client{reader, writer, opening} {
 			if p := c.hear(); !bytes.HasPrefix(p, errorPacket(0, "The server is closing")[:20]) {

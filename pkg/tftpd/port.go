@@ -30,7 +30,7 @@ type port struct {
 
 	turn atomic.Uint32 // of Server.Ports: the next one; any loop's
 
-	draining, closed bool
+	closed bool
 }
 
 func newPort(s *Server, l *evloop.Loop) *port {
@@ -125,7 +125,7 @@ func (p *port) request(b []byte, from evloop.PacketAddr, first []byte) {
 		p.refuse(asError(err), len(b), from)
 		return
 	}
-	if p.draining {
+	if p.closed {
 		p.refuse(errClosing, len(b), from)
 		return
 	}
@@ -285,7 +285,7 @@ func (p *port) close() {
 	if p.closed {
 		return
 	}
-	p.closed, p.draining = true, true
+	p.closed = true
 	for _, t := range p.peers {
 		if t.stays {
 			p.forget(t)

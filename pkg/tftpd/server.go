@@ -124,7 +124,7 @@ type Stats struct {
 // Refused counts requests that were refused, by cause.
 type Refused struct {
 	Malformed uint64 // no request by RFC 1350
-	Limit     uint64 // too many transfers, or shutting down
+	Limit     uint64 // too many transfers, or closed
 	Policy    uint64 // by Share.Admit, or to write where nothing may be written
 	NotFound  uint64 // Find or the store has no such file
 	Failed    uint64 // the store could not open the file for another reason
@@ -216,11 +216,6 @@ func (s *Server) listen(l *evloop.Loop, nc net.PacketConn) error {
 
 // Addr returns the address that Listen has bound.
 func (s *Server) Addr() netip.AddrPort { return s.port.conn.LocalAddr() }
-
-// Drain refuses what is new from now on; what runs goes on. From anywhere.
-func (s *Server) Drain() {
-	s.port.loop.Post(func() { s.port.draining = true })
-}
 
 // Close ends all transfers with an ERROR to their peers and frees the port, soon. From anywhere.
 func (s *Server) Close() {

@@ -76,7 +76,7 @@ func lanError(address string, err error) error {
 
 // find is Find of the server. It runs on the loop.
 func (n *lan) find(name string, _ netip.AddrPort) (*tftpd.Share, string, *tftp.Error) {
-	if n.draining {
+	if n.draining { // the next relay hears the client when it asks again
 		return nil, "", nil
 	}
 	path := "/" + name
@@ -161,10 +161,9 @@ func (n *lan) reloaded() {
 	}
 }
 
-// drain takes no requests any more, and ends with the last transfer, or with the timeout.
+// drain answers no requests any more, and ends with the last transfer, or with the timeout.
 func (n *lan) drain() {
 	n.draining = true
-	n.server.Drain()
 	n.loop.Arm(&n.deadline, n.relay.DrainTimeout, func() {
 		n.relay.log.Warn("drain timeout: transfers of TFTP are cut", "transfers", n.running)
 		n.over()

@@ -53,8 +53,11 @@ func (c *tftpClient) send(b []byte) {
 
 // receive returns the next packet of that kind that has that number.
 func (c *tftpClient) receive(op tftp.Opcode, block uint16) ([]byte, error) {
+	return c.receiveBefore(op, block, time.Now().Add(20*time.Second))
+}
+
+func (c *tftpClient) receiveBefore(op tftp.Opcode, block uint16, deadline time.Time) ([]byte, error) {
 	var buf [1024]byte
-	deadline := time.Now().Add(20 * time.Second)
 	for {
 		c.conn.SetReadDeadline(deadline)
 		n, from, err := c.conn.ReadFrom(buf[:])
@@ -239,6 +242,10 @@ func testLAN(t *testing.T, on func(*Relay)) {
 	if _, err := c.receive(tftp.OpData, 1); err != nil {
 		t.Fatal(err)
 	}
+	draining := make(chan struct{})
+	r.lan.loop.Post(func() { r.lan.drain(); close(draining) }) // as stop does
+	<-draining
+	late := newTFTPClient(t, server, tftp.OpRead, "boot/secret")
 	done := make(chan error)
 	go func() { done <- stop() }()
 	for block := uint16(1); ; block++ {
@@ -256,6 +263,10 @@ func testLAN(t *testing.T, on func(*Relay)) {
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+	// Its request came before all those ACKs.
+	if b, err := late.receiveBefore(tftp.OpData, 1, time.Now().Add(10*time.Millisecond)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%q, %v: want silence, so that it asks the next relay", b, err)
 	}
 }
 
