@@ -10,6 +10,7 @@
 //	go test ./pkg/e2e -run '^$' -bench BenchmarkTable -benchtime 1x
 //	go test ./pkg/e2e -run '^$' -bench 'BenchmarkTable/rr1$' -benchtime 1x -profile /tmp/prof
 //	go test ./pkg/e2e -run '^$' -bench 'BenchmarkTable/link-1$' -benchtime 1x -paths direct,culvert
+//	go test ./pkg/e2e -run '^$' -bench BenchmarkTFTP -benchtime 1x
 //
 // The tests need Linux (they read /proc and use 127.0.0.0/8 as many visitors), root for
 // those over an emulated link (see pkg/netem), and the programs that .ci/tools installs:

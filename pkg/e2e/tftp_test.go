@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -50,8 +51,9 @@ type tftpClient struct {
 	debian  string // the package
 	get     func(host, port, remote, local string) []string
 	put     func(host, port, remote, local string) []string
-	failed  []string // what it prints when it fails; its exit status alone does not tell
-	block   int      // bytes of a block, as the relay answers on loopback
+	failed  []string      // what it prints when it fails; its exit status alone does not tell
+	block   int           // bytes of a block, as the relay answers on loopback
+	limit   time.Duration // of one transfer; 0: tftpLimit
 }
 
 func hpa(mode string) tftpClient {
@@ -151,13 +153,17 @@ func (c tftpClient) run(ctx context.Context, t testing.TB, n *netem.Namespace, d
 // tftpLimit bounds one transfer.
 const tftpLimit = 3 * time.Minute
 
+func (c tftpClient) within(t testing.TB) context.Context {
+	return within(t, cmp.Or(c.limit, tftpLimit))
+}
+
 // fetch gets a file and returns the hash of what has come. The file is there also when the program failed.
 func (c tftpClient) fetch(t testing.TB, n *netem.Namespace, addr, remote string) (sum string, err error) {
 	t.Helper()
 	dir := tempDir(t)
 	local := filepath.Join(dir, "local")
 	host, port, _ := net.SplitHostPort(addr)
-	if err := c.run(within(t, tftpLimit), t, n, dir, c.get(host, port, remote, local)); err != nil {
+	if err := c.run(c.within(t), t, n, dir, c.get(host, port, remote, local)); err != nil {
 		return "", err
 	}
 	defer os.Remove(local) // it may be large, and others wait for the disk
@@ -168,7 +174,7 @@ func (c tftpClient) fetch(t testing.TB, n *netem.Namespace, addr, remote string)
 func (c tftpClient) store(t testing.TB, n *netem.Namespace, addr, remote, local string) error {
 	t.Helper()
 	host, port, _ := net.SplitHostPort(addr)
-	return c.run(within(t, tftpLimit), t, n, tempDir(t), c.put(host, port, remote, local))
+	return c.run(c.within(t), t, n, tempDir(t), c.put(host, port, remote, local))
 }
 
 // fileSum is the hash of a file, or says why there is none.
