@@ -64,7 +64,7 @@ func TestTFTPCut(t *testing.T) {
 						t.Parallel()
 						// One whose file is not open yet is told after 20 s that it cannot be had now.
 						eventually(t, "the clients to begin", func() bool { return s.transfers() == clients })
-						s.link.awaitTotal(s.link.total() + 1<<20)
+						s.link.awaitTotal(s.link.total() + 8<<20) // of all of them
 						s.link.setRefuse(true)
 						if s.link.cut() == 0 {
 							t.Error("nothing was cut")
