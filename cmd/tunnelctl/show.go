@@ -475,7 +475,7 @@ func addCommand(at *where) *cobra.Command {
 		Short: "Make a join token for a new site, or for another private relay of a site",
 		Long: "Make a join token. It is a secret, works once, and expires.\n\n" +
 			"With --publish it is for a new site, or replaces the private relay of one that is there. A pattern is a URL: " +
-			"https://*.example.com, http://files.example.com/pub, wss://..., rtsp://cams.example.com/*, tcp://:15000-15999, udp://:5514.\n\n" +
+			"https://*.example.com, http://files.example.com/pub, wss://..., rtsp://cams.example.com/*, tcp://:15000-15999, udp://:5514, tftp:///boot/*.\n\n" +
 			"With --stand-by it is for another private relay of the site, with a key of its own, which takes over when the first one fails.",
 		Args: usage(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
