@@ -28,8 +28,6 @@ type port struct {
 	gone     gone
 	scratch  []byte
 
-	turn atomic.Uint32 // of Server.Ports: the next one; any loop's
-
 	closed bool
 }
 

@@ -90,7 +90,7 @@ type Server struct {
 	MaxBlock int
 
 	// Ports are the first and the last port of a range: each transfer gets one of its own, as RFC 1350 has it, for clients
-	// that insist on that. Zero: all is answered from the port that was asked, which clients take, and firewalls
+	// that insist on that; at random, so that who forges addresses cannot forge what follows. Zero: all is answered from the port that was asked, which clients take, and firewalls
 	// and NAT let pass.
 	Ports [2]uint16
 

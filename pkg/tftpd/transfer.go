@@ -3,6 +3,7 @@ package tftpd
 import (
 	"bytes"
 	"errors"
+	"math/rand/v2"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -240,8 +241,9 @@ func (t *Transfer) bind() error {
 		addr = t.port.conn.LocalAddr().Addr()
 	}
 	n := uint32(last) - uint32(first) + 1
-	for range min(n, maxTries) {
-		port := uint32(first) + (t.port.turn.Add(1)-1)%n
+	at := rand.Uint32N(n) // nobody who does not hear the answer knows where to send an ACK
+	for i := range min(n, maxTries) {
+		port := uint32(first) + (at+i)%n
 		c, err := t.lane.loop.ListenPacket("udp", netip.AddrPortFrom(addr, uint16(port)).String(), t.arrived)
 		if err == nil {
 			t.conn = c
