@@ -27,6 +27,7 @@ type sender struct {
 	size    int64         // of the file, if last is known
 	began   time.Duration // when the oldest block under way was sent, at least
 	back    time.Duration // when it last went back
+	resent  int64         // the last block that may have been sent again for nothing: see onAck
 	starved bool          // Source said Wait
 	pumping bool          // pump is calling others
 	woken   bool          // meanwhile Wake was called
@@ -60,7 +61,7 @@ func (t *Transfer) pump() {
 			t.stats.Retransmitted++
 		} else {
 			t.top = t.next + 1
-			t.timed, t.timedAt = t.next, t.now
+			t.timed, t.timedAt, t.again = t.next, t.now, false
 			if t.mark < 0 {
 				t.mark, t.markAt = t.next, t.now
 			}
@@ -111,7 +112,9 @@ func (t *Transfer) take(b *[]byte, n int64) bool {
 func (t *Transfer) goBack() {
 	t.next = t.acked + 1
 	t.began, t.back = t.now, t.now
-	t.timed = -1
+	if t.again = true; t.window() == 1 || t.timed == anyBlock {
+		t.timed = -1
+	}
 	t.pump()
 }
 
@@ -143,6 +146,9 @@ func (t *Transfer) onAck(number uint16) {
 	case answering:
 		if number == 0 && !t.starved {
 			t.passed(0)
+			if t.window() > 1 {
+				t.srtt, t.rto = 0, t.initialRTO() // windows take longer than that
+			}
 			t.proven = true
 			t.timer = none
 			t.phase = sending
@@ -158,9 +164,12 @@ func (t *Transfer) onAck(number uint16) {
 	t.heard = t.now
 	if n == 0 {
 		// In lockstep that is a duplicate and means nothing (rfc1123#section-4.2.3.1). In a window the first block was lost,
-		// unless the ACK is older than the window.
+		// unless the ACK is older than the window, or answers blocks that were sent again for nothing. Those are before what was
+		// sent once, until an ACK of which it may well be: a path that is slow would be filled with windows that are sent again
+		// because windows were sent again.
 		t.stats.Duplicates++
-		if t.window() > 1 && t.outstanding() && t.now-t.began >= t.quiet() {
+		if t.window() > 1 && t.outstanding() && t.acked > t.resent && t.now-t.began >= t.quiet() {
+			t.resent = t.top - 1
 			t.goBack()
 		}
 		return
@@ -169,7 +178,9 @@ func (t *Transfer) onAck(number uint16) {
 	t.moved = t.now
 	t.acked += n
 	t.passed(t.acked)
-	t.guess(t.back)
+	if t.window() == 1 {
+		t.guess(t.back)
+	}
 	t.stats.Blocks += n
 	t.stats.Bytes += n * int64(t.opts.blockSize())
 	if t.last != 0 && t.acked == t.last {

@@ -103,7 +103,8 @@ type Transfer struct {
 	rto          time.Duration // with its back-off
 	timed        int64         // the block whose ACK (sender) or arrival (receiver) tells a round trip, sent or asked for once; -1: none; or anyBlock
 	timedAt      time.Duration
-	guesses      int // since then
+	again        bool  // timed was sent again since, in a window
+	guesses      uint8 // since a round trip was measured
 
 	// The least round trip is that of a block which was marked, from when it was sent or asked for first: never less than
 	// the path has.
@@ -226,8 +227,9 @@ func start(cfg Config, now time.Time) *Transfer {
 		mark:  -1,
 		next:  1,
 		sender: sender{
-			top:  1,
-			back: -time.Hour,
+			top:    1,
+			back:   -time.Hour,
+			resent: -1,
 		},
 		receiver: receiver{
 			ackedAt: -time.Hour,
@@ -423,10 +425,11 @@ func (t *Transfer) Tick(now time.Time) {
 		if t.outstanding() {
 			longest := t.rto == t.maxRTO()
 			t.backOff()
+			t.resent = t.top - 1
 			t.goBack()
 			if longest && t.outstanding() {
 				// Longer round trips are not believed in: what comes now answers this.
-				t.timed, t.timedAt = anyBlock, t.now
+				t.timed, t.timedAt, t.again = anyBlock, t.now, false
 				t.mark, t.markAt = t.acked, t.now
 			}
 		} else {
@@ -580,11 +583,14 @@ func (t *Transfer) guess(repeated time.Duration) {
 	}
 }
 
-// passed measures when a block has got through, and others before it.
+// passed measures when a block has got through, and others before it. If a window was sent again, and the answer comes so soon that it
+// is one to the first time, that was too early, and is measured, too.
 func (t *Transfer) passed(n int64) {
 	if n == t.timed || t.timed == anyBlock {
 		t.timed = -1
-		t.measure(max(t.now-t.timedAt, 1))
+		if !t.again || t.now-t.back < max(t.quiet(), t.srtt/2) {
+			t.measure(max(t.now-t.timedAt, 1))
+		}
 	}
 	if t.mark < 0 || n < t.mark {
 		return

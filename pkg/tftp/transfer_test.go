@@ -668,7 +668,8 @@ func TestTranscripts(t *testing.T) {
 			< DATA 2 16
 			< DATA 3 16
 			< DATA 4 0
-			+200ms
+			+999ms // what the option acknowledgement took says nothing about a window
+			+1ms
 			< DATA 1 16
 			< DATA 2 16
 			< DATA 3 16
@@ -855,7 +856,7 @@ func TestTranscripts(t *testing.T) {
 			< DATA 2 16
 			ready 48
 			< DATA 3 16
-			+199ms
+			+999ms
 			+1ms
 			< DATA 1 16
 			< DATA 2 16
