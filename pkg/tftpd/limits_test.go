@@ -404,3 +404,42 @@ func TestClose(t *testing.T) {
 		}
 	})
 }
+
+// TestCloseLingering closes a Server whose transfer on a port of its own is over and repeats its last ACK: the port is free.
+func TestCloseLingering(t *testing.T) {
+	onEvery(t, func(t *testing.T, w way) {
+		nc, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		own := nc.LocalAddr().(*net.UDPAddr)
+		nc.Close()
+		b := newBench(t, w, func(b *bench) { b.Ports = [2]uint16{uint16(own.Port), uint16(own.Port)} })
+		c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := newClient(t, c)
+		client.WriteToUDPAddrPort(request(2, "boot/new", "octet"), b.Addr())
+		p := make([]byte, 100)
+		if n, from, err := client.ReadFromUDPAddrPort(p); err != nil || !bytes.Equal(p[:n], ack(0)) || int(from.Port()) != own.Port {
+			t.Fatalf("got %s from %v, %v", show(p[:n]), from, err)
+		}
+		client.WriteToUDPAddrPort(data(1, nil), own.AddrPort())
+		if n, _, err := client.ReadFromUDPAddrPort(p); err != nil || !bytes.Equal(p[:n], ack(1)) {
+			t.Fatalf("got %s, %v", show(p[:n]), err)
+		}
+		b.settled()
+		b.Close()
+		for start := time.Now(); ; time.Sleep(time.Millisecond) { // loops close it in their own time
+			nc, err := net.ListenUDP("udp4", own)
+			if err == nil {
+				nc.Close()
+				return
+			}
+			if time.Since(start) > 5*time.Second {
+				t.Fatalf("5 s after Close: %v", err)
+			}
+		}
+	})
+}

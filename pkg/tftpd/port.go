@@ -287,9 +287,8 @@ func (p *port) close() {
 	for _, t := range p.peers {
 		if t.stays {
 			p.forget(t)
-		} else {
-			t.lane.do(t, shut, nil)
 		}
+		t.lane.do(t, shut, nil)
 	}
 	left := 1
 	done := func() {
