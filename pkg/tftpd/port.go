@@ -374,13 +374,14 @@ const (
 	shut                  // the Server closes
 
 	// To the port.
-	proved  // see port.proven
-	ended   // it is over
-	past    // it is over, and what still comes of it is to be borne
-	stays   // it is over, but repeats its last ACK
-	forgot  // it does not any more
-	anew    // it is over, and is to be begun again
-	sending // a datagram to send
+	proved   // see port.proven
+	ended    // it is over
+	past     // it is over, and what still comes of it is to be borne
+	stays    // it is over, but repeats its last ACK
+	forgot   // it does not any more
+	anew     // it is over, and is to be begun again
+	sending  // a datagram to send
+	returned // a datagram that came too late for it
 )
 
 // batch is what a lane has gathered.
@@ -452,6 +453,8 @@ func (p *port) hear(t *Transfer, a action, b []byte) {
 		}
 	case sending:
 		p.conn.WriteTo(b, t.peer())
+	case returned:
+		p.receive(b, t.peer())
 	}
 }
 

@@ -276,6 +276,9 @@ func (t *Transfer) receive(b []byte) {
 		t.calling = true
 		t.machine.Receive(b, t.now())
 		t.settle()
+		if t.displaced() {
+			t.lane.tell(t, returned, b)
+		}
 	case opcode(b) == tftp.OpError: // it does not want to wait
 		t.finish(&tftp.Error{Text: "The client has given up.", Remote: true})
 	}
@@ -303,6 +306,12 @@ func (t *Transfer) call() {
 		t.calling = true
 		t.settle()
 	}
+}
+
+// displaced decides, when the peer has just proven itself, whether that was in time. Otherwise the transfer has made room and does nothing any
+// more: the packet goes back to the port, where it begins another one.
+func (t *Transfer) displaced() bool {
+	return t.machine != nil && t.machine.Proven() && !t.standing.CompareAndSwap(unproven, proven) && t.standing.Load() == displaced
 }
 
 // settle tells the machine what it is to be told, and does what it has made necessary. It comes after each call of it.
@@ -344,13 +353,11 @@ func (t *Transfer) settle() {
 	case t.over:
 		t.linger()
 		return
+	case t.displaced():
+		return // drop comes
 	case m.Proven() && !t.proven:
 		t.proven = true
-		if t.standing.CompareAndSwap(unproven, proven) {
-			t.lane.tell(t, proved, nil)
-		} else if t.standing.Load() == displaced {
-			return // drop comes
-		}
+		t.lane.tell(t, proved, nil)
 		if t.reader != nil {
 			t.reader.Ahead(aheadProven)
 		}
@@ -500,6 +507,9 @@ func (t *Transfer) tick() {
 
 // send sends a datagram of the machine.
 func (t *Transfer) send(b []byte) {
+	if t.displaced() {
+		return // it would be answered, and another transfer gets the answers
+	}
 	t.spoken = true
 	if len(b) > len(t.asked) && (t.machine == nil || !t.machine.Proven()) && !t.port.srv.bare.take(int64(len(b)), t.now()) {
 		t.port.srv.counts.dropped.Add(1) // the request may come again
