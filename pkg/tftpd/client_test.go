@@ -397,6 +397,7 @@ func bytesOf(n int) []byte {
 
 // A file arrives whole, whatever the server makes of options.
 func TestClient(t *testing.T) {
+	t.Parallel()
 	eachLoop(t, func(t *testing.T, l *evloop.Loop) {
 		for _, kind := range []string{"old", "modern", "strict"} {
 			e := &elsewhere{}
@@ -557,6 +558,7 @@ func TestClientStrangers(t *testing.T) {
 
 // Who does not answer is not waited for, and the next address is asked.
 func TestClientSilence(t *testing.T) {
+	t.Parallel()
 	eachLoop(t, func(t *testing.T, l *evloop.Loop) {
 		deaf := (&elsewhere{silent: true}).start(t)
 		c := &Client{Patience: 200 * time.Millisecond}
@@ -645,6 +647,7 @@ func TestClientAbort(t *testing.T) {
 
 // After cancel there is no answer.
 func TestClientCancel(t *testing.T) {
+	t.Parallel()
 	eachLoop(t, func(t *testing.T, l *evloop.Loop) {
 		e := &elsewhere{silent: true}
 		server := e.start(t)

@@ -185,6 +185,7 @@ func (s *sipper) OnClose(error) {}
 
 // A feed does not run ahead of a handler that takes less than comes.
 func TestFeedWaits(t *testing.T) {
+	t.Parallel()
 	l := storeLoop(t)
 	const pieces = 64
 	over := make(chan struct{})

@@ -64,6 +64,7 @@ func TestFolderSpecial(t *testing.T) {
 
 // While links change all the time, nothing but the files of the folder is read, whole, and nothing outside is written.
 func TestFolderSwapped(t *testing.T) {
+	t.Parallel()
 	l := storeLoop(t)
 	content := strings.Repeat("inside", 50000)
 	f, dir := testFolder(t, map[string]string{"a/file": content, "b/file": content})

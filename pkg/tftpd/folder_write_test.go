@@ -46,6 +46,7 @@ func onStoreCore(t testing.TB, f func(l *evloop.Loop)) {
 
 // Whenever an upload is ended, the old file is there as it was, and no other; or all of the new one.
 func TestFolderKilled(t *testing.T) {
+	t.Parallel()
 	content := bytes.Repeat([]byte("0123456789abcdef"), 40<<10/16)
 	for _, how := range []string{"abort", "close", "core"} {
 		for kill := 0; kill <= len(content)/512; kill += 10 {

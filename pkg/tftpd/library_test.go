@@ -540,6 +540,7 @@ func TestAskedAgainWhileWaiting(t *testing.T) {
 }
 
 func TestStorm(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T, l *evloop.Loop, on func(func())) {
 		data := text(1 << 20)
 		s := &shelf{files: map[string]book{"f": {data: data, version: "1"}}}
@@ -848,6 +849,7 @@ func TestNoRoom(t *testing.T) {
 
 // A file without a version is shared by those who trust the same answer, and not kept.
 func TestStormWithoutVersion(t *testing.T) {
+	t.Parallel()
 	inBubble(t, func(t *testing.T, l *evloop.Loop, on func(func())) {
 		data := text(1 << 20)
 		s := &shelf{files: map[string]book{"f": {data: data}}}
@@ -1231,6 +1233,7 @@ func TestConnAsEnd(t *testing.T) {
 
 // Libraries of several loops take each other's room, and the bound holds all the time.
 func TestCacheOfManyLoops(t *testing.T) {
+	t.Parallel()
 	const loops, files, size = 4, 6, 100_000
 	core, err := evloop.New(evloop.Config{Portable: true, Loops: loops})
 	if err != nil {
@@ -1337,6 +1340,7 @@ func TestFailureAtOnce(t *testing.T) {
 
 // TestLibraryRandom does what comes to its mind, and checks every byte and the bound after each step.
 func TestLibraryRandom(t *testing.T) {
+	t.Parallel()
 	const steps = 2000
 	evicted, moved := uint64(0), 0
 	for seed := range uint64(8) {

@@ -252,6 +252,7 @@ func TestOriginBusy(t *testing.T) {
 
 // Files go through one server and a second one behind it, many at a time, each of which wants its own.
 func TestOriginChain(t *testing.T) {
+	t.Parallel()
 	eachLoop(t, func(t *testing.T, l *evloop.Loop) {
 		serve := func(s Store) string {
 			share := &Share{Loop: l, Store: s, Write: true}
@@ -300,6 +301,7 @@ func TestOriginChain(t *testing.T) {
 
 // Many machines that ask for a file at once are read it once.
 func TestOriginStorm(t *testing.T) {
+	t.Parallel()
 	eachLoop(t, func(t *testing.T, l *evloop.Loop) {
 		want := bytesOf(500_000)
 		e := &elsewhere{files: map[string][]byte{"f": want}}

@@ -87,6 +87,7 @@ func TestReplace(t *testing.T) {
 // TestAnew repeats a request in the middle of a transfer: at once, when it is a duplicate, and after a pause, when the
 // client has forgotten the transfer.
 func TestAnew(t *testing.T) {
+	t.Parallel()
 	onEvery(t, func(t *testing.T, w way) {
 		b := newBench(t, w, func(b *bench) { b.store.files["large"] = content(5000) })
 		c := b.client()
@@ -109,6 +110,7 @@ func TestAnew(t *testing.T) {
 
 // TestLate sends what comes late: ACKs of a file that was read, of an ERROR, and the last block of one that was written.
 func TestLate(t *testing.T) {
+	t.Parallel()
 	onEvery(t, func(t *testing.T, w way) {
 		b := newBench(t, w, nil)
 		c := b.client()

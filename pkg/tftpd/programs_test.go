@@ -14,6 +14,7 @@ import (
 
 // TestPrograms has the clients that are installed here read and write.
 func TestPrograms(t *testing.T) {
+	t.Parallel()
 	file := content(300_000)
 	for _, w := range ways[:2] {
 		for _, ports := range []bool{false, true} {

@@ -520,6 +520,7 @@ func content(n int) []byte {
 
 // TestRead reads files of all interesting sizes.
 func TestRead(t *testing.T) {
+	t.Parallel()
 	onEvery(t, func(t *testing.T, w way) {
 		b := newBench(t, w, nil)
 		n := 0
@@ -548,6 +549,7 @@ func TestRead(t *testing.T) {
 
 // TestWrite writes them.
 func TestWrite(t *testing.T) {
+	t.Parallel()
 	onEvery(t, func(t *testing.T, w way) {
 		b := newBench(t, w, nil)
 		for _, size := range []int{0, 1, 511, 512, 513, 100_000} {

@@ -55,6 +55,7 @@ func (g *got) tell(err error) {
 // A rack boots: each file is read from its folder once, and a new one is there as soon as it is written.
 func TestRackBoots(t *testing.T) {
 	onEvery(t, func(t *testing.T, w way) {
+		t.Parallel()
 		dir := t.TempDir()
 		root, err := os.OpenRoot(dir)
 		if err != nil {

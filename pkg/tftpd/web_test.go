@@ -360,6 +360,7 @@ func TestWebCoreClose(t *testing.T) {
 
 // A server that says nothing for long is given up, but a reader may stand still for as long as it likes.
 func TestWebStall(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		core, err := evloop.New(evloop.Config{Loops: 1, Portable: true})
 		if err != nil {
