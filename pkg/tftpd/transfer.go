@@ -269,7 +269,7 @@ func (t *Transfer) arrived(b []byte, from evloop.PacketAddr) {
 func (t *Transfer) receive(b []byte) {
 	switch {
 	case t.over && !t.lingers:
-	case !t.spoken && t.standing.Load() == proven: // it answers what was sent before the transfer made room
+	case !t.spoken && t.standing.Load() == proven && opcode(b) != tftp.OpError: // it answers what was sent before the transfer made room
 		t.first = bytes.Clone(b)
 	case t.machine != nil:
 		t.heard = t.now()
