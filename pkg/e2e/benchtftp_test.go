@@ -128,7 +128,7 @@ func profileRelay(b *testing.B, s *system, name string) (stop func()) {
 func benchTFTPFar(b *testing.B, out *bytes.Buffer) {
 	b.ReportMetric(0, "ns/op")
 	folder := publicFolder(b)
-	const size = 16 << 20
+	const size = 64 << 20
 	makeFile(b, filepath.Join(folder, "data"), size)
 	near := startForwarder(b, startTFTPD(b, nil, "atftpd", folder), 25*time.Millisecond)
 	l := newLink(b, netem.Config{Rate: 1e9})

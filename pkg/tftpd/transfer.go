@@ -43,6 +43,7 @@ type Transfer struct {
 	machine *tftp.Transfer     // nil: the file is being opened
 	cancel  func()             // of the opening
 	reader  *Reader            // what is sent
+	ahead   int64              // bytes that are fetched beyond what the peer has
 	end     evloop.End         // where to put what comes
 	conn    *evloop.PacketConn // of Server.Ports
 	timer   evloop.Timer
@@ -83,8 +84,9 @@ const (
 )
 
 const (
-	aheadProven = 1 << 20 // bytes that are fetched ahead for a client which is there
-	plainBlock  = 1448    // bytes of a block that every route carries
+	aheadProven = 1 << 20  // bytes that are fetched ahead for a client which is there
+	aheadMost   = 16 << 20 // and for one that has taken half of that already: what a fast and long way holds
+	plainBlock  = 1448     // bytes of a block that every route carries
 )
 
 // Why transfers end, beside what clients and stores say. Share.End may get the first two.
@@ -358,9 +360,7 @@ func (t *Transfer) settle() {
 	case m.Proven() && !t.proven:
 		t.proven = true
 		t.lane.tell(t, proved, nil)
-		if t.reader != nil {
-			t.reader.Ahead(aheadProven)
-		}
+		t.fetch(aheadProven)
 	}
 	if t.closed {
 		t.finish(t.err)
@@ -368,11 +368,22 @@ func (t *Transfer) settle() {
 	}
 	if t.reader != nil {
 		t.reader.Forget(m.Acked())
+		if n := min(2*m.Acked(), aheadMost); n >= t.ahead+aheadProven {
+			t.fetch(n)
+		}
 	}
 	t.arm(m.Deadline())
 	if b := t.first; b != nil && t.spoken {
 		t.first = nil
 		t.receive(b)
+	}
+}
+
+// fetch has so many bytes be fetched ahead of what the client has.
+func (t *Transfer) fetch(n int64) {
+	if t.reader != nil {
+		t.ahead = n
+		t.reader.Ahead(int(n))
 	}
 }
 
