@@ -154,7 +154,7 @@ func TestTFTPLoss(t *testing.T) {
 			l := newLink(t, path)
 			folder := tempDir(t)
 			// hpa and atftp wait 5 s for each packet that is lost. The others have more time, so they get more.
-			few, many := int64(100_000), int64(400_000)
+			few, many := int64(40_000), int64(200_000)
 			switch {
 			case path.Loss > 0.1:
 				few, many = 2_500, 20_000
@@ -184,12 +184,12 @@ func TestTFTPLoss(t *testing.T) {
 					t.Run(c.name+"/get", func(t *testing.T) {
 						t.Parallel()
 						got, err := c.fetch(t, l.Inside, s.tftp, sizeName(size))
-						judge(t, path, got, sums[size], err)
+						judge(t, path, got, sums[size], err, c.name == "atftp-window")
 					})
 					t.Run(c.name+"/put", func(t *testing.T) {
 						t.Parallel()
 						err := c.store(t, l.Inside, s.tftp, "up-"+c.name, filepath.Join(folder, sizeName(size)))
-						judge(t, path, fileSum(filepath.Join(folder, "up-"+c.name)), sums[size], err)
+						judge(t, path, fileSum(filepath.Join(folder, "up-"+c.name)), sums[size], err, c.name == "curl")
 					})
 				}
 			})
@@ -201,12 +201,12 @@ func TestTFTPLoss(t *testing.T) {
 	}
 }
 
-// judge checks what has come over a path that may be too bad for a client, if it loses a tenth. atftp does not bear that
-// an answer with options comes twice.
-func judge(t *testing.T, path netem.Config, got, want string, err error) {
+// judge checks what has come over a path that may be too bad for a client, if it loses a tenth. Two of them do not bear that an answer with
+// options comes twice: atftp gives up, and curl leaves out some of what it puts, so that it is refused.
+func judge(t *testing.T, path netem.Config, got, want string, err error, frail bool) {
 	t.Helper()
 	switch {
-	case err != nil && path.Loss < 0.1 && !strings.Contains(err.Error(), "unexpected OACK"):
+	case err != nil && path.Loss < 0.1 && !(frail && path.Duplicate > 0):
 		t.Errorf("seed %d: %v", path.Seed, err)
 	case err != nil:
 		t.Logf("seed %d: %v", path.Seed, err)
