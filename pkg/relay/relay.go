@@ -15,6 +15,7 @@ package relay
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 )
 
 // WireVersion is the version of the link handshake and of the frames after it.
@@ -39,6 +40,14 @@ const (
 	MaxAnnounce = 1 << 20 // bytes of an announcement or of the reply to it
 	MaxServices = 4096    // services in an announcement
 )
+
+// PortError says what to do if err is that a relay may not open a port.
+func PortError(err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: ports below 1024 want CAP_NET_BIND_SERVICE: write it into AmbientCapabilities of the unit, or have the service manager open the socket", err)
+	}
+	return err
+}
 
 // CheckName reports what is wrong with the name of a site or a service: it has 1
 // to MaxName letters, digits, dots, dashes and underscores, and starts with a

@@ -5,11 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"net/netip"
+	"os"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -713,4 +717,14 @@ func FuzzURL(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestPortError(t *testing.T) {
+	denied := &net.OpError{Op: "listen", Net: "udp", Err: os.NewSyscallError("bind", syscall.EACCES)}
+	if err := PortError(denied); !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "CAP_NET_BIND_SERVICE") {
+		t.Error(err)
+	}
+	if taken := os.NewSyscallError("bind", syscall.EADDRINUSE); PortError(taken) != error(taken) {
+		t.Error(PortError(taken))
+	}
 }

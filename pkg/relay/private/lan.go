@@ -2,9 +2,7 @@ package private
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -57,21 +55,13 @@ func (r *Relay) listenLAN() error {
 		err = n.server.Listen(n.loop, "udp", r.TFTP)
 	}
 	if err != nil {
-		return lanError(r.TFTP, err)
+		return fmt.Errorf("listen.tftp %q: %w", r.TFTP, relay.PortError(err))
 	}
 	r.mu.Lock()
 	r.lan = n
 	r.mu.Unlock()
 	r.log.Info("listening", "for", "tftp", "address", n.server.Addr())
 	return nil
-}
-
-// lanError says what to do about a port that cannot be opened.
-func lanError(address string, err error) error {
-	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("listen.tftp %q: %w: ports below 1024 want CAP_NET_BIND_SERVICE: write it into AmbientCapabilities of the unit, or have the service manager open the socket", address, err)
-	}
-	return fmt.Errorf("listen.tftp %q: %w", address, err)
 }
 
 // find is Find of the server. It runs on the loop.

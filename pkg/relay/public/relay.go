@@ -306,7 +306,7 @@ func (r *Relay) Listen() error {
 	}
 	if r.TFTP != "" { // before there are services
 		if err := r.listenTFTP(); err != nil {
-			return fmt.Errorf("listener tftp %q: %w", r.TFTP, err)
+			return fmt.Errorf("listener tftp %q: %w", r.TFTP, relay.PortError(err))
 		}
 	}
 	for _, l := range []struct {
