@@ -230,6 +230,46 @@ func TestFlood(t *testing.T) {
 	}
 }
 
+// TestWriteFlood has many addresses that are not there announce files: few of them are made at a time, and one who is there writes his.
+func TestWriteFlood(t *testing.T) {
+	b, n := netBench(t, 1, nil)
+	for i := range 5 * maxWrites {
+		n.say(spoofed(i), request(2, "boot/new", "octet"))
+	}
+	writer := netip.MustParseAddrPort("198.51.100.2:1000")
+	packets := make(chan []byte, 100)
+	n.mu.Lock()
+	n.recv[writer] = func(b []byte) { packets <- b }
+	n.mu.Unlock()
+	want := func(p []byte) {
+		t.Helper()
+		select {
+		case got := <-packets:
+			if !bytes.Equal(got, p) {
+				t.Fatalf("got %s, want %s", show(got), show(p))
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("got nothing: %+v", b.Stats())
+		}
+	}
+	n.say(writer, request(2, "boot/mine", "octet"))
+	want(ack(0))
+	for i := range 2 * maxWrites { // it makes room
+		n.say(spoofed(10_000+i), request(2, "boot/new", "octet"))
+	}
+	on(b.core.Loop(1), func() {})
+	on(b.core.Loop(0), func() {})
+	if st := b.Stats(); st.Unproven != maxWrites {
+		t.Errorf("counted %+v", st)
+	}
+	n.say(writer, data(1, []byte("mine")))
+	want(ack(0))
+	want(ack(1))
+	if got := b.store.written["mine"]; string(got) != "mine" {
+		t.Errorf("written %q", got)
+	}
+}
+
 // TestMadeRoom has a client answer when its transfer has made room for others: it begins again, and gets the file.
 func TestMadeRoom(t *testing.T) {
 	for loop := range 2 {

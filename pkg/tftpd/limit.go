@@ -97,11 +97,11 @@ func (c *chain) remove(t *Transfer) {
 }
 
 // gone are addresses whose transfer, or refusal, was over a short while ago: what still comes from there is nothing to complain
-// about. Of a transfer that has made room the request is kept: should the client be there, its first packet begins it again.
-// If there are very many, the oldest are forgotten early.
+// about. Of a transfer that has made room, or was given up before the client was heard of, the request is kept: should the client be
+// there, its first packet begins it again, even if that was lost a few times. If there are very many, the oldest are forgotten early.
 type gone struct {
 	of    map[evloop.PacketAddr]goneOne
-	queue []evloop.PacketAddr // in the order of their end; one that came again is there twice
+	queue []evloop.PacketAddr // in the order of their end, of the transfers'; one that came again is there twice
 }
 
 type goneOne struct {
@@ -110,8 +110,9 @@ type goneOne struct {
 }
 
 const (
-	goneTime = 5 * time.Second
-	maxGone  = 8192
+	goneTime  = 5 * time.Second
+	askedTime = 20 * time.Second // with a request: clients repeat their first packet every 5 or 6 seconds
+	maxGone   = 8192
 )
 
 func (g *gone) add(a evloop.PacketAddr, asked string, now time.Time) {
@@ -124,7 +125,11 @@ func (g *gone) add(a evloop.PacketAddr, asked string, now time.Time) {
 		n++
 	}
 	g.queue = append(g.queue[n:], a)
-	g.of[a] = goneOne{now.Add(goneTime), asked}
+	wait := goneTime
+	if asked != "" {
+		wait = askedTime
+	}
+	g.of[a] = goneOne{now.Add(wait), asked}
 }
 
 // find returns what is known of a.

@@ -131,6 +131,7 @@ func TestErrors(t *testing.T) {
 			{"from afar", func(m *memory) {
 				m.openErr = fmt.Errorf("origin: %w", &tftp.Error{Code: tftp.CodeAccess, Text: "/srv/tftp/x: permission denied", Remote: true})
 			}, 2, "Access denied.", ""},
+			{"silence from afar", func(m *memory) { m.openErr = fmt.Errorf("tftp://192.0.2.1: %w", tftp.ErrTimeout) }, 0, "The file cannot be had now.", "192.0.2.1"},
 			{"cut", func(m *memory) { m.cut = 100 << 10 }, 0, "The file cannot be had now.", "/dev/sdb1"},
 			{"cut, size unknown", func(m *memory) { m.cut = 100 << 10; m.unsized = true }, 0, "The file cannot be had now.", "/dev/sdb1"},
 		} {

@@ -25,6 +25,7 @@ type port struct {
 	running  int
 	sources  map[netip.Addr]*source
 	unproven chain
+	writes   chain // of those: that write
 	gone     gone
 	scratch  []byte
 
@@ -34,7 +35,7 @@ type port struct {
 func newPort(s *Server, l *evloop.Loop) *port {
 	return &port{
 		srv: s, loop: l, lanes: make(map[*evloop.Loop]*lane), peers: make(map[evloop.PacketAddr]*Transfer),
-		sources: make(map[netip.Addr]*source), unproven: chain{which: inAll}, over: chain{which: inAll},
+		sources: make(map[netip.Addr]*source), unproven: chain{which: inAll}, writes: chain{which: ofWrites}, over: chain{which: inAll},
 	}
 }
 
@@ -138,7 +139,8 @@ func (p *port) request(b []byte, from evloop.PacketAddr, first []byte) {
 	src := p.sources[addr]
 	// Size is not answered in netascii, and may not be known.
 	bare := req.Op == tftp.OpRead && req.Options.Block == 0 && req.Options.Window == 0 && req.Options.Timeout == 0
-	if !p.makeRoom(src, bare, first == nil) {
+	write := req.Op == tftp.OpWrite
+	if !p.makeRoom(src, bare, write, first == nil) {
 		p.refuse(errTooMany, len(b), from)
 		return
 	}
@@ -170,6 +172,9 @@ func (p *port) request(b []byte, from evloop.PacketAddr, first []byte) {
 	}
 	p.unproven.add(t)
 	src.unproven.add(t)
+	if write {
+		p.writes.add(t)
+	}
 	if bare {
 		src.bare++
 	}
@@ -179,7 +184,7 @@ func (p *port) request(b []byte, from evloop.PacketAddr, first []byte) {
 
 // makeRoom makes room for a transfer of src, which is nil if it has none, by ending those that have proven nothing. It reports false if
 // there is none.
-func (p *port) makeRoom(src *source, bare, isUnproven bool) bool {
+func (p *port) makeRoom(src *source, bare, write, isUnproven bool) bool {
 	s := p.srv
 	if src != nil {
 		for bare && isUnproven && src.bare >= maxBare {
@@ -205,6 +210,9 @@ func (p *port) makeRoom(src *source, bare, isUnproven bool) bool {
 	for isUnproven && p.unproven.n >= max(1, s.MaxTransfers/unprovenShare) {
 		p.displace(p.unproven.oldest)
 	}
+	for write && isUnproven && p.writes.n >= maxWrites {
+		p.displace(p.writes.oldest)
+	}
 	return true
 }
 
@@ -228,6 +236,9 @@ func (p *port) proven(t *Transfer) {
 	t.known = true
 	p.unproven.remove(t)
 	t.source.unproven.remove(t)
+	if t.Request.Op == tftp.OpWrite {
+		p.writes.remove(t)
+	}
 	if t.bare {
 		t.source.bare--
 	}
@@ -259,6 +270,8 @@ func (p *port) ended(t *Transfer, a action) {
 	switch {
 	case a == past:
 		p.gone.add(t.peer(), "", p.loop.Now())
+	case a == unheard:
+		p.gone.add(t.peer(), t.asked, p.loop.Now())
 	case a == stays && !p.closed:
 		if p.over.n >= p.srv.MaxTransfers {
 			p.forget(p.over.oldest)
@@ -377,6 +390,7 @@ const (
 	proved   // see port.proven
 	ended    // it is over
 	past     // it is over, and what still comes of it is to be borne
+	unheard  // it is over, and the client was never heard of
 	stays    // it is over, but repeats its last ACK
 	forgot   // it does not any more
 	anew     // it is over, and is to be begun again
@@ -443,7 +457,7 @@ func (p *port) hear(t *Transfer, a action, b []byte) {
 	switch a {
 	case proved:
 		p.proven(t)
-	case ended, past, stays:
+	case ended, past, unheard, stays:
 		p.ended(t, a)
 	case forgot:
 		p.forget(t)

@@ -203,3 +203,37 @@ func TestUnknown(t *testing.T) {
 		}
 	})
 }
+
+// TestUnheard has a client whose first packets are lost until the server has given it up: the next one begins the transfer again.
+func TestUnheard(t *testing.T) {
+	onEvery(t, func(t *testing.T, w way) {
+		b := newBench(t, w, func(b *bench) { b.store.files["two"] = content(1000) })
+		giveUp := func(c *client) {
+			tr := b.transfer(c)
+			on(tr.lane.loop, func() {
+				tr.calling = true
+				tr.machine.Tick(tr.now().Add(time.Minute))
+				tr.settle()
+			})
+			b.settled()
+		}
+		reader, writer := b.client(), b.client()
+		reader.ask(1, "boot/two", "octet")
+		reader.want(data(1, content(1000)[:512]))
+		giveUp(reader)
+		writer.ask(2, "boot/new", "octet")
+		writer.want(ack(0))
+		giveUp(writer)
+
+		reader.say(ack(1))
+		reader.want(data(1, content(1000)[:512])) // as if it had just asked
+		reader.want(data(2, content(1000)[512:]))
+		reader.say(ack(2))
+		writer.say(data(1, []byte("x")))
+		writer.want(ack(0))
+		writer.want(ack(1))
+		if errs := b.errs(); len(errs) != 4 || errs[2] != nil || errs[3] != nil {
+			t.Errorf("ended by %v", errs)
+		}
+	})
+}

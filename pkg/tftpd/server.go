@@ -17,8 +17,9 @@ const (
 	defaultTransfers  = 16384
 	defaultPerAddress = 256
 
-	unprovenShare = 4  // of MaxTransfers, one of this many may be unproven at once
-	maxBare       = 64 // unproven reads without options of an address: each has cost a DATA
+	unprovenShare = 4   // of MaxTransfers, one of this many may be unproven at once
+	maxWrites     = 512 // unproven writes at once: each has a new file open at its target
+	maxBare       = 64  // unproven reads without options of an address: each has cost a DATA
 
 	bareRate   = 1 << 20 // bytes a second that go to unproven addresses beyond what they have sent
 	bareBurst  = 2 << 20

@@ -34,7 +34,7 @@ type Transfer struct {
 
 	// Owned by the port's loop.
 	source *source // until left
-	links  [2]link
+	links  [3]link
 	known  bool // the port has heard that it is no longer unproven
 	left   bool // it is over, for the port
 	stays  bool // and repeats its last ACK
@@ -81,6 +81,7 @@ const (
 const (
 	inAll = iota
 	ofSource
+	ofWrites
 )
 
 const (
@@ -423,7 +424,9 @@ func (t *Transfer) finish(err error) {
 		t.lane.tell(t, stays, nil)
 		t.linger()
 		return
-	case t.machine != nil && !t.closed, errors.Is(err, tftp.ErrTimeout): // replaced, displaced, or nobody is there
+	case err == tftp.ErrTimeout && t.standing.Load() == unproven: // the client's: that of a store names its server, and was answered
+		t.lane.tell(t, unheard, nil)
+	case t.machine != nil && !t.closed, err == tftp.ErrTimeout: // replaced, displaced, or nobody is there
 		t.lane.tell(t, ended, nil)
 	default:
 		t.lane.tell(t, past, nil)
