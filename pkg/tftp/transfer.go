@@ -482,6 +482,8 @@ func (t *Transfer) givesUpAt() time.Duration {
 		return min(t.ackedAt+dally, t.moved+maxDally)
 	case !t.proven:
 		return t.heard + unprovenPatience
+	case t.isDoubtful():
+		return t.heard + max(unprovenPatience, 3*time.Duration(t.opts.Timeout)*time.Second)
 	}
 	p := max(patience, 3*t.maxRTO())
 	return min(t.heard+p, t.moved+stuck*p)
@@ -503,9 +505,15 @@ func (t *Transfer) Fail(e *Error, now time.Time) {
 	t.close(e)
 }
 
-// timeout ends the transfer because the peer is silent. It is told, in case that it only seems so, unless it never said a word.
+// isDoubtful says that a reader has accepted options, which can be forged blindly in one packet, and has acknowledged nothing of a file since, while it
+// has been sent a window again and again.
+func (t *Transfer) isDoubtful() bool {
+	return t.cfg.Unproven && t.phase == sending && t.acked == 0
+}
+
+// timeout ends the transfer because the peer is silent. It is told, in case that it only seems so, unless it never acknowledged a thing.
 func (t *Transfer) timeout() {
-	if t.proven && t.phase != asking {
+	if t.proven && t.phase != asking && !t.isDoubtful() {
 		t.sendError(&Error{Text: "No answer came for too long."}, MaxRequest)
 	}
 	t.close(ErrTimeout)

@@ -1047,6 +1047,40 @@ func TestTranscripts(t *testing.T) {
 			fail 0 The site is not connected.
 			< ERROR 0 The s
 			< closed error 0 The site is not connected.`},
+		{"proven by one packet, with nothing of the file acknowledged: a window four times, then silence", 2000, func(s *script) { s.cfg.Unproven = true }, `
+			serve RRQ f windowsize=2
+			< OACK windowsize=2
+			> ACK 0
+			< DATA 1 512
+			< DATA 2 512
+			+1s
+			< DATA 1 512
+			< DATA 2 512
+			+2s
+			< DATA 1 512
+			< DATA 2 512
+			+4s
+			< DATA 1 512
+			< DATA 2 512
+			+2999ms
+			+1ms
+			< closed timeout`},
+		{"the same, with a sign of life", 2000, func(s *script) { s.cfg.Unproven = true }, `
+			serve RRQ f blksize=512
+			< OACK blksize=512
+			> ACK 0
+			< DATA 1 512
+			+9999ms
+			< DATA 1 512
+			< DATA 1 512
+			< DATA 1 512
+			< DATA 1 512
+			< DATA 1 512
+			> ACK 0
+			+9s
+			< DATA 1 512
+			> ACK 1
+			< DATA 2 512`},
 		{"proven by its first ACK", 2000, func(s *script) { s.cfg.Unproven = true }, `
 			serve RRQ f
 			< DATA 1 512

@@ -390,7 +390,7 @@ const (
 	proved   // see port.proven
 	ended    // it is over
 	past     // it is over, and what still comes of it is to be borne
-	unheard  // it is over, and the client was never heard of
+	unheard  // it is over, and nothing of the file has got through
 	stays    // it is over, but repeats its last ACK
 	forgot   // it does not any more
 	anew     // it is over, and is to be begun again

@@ -217,13 +217,18 @@ func TestUnheard(t *testing.T) {
 			})
 			b.settled()
 		}
-		reader, writer := b.client(), b.client()
+		reader, writer, choosy := b.client(), b.client(), b.client()
 		reader.ask(1, "boot/two", "octet")
 		reader.want(data(1, content(1000)[:512]))
 		giveUp(reader)
 		writer.ask(2, "boot/new", "octet")
 		writer.want(ack(0))
 		giveUp(writer)
+		answer := append([]byte("\x00\x06"), "blksize\x00600\x00"...)
+		choosy.ask(1, "boot/two", "octet", "blksize", "600")
+		choosy.want(answer)
+		choosy.want2(data(1, content(1000)[:600]), ack(0))
+		giveUp(choosy)
 
 		reader.say(ack(1))
 		reader.want(data(1, content(1000)[:512])) // as if it had just asked
@@ -232,7 +237,12 @@ func TestUnheard(t *testing.T) {
 		writer.say(data(1, []byte("x")))
 		writer.want(ack(0))
 		writer.want(ack(1))
-		if errs := b.errs(); len(errs) != 4 || errs[2] != nil || errs[3] != nil {
+		choosy.say(ack(0))
+		choosy.want(answer)
+		choosy.want(data(1, content(1000)[:600]))
+		choosy.want2(data(2, content(1000)[600:]), ack(1))
+		choosy.say(ack(2))
+		if errs := b.errs(); len(errs) != 6 || errs[3] != nil || errs[4] != nil || errs[5] != nil {
 			t.Errorf("ended by %v", errs)
 		}
 	})

@@ -424,7 +424,7 @@ func (t *Transfer) finish(err error) {
 		t.lane.tell(t, stays, nil)
 		t.linger()
 		return
-	case err == tftp.ErrTimeout && t.standing.Load() == unproven: // the client's: that of a store names its server, and was answered
+	case err == tftp.ErrTimeout && t.Stats().Blocks == 0: // the client's: that of a store names its server, and was answered
 		t.lane.tell(t, unheard, nil)
 	case t.machine != nil && !t.closed, err == tftp.ErrTimeout: // replaced, displaced, or nobody is there
 		t.lane.tell(t, ended, nil)
