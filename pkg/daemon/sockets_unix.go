@@ -25,7 +25,7 @@ func InheritedSockets() (*Sockets, error) {
 		return nil, nil
 	}
 	n, err := strconv.Atoi(count)
-	if err != nil || n < 1 || n > maxSockets {
+	if err != nil || n < 0 || n > maxSockets {
 		return nil, UsageError("LISTEN_FDS=" + count + " is no number of sockets")
 	}
 	name := strings.Split(names, ":")

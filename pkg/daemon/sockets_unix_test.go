@@ -57,6 +57,11 @@ func TestInheritedSockets(t *testing.T) {
 	if s, err := InheritedSockets(); s != nil || err != nil {
 		t.Errorf("sockets for somebody else: %v, %v", s, err)
 	}
+	t.Setenv("LISTEN_PID", fmt.Sprint(os.Getpid()))
+	t.Setenv("LISTEN_FDS", "0")
+	if s, err := InheritedSockets(); err != nil || len(s.list) != 0 {
+		t.Errorf("no sockets: %v, %v", s, err)
+	}
 	for _, bad := range []string{"", "-1", "5000", "x"} {
 		t.Setenv("LISTEN_PID", fmt.Sprint(os.Getpid()))
 		t.Setenv("LISTEN_FDS", bad)
