@@ -142,6 +142,9 @@ func sameAgain(t *testing.T, r *Request, out []byte) {
 	if n != len(out) || err != nil {
 		t.Fatalf("%q: %d, %v", out, n, err)
 	}
+	if r.Framing == NoBody && again.Framing == Length && again.ContentLength == 0 {
+		again.Framing = NoBody // no content is told as that of length 0, by a POST
+	}
 	if !bytes.Equal(r.Method, again.Method) || !bytes.Equal(r.Target, again.Target) || !bytes.Equal(r.Path, again.Path) ||
 		!bytes.Equal(r.Query, again.Query) || !bytes.Equal(r.Host, again.Host) || r.Framing != again.Framing ||
 		r.ContentLength != again.ContentLength || !bytes.Equal(r.Upgrade, again.Upgrade) || r.Expect100 != again.Expect100 {
@@ -155,6 +158,7 @@ func FuzzAssembleRequest(f *testing.F) {
 	f.Add("POST", "http", "[::1]:80", "/%20?a", "", "content-length: 5\nexpect: 100-continue\nx-forwarded-for: a", false)
 	f.Add("CONNECT", "https", "a", "/", "websocket", "forwarded: x", false)
 	f.Add("OPTIONS", "https", "a", "*", "", "transfer_encoding: x\ncontent_length: 1", true)
+	f.Add("POST", "http", "0", "/0", "", "", true)
 	f.Fuzz(func(t *testing.T, method, scheme, authority, path, protocol, lines string, end bool) {
 		r := Request{}
 		if lines != "" {
