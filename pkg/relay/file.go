@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -38,10 +37,8 @@ const (
 func (f *Files) UnmarshalJSON(b []byte) error {
 	type plain Files
 	var q plain
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&q); err != nil {
-		return fmt.Errorf("files: %w", err)
+	if err := decodeStrict(b, "files", &q); err != nil {
+		return err
 	}
 	*f = Files(q)
 	return nil

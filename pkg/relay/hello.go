@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -259,6 +260,16 @@ func decodeJSON(b []byte, limit int, what string, v any) error {
 		return fmt.Errorf("%s: %d bytes, more than %d", what, len(b), limit)
 	}
 	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// decodeStrict decodes what has no field that v does not have.
+func decodeStrict(b []byte, what string, v any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil

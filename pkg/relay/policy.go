@@ -90,10 +90,8 @@ func (h HeaderRules) IsZero() bool { return len(h.Set)+len(h.Add)+len(h.Remove) 
 func (p *Policy) UnmarshalJSON(b []byte) error {
 	type plain Policy
 	var q plain
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&q); err != nil {
-		return fmt.Errorf("policy: %w", err)
+	if err := decodeStrict(b, "policy", &q); err != nil {
+		return err
 	}
 	*p = Policy(q)
 	p.normalize()

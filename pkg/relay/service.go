@@ -1,8 +1,6 @@
 package relay
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -36,10 +34,8 @@ type Camera struct {
 func (c *Camera) UnmarshalJSON(b []byte) error {
 	type plain Camera
 	var q plain
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&q); err != nil {
-		return fmt.Errorf("camera: %w", err)
+	if err := decodeStrict(b, "camera", &q); err != nil {
+		return err
 	}
 	*c = Camera(q)
 	return nil
