@@ -63,7 +63,7 @@ var arrows = map[string][]string{
 	"pkg/relay":     {},
 	"pkg/rtsp":      {},
 	"pkg/tftp":      {},
-	"pkg/tftpd":     {"pkg/evloop", "pkg/tftp"},
+	"pkg/tftpd":     {"pkg/evloop", "pkg/relay", "pkg/tftp"},
 	"pkg/tunnel":    {},
 	"pkg/websocket": {},
 }

@@ -50,15 +50,6 @@ type source struct {
 	unproven chain
 }
 
-func sourceOf(a netip.Addr) netip.Addr {
-	a = a.Unmap().WithZone("")
-	if a.Is6() {
-		p, _ := a.Prefix(64)
-		return p.Addr()
-	}
-	return a
-}
-
 // link is the place of a Transfer in a chain, which is a list from old to new.
 type link struct{ older, newer *Transfer }
 

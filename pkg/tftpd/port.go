@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tftp"
 )
 
@@ -135,7 +136,7 @@ func (p *port) request(b []byte, from evloop.PacketAddr, first []byte) {
 		}
 		return
 	}
-	addr := sourceOf(from.Remote.Addr())
+	addr := relay.Source(from.Remote.Addr())
 	src := p.sources[addr]
 	// Size is not answered in netascii, and may not be known.
 	bare := req.Op == tftp.OpRead && req.Options.Block == 0 && req.Options.Window == 0 && req.Options.Timeout == 0
