@@ -1,6 +1,7 @@
 package tftpd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -111,11 +112,11 @@ type Remote struct {
 	total int64  // bytes that came
 
 	// Of what is written.
-	out   []byte // what is not acknowledged
-	base  int64  // offset of out in the file
-	fin   bool   // out ends where the file does
-	woken bool   // t is to be told of more in out, or of the end
-	drain bool   // Pending was above the high mark
+	out   bytes.Buffer // what is not acknowledged
+	base  int64        // offset of out in the file
+	fin   bool         // out ends where the file does
+	woken bool         // t is to be told of more in out, or of the end
+	drain bool         // Pending was above the high mark
 }
 
 // lookUp finds the addresses of the server. It runs on a goroutine of its own, for as long as a server may be silent.
@@ -323,7 +324,7 @@ type remoteSource Remote
 
 func (s *remoteSource) Append(dst []byte, off int64, n int) ([]byte, tftp.State) {
 	s.begun = true
-	rest := s.out[off-s.base:]
+	rest := s.out.Bytes()[off-s.base:]
 	switch {
 	case s.fin && len(rest) <= n:
 		return append(dst, rest...), tftp.End
@@ -367,7 +368,7 @@ func (r *Remote) drive() {
 	if r.req.Op == tftp.OpWrite {
 		n := r.t.Acked() - r.base
 		r.base += n
-		r.out = r.out[:copy(r.out, r.out[n:])]
+		r.out.Next(int(n))
 	}
 	switch {
 	case r.ended:
@@ -428,7 +429,7 @@ func (r *Remote) tell() bool {
 // end arranges for OnClose.
 func (r *Remote) end(err error) {
 	r.over = true
-	r.in, r.out = nil, nil
+	r.in, r.out = nil, bytes.Buffer{}
 	r.release()
 	if errors.Is(err, errStopped) {
 		err = nil // by the one who is told
@@ -547,14 +548,14 @@ func (r *Remote) Write(b []byte) {
 	if r.req.Op != tftp.OpWrite || r.fin || r.closed || r.reason != nil || r.ended || len(b) == 0 {
 		return
 	}
-	r.out = append(r.out, b...)
+	r.out.Write(b)
 	r.woken = true
 	r.drain = r.drain || r.Pending() > r.HighMark()
 	r.later()
 }
 
 // Pending is what the server has not acknowledged.
-func (r *Remote) Pending() int { return len(r.out) }
+func (r *Remote) Pending() int { return r.out.Len() }
 
 func (r *Remote) HighMark() int {
 	o := r.t.Options()
