@@ -119,7 +119,7 @@ func (r *Request) assemble(l Limits, p Pseudo, end bool) *Error {
 	default:
 		switch string(r.Method) {
 		case "POST", "PUT", "PATCH": // some servers insist on it: rfc9110#section-8.6
-			r.ContentLength = 0
+			r.Framing, r.ContentLength = Length, 0
 		}
 	}
 	if r.Framing == NoBody {

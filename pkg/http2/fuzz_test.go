@@ -37,6 +37,8 @@ func FuzzServer(f *testing.F) {
 		b = append(b, data(1, 10, false)...)
 		f.Add(append(b, w.head(1, true, "a: b")...), uint16(50), uint16(60))
 	}
+	w = newWire(f)
+	f.Add(append([]byte(preface+string(settings())), w.head(1, true, postHead)...), uint16(0), uint16(0))
 	f.Fuzz(func(t *testing.T, b []byte, i, j uint16) {
 		x, y := int(i)%(len(b)+1), int(j)%(len(b)+1)
 		if whole, cut := play(t, b), play(t, b, min(x, y), max(x, y)); whole != cut {

@@ -58,7 +58,7 @@ func TestRequest(t *testing.T) {
 		{"plain", get, false, "GET /x?y=1 a.test NoBody -1"},
 		{"body of unknown length", with("user-agent: x"), true, "GET /x?y=1 a.test Chunked -1 user-agent=x"},
 		{"length", []string{":method: POST", ":scheme: https", ":authority: a.test:8443", ":path: /", "content-length: 5"}, true, "POST / a.test:8443 Length 5 content-length=5"},
-		{"POST of nothing", []string{":method: POST", ":scheme: https", ":authority: a.test", ":path: /"}, false, "POST / a.test NoBody 0"},
+		{"POST of nothing", []string{":method: POST", ":scheme: https", ":authority: a.test", ":path: /"}, false, "POST / a.test Length 0"},
 		{"host alone", append(without(":authority"), "host: b.test"), false, "GET /x?y=1 b.test NoBody -1 host=b.test"},
 		{"host as well", with("host: A.test"), false, "GET /x?y=1 a.test NoBody -1 host=A.test"},
 		{"cookies", with("cookie: a=1", "accept: */*", "cookie: b=2"), false, "GET /x?y=1 a.test NoBody -1 cookie=a=1; b=2 accept=*/*"},
