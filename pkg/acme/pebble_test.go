@@ -103,6 +103,16 @@ func startPebble(t testing.TB, o options) *pebble {
 	p.dns, p.dnsAdmin = "127.0.0.1:"+dnsPort, "http://127.0.0.1:"+adminPort
 	start(t, nil, tool(t, "pebble-challtestsrv"), "-http01", "", "-https01", "", "-doh", "", "-tlsalpn01", "",
 		"-dnsserver", p.dns, "-management", "127.0.0.1:"+adminPort, "-defaultIPv6", "")
+	for _, addr := range []string{p.dns, "127.0.0.1:" + adminPort} {
+		waitFor(t, "challtestsrv to listen", func() bool {
+			c, err := net.Dial("tcp", addr)
+			if err != nil {
+				return false
+			}
+			c.Close()
+			return true
+		})
+	}
 	if o.dns != "" {
 		p.dns = o.dns
 	}
@@ -236,10 +246,10 @@ func (o *output) String() string {
 	return string(o.b)
 }
 
-// waitFor looks until something is true.
+// waitFor looks until something is true: for longer than a failed attempt is followed by another one.
 func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); ; {
+	for deadline := time.Now().Add(2 * time.Minute); ; {
 		if ok() {
 			return
 		}
@@ -327,15 +337,16 @@ type testLog struct {
 
 func newLog(t testing.TB) *testLog {
 	l := &testLog{}
-	w := io.Writer(&l.output)
 	level := slog.LevelInfo
-	if testing.Verbose() {
-		w = io.MultiWriter(&l.output, t.Output())
-	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the log:\n%s", l)
+		}
+	})
 	if os.Getenv("ACME_DEBUG") != "" {
 		level = slog.LevelDebug
 	}
-	l.Logger = slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+	l.Logger = slog.New(slog.NewTextHandler(&l.output, &slog.HandlerOptions{Level: level}))
 	return l
 }
 

@@ -340,7 +340,11 @@ func (r *Redis) Lock(ctx context.Context, name string) error {
 	tick := time.NewTicker(lockPoll)
 	defer tick.Stop()
 	for {
-		if ok, err := r.TryLock(ctx, name); ok || err != nil {
+		ok, err := r.TryLock(ctx, name)
+		if ctx.Err() != nil && !ok {
+			return ctx.Err() // and not that Redis, which had less and less time, is slow
+		}
+		if ok || err != nil {
 			return err
 		}
 		select {

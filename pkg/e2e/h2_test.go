@@ -67,7 +67,7 @@ func TestH2Spec(t *testing.T) {
 	t.Parallel()
 	s, _ := webH2(t)
 	_, port, _ := net.SplitHostPort(s.https)
-	out, err := resolving(t, builtTool(t, "h2spec"), "--tls", "--insecure", "--host", "app.example.com", "--port", port, "--timeout", "5").CombinedOutput()
+	out, err := resolving(t, builtTool(t, "h2spec"), "--tls", "--insecure", "--host", "app.example.com", "--port", port, "--timeout", "15").CombinedOutput()
 	if err != nil || !bytes.Contains(out, []byte(" 0 skipped, 0 failed")) {
 		_, failures, _ := strings.Cut(string(out), "Failures:")
 		t.Errorf("%v\n%s", err, failures)

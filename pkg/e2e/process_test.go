@@ -151,7 +151,7 @@ func (p *process) lines() int {
 // of the words.
 func (p *process) await(t testing.TB, from int, words ...string) string {
 	t.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(waitLimit)
 	for {
 		p.mu.Lock()
 		added := p.added
@@ -295,7 +295,7 @@ func awaitPort(t testing.TB, p *process, network, addr string) {
 
 func awaitPortIn(t testing.TB, n *netem.Namespace, p *process, network, addr string) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(waitLimit); time.Now().Before(deadline); {
 		c, err := dialIn(n, network, addr)
 		if err == nil {
 			c.Close()

@@ -54,7 +54,7 @@ func startTFTPD(t testing.TB, n *netem.Namespace, name, folder string) (addr str
 func awaitTFTP(t testing.TB, n *netem.Namespace, p *process, addr string) {
 	t.Helper()
 	b := make([]byte, 1<<16)
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(waitLimit); time.Now().Before(deadline); {
 		c, err := dialIn(n, "udp", addr)
 		if err != nil {
 			t.Fatal(err)
