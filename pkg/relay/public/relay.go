@@ -299,6 +299,14 @@ func (r *Relay) prepare() {
 // the Core.
 func (r *Relay) Listen() error {
 	r.prepare()
+	err := r.openListeners()
+	if err != nil {
+		r.stopListening()
+	}
+	return relay.PortError(err)
+}
+
+func (r *Relay) openListeners() error {
 	if r.RTP != "" { // before there are players
 		if err := r.listenRTP(); err != nil {
 			return fmt.Errorf("listener rtp %q: %w", r.RTP, err)
@@ -306,7 +314,7 @@ func (r *Relay) Listen() error {
 	}
 	if r.TFTP != "" { // before there are services
 		if err := r.listenTFTP(); err != nil {
-			return fmt.Errorf("listener tftp %q: %w", r.TFTP, relay.PortError(err))
+			return fmt.Errorf("listener tftp %q: %w", r.TFTP, err)
 		}
 	}
 	for _, l := range []struct {
@@ -318,13 +326,11 @@ func (r *Relay) Listen() error {
 			continue
 		}
 		if err := r.listen(l.name, l.addr, func(c *evloop.Conn) { r.accept(c, l.secure, l.player) }); err != nil {
-			r.stopListening()
 			return fmt.Errorf("listener %s %q: %w", l.name, l.addr, err)
 		}
 	}
 	if r.QUIC != "" {
 		if err := r.listenQUIC(); err != nil {
-			r.stopListening()
 			return fmt.Errorf("listener quic %q: %w", r.QUIC, err)
 		}
 	}
