@@ -231,11 +231,12 @@ func (s *spool) step() {
 		}, s.free)
 	case len(s.queue) > 0:
 		s.queue, s.writing = s.writing[:0], s.queue
+		file, b, off := s.file, s.writing, s.stored // fail changes s meanwhile
 		s.work(func() error {
-			_, err := s.file.WriteAt(s.writing, s.stored)
+			_, err := file.WriteAt(b, off)
 			return err
 		}, func() {
-			s.stored += int64(len(s.writing))
+			s.stored += int64(len(b))
 			s.writing = s.writing[:0]
 		})
 	case !s.fin:
@@ -247,13 +248,14 @@ func (s *spool) step() {
 	case s.remote == nil || s.remote.Pending() > s.remote.HighMark():
 	case s.sent < s.size:
 		s.chunk = slices.Grow(s.chunk[:0], spoolChunk)[:min(spoolChunk, s.size-s.sent)]
+		file, b, off := s.file, s.chunk, s.sent
 		s.work(func() error {
-			_, err := s.file.ReadAt(s.chunk, s.sent)
+			_, err := file.ReadAt(b, off)
 			return err
 		}, func() {
 			if s.err == nil {
-				s.sent += int64(len(s.chunk))
-				s.remote.Write(s.chunk)
+				s.sent += int64(len(b))
+				s.remote.Write(b)
 			}
 		})
 	default:
