@@ -95,11 +95,12 @@ func configure(t testing.TB, l *netem.Link, services ...service) *system {
 	if !strings.HasPrefix(s.key, "ed25519:") {
 		t.Fatalf("keygen printed %q", s.key)
 	}
-	s.https, s.http, s.admin = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	s.http, s.admin = "127.0.0.1:0", "127.0.0.1:0"
+	host := "127.0.0.1"
 	if l != nil {
-		s.inside, s.outside = l.Inside, l.Outside
-		s.https = fmt.Sprintf("0.0.0.0:%d", freePort(t)) // QUIC has the same one
+		s.inside, s.outside, host = l.Inside, l.Outside, "0.0.0.0"
 	}
+	s.https = fmt.Sprintf("%s:%d", host, freePort(t)) // QUIC has the same one
 	s.sites = siteTOML("office", s.key, allowed...)
 	s.limits = "handshakes_per_address = 10000000" // all visitors have a few addresses
 	s.certificate, s.certificateKey = certFile("cert.pem"), certFile("key.pem")
