@@ -58,9 +58,6 @@ func neighbour(t testing.TB, s *system, stop <-chan struct{}, done *sync.WaitGro
 			}
 			select {
 			case <-stop:
-				if n == 0 {
-					t.Error("the neighbour got no answer")
-				}
 				return
 			case <-time.After(10 * time.Millisecond):
 			}

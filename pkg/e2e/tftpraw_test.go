@@ -36,6 +36,7 @@ func tftpRequest(op byte, name string, options ...string) []byte {
 type rom struct {
 	c    *net.UDPConn
 	peer netip.AddrPort
+	told bool // peer has answered
 	sent []byte
 	buf  []byte
 }
@@ -71,10 +72,10 @@ func (m *rom) next() (op uint16, rest []byte, err error) {
 			continue
 		case err != nil:
 			return 0, nil, err
-		case n < 4 || m.buf[0] != 0:
-			continue // of somebody who takes the port for that of a relay's QUIC
+		case n < 4 || m.buf[0] != 0 || m.told && from != m.peer:
+			continue // of somebody who takes the port for that of a relay's QUIC, or of a client that had it before
 		}
-		m.peer = from
+		m.peer, m.told = from, true
 		op, rest = binary.BigEndian.Uint16(m.buf), m.buf[2:n]
 		if op == opERROR {
 			text, _, _ := bytes.Cut(rest[2:], []byte{0})
@@ -87,6 +88,7 @@ func (m *rom) next() (op uint16, rest []byte, err error) {
 
 // read gets a file by blocks of that size and compares it with what it should be.
 func (m *rom) read(name string, block int, want []byte) error {
+	m.told = false
 	m.send(tftpRequest(opRRQ, name, "blksize", strconv.Itoa(block), "tsize", "0"))
 	number, size := uint16(0), 0 // that has come
 	for {
@@ -132,6 +134,7 @@ func (m *rom) read(name string, block int, want []byte) error {
 
 // write puts content by blocks of 512 bytes, and stops after some of them, without a word, if there are more.
 func (m *rom) write(name string, content []byte, blocks int) error {
+	m.told = false
 	m.send(tftpRequest(opWRQ, name))
 	for n := 0; ; {
 		op, rest, err := m.next()
