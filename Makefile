@@ -32,7 +32,7 @@ fuzz: ## every fuzz target for FUZZTIME (5s)
 
 bench: ## the benchmark table, beside direct connections and two nginx hops joined by TLS
 	.ci/tools
-	go test ./pkg/e2e -run '^$$' -bench BenchmarkTable -benchtime 1x -timeout 30m
+	go test ./pkg/e2e -run '^$$' -bench 'BenchmarkTable|BenchmarkTFTP' -benchtime 1x -timeout 60m
 
 certs: build ## a development CA and a certificate for NAMES in certs/
 	bin/tunnelctl certs certs $(NAMES)
