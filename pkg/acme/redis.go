@@ -340,11 +340,12 @@ func (r *Redis) Lock(ctx context.Context, name string) error {
 	tick := time.NewTicker(lockPoll)
 	defer tick.Stop()
 	for {
-		ok, err := r.TryLock(ctx, name)
-		if ctx.Err() != nil && !ok {
+		switch ok, err := r.TryLock(ctx, name); {
+		case ok:
+			return nil
+		case ctx.Err() != nil:
 			return ctx.Err() // and not that Redis, which had less and less time, is slow
-		}
-		if ok || err != nil {
+		case err != nil:
 			return err
 		}
 		select {
