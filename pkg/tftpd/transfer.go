@@ -314,7 +314,7 @@ func (t *Transfer) call() {
 // displaced decides, when the peer has just proven itself, whether that was in time. Otherwise the transfer has made room and does nothing any
 // more: the packet goes back to the port, where it begins another one.
 func (t *Transfer) displaced() bool {
-	return t.machine != nil && t.machine.Proven() && !t.standing.CompareAndSwap(unproven, proven) && t.standing.Load() == displaced
+	return !t.proven && t.machine != nil && t.machine.Proven() && !t.standing.CompareAndSwap(unproven, proven) && t.standing.Load() == displaced
 }
 
 // settle tells the machine what it is to be told, and does what it has made necessary. It comes after each call of it.
