@@ -22,6 +22,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -49,9 +50,12 @@ func tool(t testing.TB, name string) string {
 
 var handedOut sync.Map
 
-// freePort is a port of loopback that nobody uses, below those that the system takes for connections.
+// freePort is a port of loopback that nobody uses, below those that the system takes for connections. A program that is
+// just being started does not hold it either: between fork and exec it has the sockets of this process.
 func freePort(t testing.TB) string {
 	t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	for range 1000 {
 		port := strconv.Itoa(12000 + rand.IntN(8000)) // pkg/e2e has those above
 		if _, taken := handedOut.LoadOrStore(port, true); taken {

@@ -265,9 +265,12 @@ func cpuSeconds(pids []int) float64 {
 var givenPorts sync.Map
 
 // freePort returns a port that nobody listens on, by TCP or UDP, and that no other test has been given. It stays below
-// the kernel's range for outgoing connections, so that none of those takes it meanwhile.
+// the kernel's range for outgoing connections, so that none of those takes it meanwhile. Nor does a program that is just
+// being started: between fork and exec it has the sockets of this process, the closed ones that made sure too.
 func freePort(t testing.TB) int {
 	t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	for range 1000 {
 		port := 20000 + rand.IntN(12000)
 		if _, given := givenPorts.LoadOrStore(port, true); given {
