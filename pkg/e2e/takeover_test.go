@@ -260,7 +260,7 @@ func TestTakeover(t *testing.T) {
 		c := s.awaitVisit("echo")
 		took := time.Since(killed)
 		t.Logf("killed: a visitor was served after %v", took)
-		if took > 5*time.Second {
+		if took > 20*time.Second { // the old one could come back for longer
 			t.Error("a takeover takes too long")
 		}
 		first := s.private
