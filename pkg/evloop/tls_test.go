@@ -207,6 +207,7 @@ func TestRecords(t *testing.T) {
 			x := everything(s)
 			if at >= len(x.records) {
 				tc.Close()
+				<-ended // the client's handshake is over before the server's
 				break
 			}
 			w.cut = cutAt(at)
