@@ -289,6 +289,26 @@ func TestOwnRenewal(t *testing.T) {
 	}
 }
 
+// The authority may say that a certificate is to be renewed early. Late is not believed, never is not either.
+func TestRenews(t *testing.T) {
+	from := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	day := func(n int) time.Time { return from.AddDate(0, 0, n) }
+	for name, tt := range map[string]struct{ says, want time.Time }{
+		"nothing said":         {time.Time{}, day(60)},
+		"early":                {day(50), day(50)},
+		"after two thirds":     {day(61), day(60)},
+		"in the last moment":   {day(89), day(60)},
+		"when it is over":      {day(91), day(60)},
+		"before it was issued": {day(-1), day(-1)},
+	} {
+		h := &held{certificate: &tls.Certificate{Leaf: &x509.Certificate{NotBefore: from, NotAfter: day(90)}}}
+		h.info.SelectedTime = tt.says
+		if got := h.renews(); !got.Equal(tt.want) {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
+	}
+}
+
 // Certificates of seconds: there is a valid one all the time.
 func TestShortLived(t *testing.T) {
 	t.Parallel()

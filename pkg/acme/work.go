@@ -146,21 +146,15 @@ type held struct {
 	info        acme.RenewalInfo // empty without ARI
 }
 
-// renews is when it is to be renewed, as certmagic has it.
+// renews is when it is to be renewed, as certmagic has it: when the authority says so, but not later than when a third
+// of its life is left.
 func (h *held) renews() time.Time {
 	leaf := h.certificate.Leaf
-	life := leaf.NotAfter.Sub(leaf.NotBefore)
-	third, last := leaf.NotAfter.Add(-life/3), leaf.NotAfter.Add(-life/20)
-	switch at := h.info.SelectedTime; {
-	case at.IsZero():
-		return third
-	case at.After(last): // or never, if the authority is wrong
-		return last
-	case at.After(third): // certmagic does not wait for longer than that
-		return third
-	default:
+	third := leaf.NotAfter.Add(-leaf.NotAfter.Sub(leaf.NotBefore) / 3)
+	if at := h.info.SelectedTime; !at.IsZero() && at.Before(third) {
 		return at
 	}
+	return third
 }
 
 // due reports whether there is something to do about it: to renew it, or to ask the
