@@ -91,6 +91,8 @@ func (f *faultProxy) forward(client *net.TCPConn) {
 }
 
 func (f *faultProxy) copy(to, from *net.TCPConn) {
+	// Left to itself the system makes it many megabytes, now and then: seconds of video that are on their way in a stall.
+	from.SetReadBuffer(256 << 10)
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buf)
