@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -195,7 +196,12 @@ func TestTFTPLoss(t *testing.T) {
 							c.limit = 30 * time.Second
 						}
 						err := c.store(t, l.Inside, s.tftp, "up-"+c.name, filepath.Join(folder, sizeName(size)))
-						judge(t, path, fileSum(filepath.Join(folder, "up-"+c.name)), sums[size], err, frail)
+						up := filepath.Join(folder, "up-"+c.name)
+						if _, missing := os.Stat(up); err == nil && missing != nil && c.program == "busybox" {
+							// It repeats its last block once and takes the last ACK that came for the answer.
+							err = errors.New("busybox has not waited for the ACK of its last block")
+						}
+						judge(t, path, fileSum(up), sums[size], err, frail)
 					})
 				}
 			})
