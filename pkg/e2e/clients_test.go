@@ -212,15 +212,16 @@ func TestSSH(t *testing.T) {
 	sum := sha256.Sum256(payload)
 	login := func(more ...string) *exec.Cmd {
 		args := slices.Concat(options, more, []string{"127.0.0.1", "cat | tee /dev/stderr | sha256sum"})
-		cmd := exec.CommandContext(within(t, waitLimit), ssh, args...)
+		cmd := exec.CommandContext(within(t, 3*waitLimit), ssh, args...)
 		cmd.Stdin = strings.NewReader(string(payload))
 		return cmd
 	}
 	connect := strings.Join(s.tunnelctl("connect", "office/ssh").Args, " ")
-	for name, cmd := range map[string]*exec.Cmd{
-		"forward": login("-p", localPort),
-		"connect": login("-o", "ProxyCommand="+connect),
+	for name, way := range map[string][]string{
+		"forward": {"-p", localPort},
+		"connect": {"-o", "ProxyCommand=" + connect},
 	} {
+		cmd := login(way...)
 		echoed := sha256.New()
 		cmd.Stderr = echoed
 		out, err := cmd.Output()
