@@ -3,6 +3,8 @@
 package e2e
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io"
 	"net"
@@ -157,6 +159,36 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// fetchSlowly begins eight downloads of the file of randomFile that take some seconds, and returns when something of each has come. What it
+// returns waits until they are over, and checks what has arrived.
+func (s *system) fetchSlowly(sum string) (arrived func()) {
+	s.t.Helper()
+	var begun, over sync.WaitGroup
+	for i := range 8 {
+		begun.Add(1)
+		over.Go(func() {
+			h := sha256.New()
+			first := sync.OnceFunc(begun.Done)
+			cmd := s.curlCmd("--limit-rate", "1m", s.url("files", "/data"))
+			cmd.Stdout = writerFunc(func(b []byte) (int, error) {
+				first()
+				return h.Write(b)
+			})
+			err := s.outside.Do(cmd.Run)
+			first() // or never
+			if got := hex.EncodeToString(h.Sum(nil)); err != nil || got != sum {
+				s.t.Errorf("download %d: %v, %s, want %s", i, err, got, sum)
+			}
+		})
+	}
+	begun.Wait()
+	return over.Wait
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
 // TestDrainUnderLoad ends each relay while files are downloaded: all of them arrive, and new
 // visitors are turned away.
 func TestDrainUnderLoad(t *testing.T) {
@@ -167,15 +199,7 @@ func TestDrainUnderLoad(t *testing.T) {
 			l := newLink(t, netem.Config{})
 			folder, sum := randomFile(t, 4<<20)
 			s := startSystemOver(t, l, "", service{"files", "https://files.example.com", "file://" + folder})
-			var wg sync.WaitGroup
-			for i := range 8 {
-				wg.Go(func() {
-					if got, err := s.download("--limit-rate", "1m"); err != nil || got != sum {
-						t.Errorf("download %d: %v, %s, want %s", i, err, got, sum)
-					}
-				})
-			}
-			time.Sleep(1500 * time.Millisecond)
+			arrived := s.fetchSlowly(sum)
 			p := s.public
 			if side == "private" {
 				p = s.private
@@ -197,7 +221,7 @@ func TestDrainUnderLoad(t *testing.T) {
 			} else {
 				s.awaitStatus("files", http.StatusServiceUnavailable)
 			}
-			wg.Wait()
+			arrived()
 			if code := p.wait(t, waitLimit); code != 0 {
 				t.Errorf("ended with %d", code)
 			}
@@ -294,15 +318,7 @@ func TestPromote(t *testing.T) {
 	if got := who(); got != "first" {
 		t.Fatalf("%s serves before", got)
 	}
-	var wg sync.WaitGroup
-	for i := range 8 {
-		wg.Go(func() {
-			if got, err := s.download("--limit-rate", "1m"); err != nil || got != sum {
-				t.Errorf("download %d: %v, %s, want %s", i, err, got, sum)
-			}
-		})
-	}
-	time.Sleep(1500 * time.Millisecond)
+	arrived := s.fetchSlowly(sum)
 	began := time.Now()
 	if out := runIn(t, s.outside, s.tunnelctl("site", "promote", "office")); !strings.Contains(out, "is active") {
 		t.Errorf("promote says %q", out)
@@ -311,7 +327,7 @@ func TestPromote(t *testing.T) {
 		t.Errorf("%s serves afterwards", got)
 	}
 	t.Logf("promoted and served in %v", time.Since(began))
-	wg.Wait()
+	arrived()
 	if got := who(); got != "second" {
 		t.Errorf("%s serves at last", got)
 	}
