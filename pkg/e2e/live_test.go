@@ -209,7 +209,10 @@ func inspect(t testing.TB, browser *exec.Cmd) *devtools {
 // evaluate sets v to the value of an expression.
 func (d *devtools) evaluate(expression string, v any) {
 	d.t.Helper()
-	b := d.call("Runtime.evaluate", map[string]any{"expression": expression, "returnByValue": true})
+	var b []byte
+	for end := time.Now().Add(waitLimit); b == nil && time.Now().Before(end); { // none: the page was left for another one meanwhile
+		b = d.call("Runtime.evaluate", map[string]any{"expression": expression, "returnByValue": true})
+	}
 	var m struct {
 		Result struct{ Value json.RawMessage }
 	}
@@ -222,7 +225,7 @@ func (d *devtools) evaluate(expression string, v any) {
 	}
 }
 
-// call returns the result of a method.
+// call returns the result of a method, nil if it has failed.
 func (d *devtools) call(method string, params map[string]any) []byte {
 	d.t.Helper()
 	ctx, cancel := context.WithTimeout(d.t.Context(), waitLimit)
