@@ -197,7 +197,7 @@ func startCamera(t testing.TB, n *netem.Namespace, methods ...auth.VerifyMethod)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &camera{t: t, in: n, film: f, methods: methods, addr: "127.0.0.1:0", over: make(chan struct{}), done: make(chan struct{}), began: time.Now()}
+	c := &camera{t: t, in: n, film: f, methods: methods, addr: fmt.Sprintf("127.0.0.1:%d", freePort(t)), over: make(chan struct{}), done: make(chan struct{}), began: time.Now()}
 	if len(methods) > 0 {
 		c.user, c.password = "admin", "s3cret-of-the-camera"
 	}
@@ -232,7 +232,7 @@ func (c *camera) on() {
 		RTSPAddress:    c.addr,
 		Handler:        c,
 		AuthMethods:    c.methods,
-		WriteQueueSize: 4096,
+		WriteQueueSize: 16384, // packets: seconds of the largest frames, on a machine that has other things to do
 		Listen: func(_, addr string) (_ net.Listener, err error) {
 			ln, err = listenIn(c.in, addr)
 			return ln, err

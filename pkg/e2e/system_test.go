@@ -95,7 +95,8 @@ func configure(t testing.TB, l *netem.Link, services ...service) *system {
 	if !strings.HasPrefix(s.key, "ed25519:") {
 		t.Fatalf("keygen printed %q", s.key)
 	}
-	s.http, s.admin = "127.0.0.1:0", "127.0.0.1:0"
+	// Not any port: a relay that is started again gets the same ones, and the kernel gives none of these to others meanwhile.
+	s.http, s.admin = fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	host := "127.0.0.1"
 	if l != nil {
 		s.inside, s.outside, host = l.Inside, l.Outside, "0.0.0.0"
@@ -116,7 +117,7 @@ func siteTOML(name, key string, publish ...string) string {
 }
 
 // writePublic writes public.toml. After the first start it names the ports that the relay
-// has got, so that they stay.
+// has got.
 func (s *system) writePublic() {
 	players := ""
 	if s.rtsp != "" {

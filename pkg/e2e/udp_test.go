@@ -177,7 +177,7 @@ func TestUDP(t *testing.T) {
 // A flow outlives the links, and a target that is away for a while.
 func TestUDPFaults(t *testing.T) {
 	t.Parallel()
-	server := startUDP(t, "127.0.0.1:0")
+	server := startUDP(t, fmt.Sprintf("127.0.0.1:%d", freePort(t))) // it is started again there
 	s := startSystem(t, service{"echo", "udp://:{port}", "udp://" + server.addr})
 	v := dialUDP(t, s.port("echo"))
 	v.ask([]byte("one"))
