@@ -170,9 +170,9 @@ var downgrades = func() []downgrade {
 	return list
 }()
 
-// payload is the body that a target may see. What follows a CONNECT is none.
+// payload is the body that a target may see. What follows a CONNECT is none, nor is what follows a request that is whole without it.
 func (d downgrade) payload() string {
-	if slices.Contains(d.fields, [2]string{":method", "CONNECT"}) {
+	if slices.Contains(d.fields, [2]string{":method", "CONNECT"}) || slices.Contains(d.more, [2]string{"content-length", "0"}) {
 		return ""
 	}
 	return d.body

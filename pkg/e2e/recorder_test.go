@@ -15,9 +15,11 @@ import (
 // recorder is a target that writes down what reaches it, byte for byte and as another
 // server reads it. It answers each request with "saw METHOD /path".
 type recorder struct {
+	t    testing.TB
 	addr string
 
 	mu    sync.Mutex
+	busy  int // requests that have begun to come
 	seen  []seen
 	wrong []string // bytes that are no request
 }
@@ -36,7 +38,7 @@ func startRecorder(t testing.TB) *recorder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &recorder{addr: ln.Addr().String()}
+	r := &recorder{t: t, addr: ln.Addr().String()}
 	var wg sync.WaitGroup
 	var conns sync.Map
 	wg.Go(func() {
@@ -65,17 +67,22 @@ func (r *recorder) serve(c net.Conn) {
 		if _, err := br.Peek(1); err != nil {
 			return
 		}
+		r.mu.Lock()
+		r.busy++
+		r.mu.Unlock()
 		req, err := http.ReadRequest(br)
 		if err != nil {
+			r.mu.Lock()
+			r.busy--
 			if _, ok := err.(net.Error); !ok && err != io.ErrUnexpectedEOF {
-				r.mu.Lock()
 				r.wrong = append(r.wrong, fmt.Sprintf("%v in %q", err, raw))
-				r.mu.Unlock()
 			}
+			r.mu.Unlock()
 			return
 		}
 		body, err := io.ReadAll(req.Body)
 		r.mu.Lock()
+		r.busy--
 		r.seen = append(r.seen, seen{req, string(raw), string(body), err})
 		r.mu.Unlock()
 		if err != nil {
@@ -89,8 +96,13 @@ func (r *recorder) serve(c net.Conn) {
 	}
 }
 
-// take returns the requests since the last time, and the bytes that were none.
+// take returns the requests since the last time, and the bytes that were none. It waits for the end of those that have begun.
 func (r *recorder) take() ([]seen, []string) {
+	eventually(r.t, "the end of a request at the target", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.busy == 0
+	})
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s, w := r.seen, r.wrong
