@@ -208,16 +208,7 @@ func TestDrainUnderLoad(t *testing.T) {
 			p.signal(t, syscall.SIGTERM)
 			p.await(t, mark, "stopping")
 			if side == "public" {
-				for deadline := time.Now().Add(waitLimit); ; time.Sleep(10 * time.Millisecond) {
-					c, err := dialIn(s.outside, "tcp", s.https)
-					if err != nil {
-						break
-					}
-					c.Close()
-					if time.Now().After(deadline) {
-						t.Fatal("a draining relay takes new visitors")
-					}
-				}
+				s.awaitNoVisitors()
 			} else {
 				s.awaitStatus("files", http.StatusServiceUnavailable)
 			}
@@ -226,6 +217,21 @@ func TestDrainUnderLoad(t *testing.T) {
 				t.Errorf("ended with %d", code)
 			}
 		})
+	}
+}
+
+// awaitNoVisitors waits until the public relay, which has just been told to stop, takes no new visitors.
+func (s *system) awaitNoVisitors() {
+	s.t.Helper()
+	for deadline := time.Now().Add(waitLimit); ; time.Sleep(10 * time.Millisecond) {
+		c, err := dialIn(s.outside, "tcp", s.https)
+		if err != nil {
+			return
+		}
+		c.Close()
+		if time.Now().After(deadline) {
+			s.t.Fatal("a draining relay takes new visitors")
+		}
 	}
 }
 
