@@ -72,7 +72,7 @@ func (l *logged) want(text string) line {
 		if err := d.Decode(&got); err != nil || !strings.HasSuffix(one, "}\n") {
 			l.t.Fatalf("%q: %v", one, err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		l.t.Fatalf("no line, want %q", text)
 	}
 	if got.String() != text {

@@ -97,7 +97,7 @@ func (r *testRelay) handshake(name string, cert *tls.Certificate, cfg *tls.Confi
 		return cert, nil
 	}
 	r.t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	v := &testVisitor{t: r.t, Conn: tls.Client(c, cfg)}
 	v.Reader = bufio.NewReader(v.Conn)
 	return v

@@ -124,7 +124,7 @@ func TestInherited(t *testing.T) {
 				t.Errorf("asked for %q, want %q", asked.Load(), want)
 			}
 			v := &testVisitor{t: t, Conn: early}
-			v.SetDeadline(time.Now().Add(20 * time.Second))
+			v.SetDeadline(time.Now().Add(time.Minute))
 			v.send("hello")
 			b := make([]byte, 5)
 			if _, err := io.ReadFull(early, b); err != nil || string(b) != "hello" {

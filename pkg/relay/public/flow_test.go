@@ -100,7 +100,7 @@ func newPacketVisitor(t *testing.T, addr string) *packetVisitor {
 func (v *packetVisitor) expect(want string) {
 	v.t.Helper()
 	b := make([]byte, 100)
-	v.SetReadDeadline(time.Now().Add(20 * time.Second))
+	v.SetReadDeadline(time.Now().Add(time.Minute))
 	n, err := v.Read(b)
 	if err != nil || string(b[:n]) != want {
 		v.t.Fatalf("got %q, %v, want %q", b[:n], err, want)

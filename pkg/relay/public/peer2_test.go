@@ -147,7 +147,7 @@ func (r *testRelay) visit2() *peer2 {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	r.t.Cleanup(func() { c.Close() })
 	return visit2(r.t, c)
 }

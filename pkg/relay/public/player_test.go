@@ -614,7 +614,7 @@ func TestPlayerConnections(t *testing.T) {
 		t.Skip(err)
 	}
 	defer nc.Close()
-	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	nc.SetDeadline(time.Now().Add(time.Minute))
 	p := &testPlayer{t: t, Conn: nc, br: bufio.NewReader(nc)}
 	io.WriteString(nc, "PROXY TCP4 192.0.2.7 127.0.0.1 4000 554\r\n")
 	if errs := s.demandCamera(&relay.Camera{UDP: true}); errs != "" {
@@ -666,7 +666,7 @@ func TestPlayerCertificate(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", tt.name, err)
 		}
-		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		conn.SetDeadline(time.Now().Add(time.Minute))
 		p := &testPlayer{t: t, Conn: conn, br: bufio.NewReader(conn)}
 		p.send("DESCRIBE", tt.url)
 		if m := p.answer(); m.Status != tt.status {

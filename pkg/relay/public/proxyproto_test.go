@@ -110,7 +110,7 @@ func proxied(t *testing.T, addr, s string) net.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	for i := range len(s) {
 		if _, err := io.WriteString(c, s[i:i+1]); err != nil {
 			t.Fatal(err)

@@ -472,7 +472,7 @@ func (r *testRelay) client() *http.Client {
 	return &http.Client{
 		Transport:     tr,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Timeout:       20 * time.Second,
+		Timeout:       time.Minute,
 	}
 }
 
@@ -497,7 +497,7 @@ func (r *testRelay) dial(secure bool) *testVisitor {
 	if secure {
 		c = tls.Client(c, &tls.Config{InsecureSkipVerify: true, ServerName: "app.test"})
 	}
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	r.t.Cleanup(func() { c.Close() })
 	return &testVisitor{r.t, c, bufio.NewReader(c)}
 }

@@ -22,7 +22,7 @@ func udpPair(t *testing.T) (pair [2]*net.UDPConn, ports string) {
 		t.Fatal(err)
 	}
 	for _, c := range pair {
-		c.SetDeadline(time.Now().Add(20 * time.Second))
+		c.SetDeadline(time.Now().Add(time.Minute))
 		t.Cleanup(func() { c.Close() })
 	}
 	p := pair[0].LocalAddr().(*net.UDPAddr).Port

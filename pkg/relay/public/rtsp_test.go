@@ -160,7 +160,7 @@ func (r *testRelay) player(secure bool) *testPlayer {
 	if secure {
 		c = tls.Client(c, &tls.Config{InsecureSkipVerify: true, ServerName: "cams.test"})
 	}
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	r.t.Cleanup(func() { c.Close() })
 	return &testPlayer{t: r.t, Conn: c, br: bufio.NewReader(c)}
 }

@@ -456,7 +456,7 @@ func TestTunnelsOfGortsplib(t *testing.T) {
 					for range 10 {
 						select {
 						case <-got:
-						case <-time.After(20 * time.Second):
+						case <-time.After(time.Minute):
 							t.Fatal("packets are missing")
 						}
 					}
@@ -483,7 +483,7 @@ func TestSocketOverHTTP2(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	nc.SetDeadline(time.Now().Add(time.Minute))
 	io.WriteString(nc, xhttp2.ClientPreface)
 	fr := xhttp2.NewFramer(nc, nc)
 	fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)

@@ -223,7 +223,7 @@ func ask3(t *testing.T, conn *quic.Conn, lines ...string) *quic.Stream {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.SetDeadline(time.Now().Add(20 * time.Second))
+	s.SetDeadline(time.Now().Add(time.Minute))
 	s.Write(pack3(lines...))
 	s.Close()
 	return s
@@ -315,7 +315,7 @@ func TestHTTP3Malformed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.SetDeadline(time.Now().Add(20 * time.Second))
+		s.SetDeadline(time.Now().Add(time.Minute))
 		s.Write(c.send)
 		s.Close()
 		got, _, err := answer3(s)
@@ -550,7 +550,7 @@ func TestHTTP3Cancel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.SetDeadline(time.Now().Add(20 * time.Second))
+		s.SetDeadline(time.Now().Add(time.Minute))
 		s.Write(pack3(lines...))
 		return s, <-streams
 	}
@@ -763,7 +763,7 @@ func TestHTTP3Unread(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.SetDeadline(time.Now().Add(20 * time.Second))
+	s.SetDeadline(time.Now().Add(time.Minute))
 	s.Write(pack3(":method: CONNECT", ":protocol: websocket", ":scheme: https", ":authority: app.test", ":path: /", "sec-websocket-version: 13"))
 	read("WebSocket", s)
 	var sent uint64
@@ -871,7 +871,7 @@ func TestHTTP3WebSocket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.SetDeadline(time.Now().Add(20 * time.Second))
+		s.SetDeadline(time.Now().Add(time.Minute))
 		s.Write(pack3(":method: CONNECT", ":protocol: websocket", ":scheme: https", ":authority: app.test", ":path: /chat", "sec-websocket-version: 13"))
 		return s
 	}
@@ -1038,7 +1038,7 @@ func TestHTTP3Policy(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.SetDeadline(time.Now().Add(20 * time.Second))
+		s.SetDeadline(time.Now().Add(time.Minute))
 		s.Write(pack3(append([]string{":method: POST", ":scheme: https", ":authority: app.test", ":path: /"}, lines...)...))
 		s.Write(frame3(0, body))
 		s.Close()
