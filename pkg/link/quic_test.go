@@ -123,7 +123,7 @@ func TestQUICDialErrors(t *testing.T) {
 	}
 	defer hole.Close()
 	for addr, phase := range map[string]Phase{silent: PhaseHello, hole.LocalAddr().String(): PhaseDial} {
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // enough for a handshake
 		d := dial(core.Loop(0), ctx, DialConfig{Transport: QUIC, Address: addr, RootCAs: certs().roots, Site: "office", Key: key}, nil)
 		cancel()
 		var de *DialError
