@@ -107,7 +107,7 @@ func (c *certified) tunnelctl(args ...string) (string, error) {
 
 // curl asks for a host as somebody who trusts the authority and nobody else.
 func (c *certified) curl(args ...string) (string, error) {
-	base := []string{"--silent", "--show-error", "--max-time", "30", "--cacert", c.authority.root}
+	base := []string{"--silent", "--show-error", "--max-time", "60", "--cacert", c.authority.root}
 	for _, p := range []struct{ from, to int }{{443, c.authority.tls}, {80, c.authority.http}} {
 		base = append(base, "--connect-to", fmt.Sprintf(":%d:127.0.0.1:%d", p.from, p.to))
 	}
@@ -237,7 +237,13 @@ func TestCertificates(t *testing.T) {
 // eventually looks until something is true.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(waitLimit); !ok(); time.Sleep(100 * time.Millisecond) {
+	eventuallyWithin(t, waitLimit, what, ok)
+}
+
+// eventuallyWithin is eventually for what takes long.
+func eventuallyWithin(t testing.TB, limit time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); !ok(); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for %s", what)
 		}

@@ -164,7 +164,7 @@ func TestBrowser(t *testing.T) {
 				}
 			case <-browser.done:
 				t.Fatal(fmt.Errorf("chromium ended: %w", browser.err))
-			case <-time.After(waitLimit):
+			case <-time.After(3 * waitLimit): // it starts a dozen processes
 				t.Fatal("the page does not report")
 			}
 		})

@@ -118,7 +118,7 @@ func TestLive(t *testing.T) {
 
 	// With other people's programs.
 	file := filepath.Join(tempDir(t), "live.mp4")
-	cmd := s.curlCmd("--user", "alice:visitor-s3cret", "--max-time", "4", "-o", file, url)
+	cmd := s.curlCmd("--user", "alice:visitor-s3cret", "--max-time", "6", "-o", file, url)
 	if out, err := cmd.CombinedOutput(); err == nil {
 		t.Errorf("curl ends by itself: %s", out)
 	}
@@ -168,7 +168,7 @@ func inspect(t testing.TB, browser *exec.Cmd) *devtools {
 			dir = d
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), waitLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*waitLimit)
 	defer cancel()
 	for ; ; time.Sleep(50 * time.Millisecond) {
 		if ctx.Err() != nil {
@@ -280,13 +280,13 @@ const screenOf = `(() => {
 // until waits until the player is as it should be.
 func (d *devtools) until(what string, f func(screen) bool) (s screen) {
 	d.t.Helper()
-	for end := time.Now().Add(waitLimit); ; time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(2 * waitLimit); ; time.Sleep(100 * time.Millisecond) {
 		s = screen{}
 		if d.evaluate(screenOf, &s); f(s) {
 			return s
 		}
 		if time.Now().After(end) {
-			d.t.Fatalf("%s: not in %v: %+v", what, waitLimit, s)
+			d.t.Fatalf("%s: not in %v: %+v", what, 2*waitLimit, s)
 		}
 	}
 }

@@ -151,7 +151,13 @@ func (p *process) lines() int {
 // of the words.
 func (p *process) await(t testing.TB, from int, words ...string) string {
 	t.Helper()
-	timeout := time.After(waitLimit)
+	return p.awaitWithin(t, waitLimit, from, words...)
+}
+
+// awaitWithin is await for what takes long.
+func (p *process) awaitWithin(t testing.TB, limit time.Duration, from int, words ...string) string {
+	t.Helper()
+	timeout := time.After(limit)
 	for {
 		p.mu.Lock()
 		added := p.added

@@ -151,7 +151,7 @@ func (c tftpClient) run(ctx context.Context, t testing.TB, n *netem.Namespace, d
 }
 
 // tftpLimit bounds one transfer.
-const tftpLimit = 3 * time.Minute
+const tftpLimit = 5 * time.Minute
 
 func (c tftpClient) within(t testing.TB) context.Context {
 	return within(t, cmp.Or(c.limit, tftpLimit))
