@@ -352,9 +352,8 @@ server { listen %s; proxy_pass %s; proxy_protocol on; proxy_bind 127.0.0.2; }
 	}
 
 	visitor := dialUDP(t, s.port("log"))
-	visitor.Write([]byte("hello"))
-	visitor.Write([]byte("again"))
-	for _, want := range []string{"hello", "again"} {
+	for _, want := range []string{"hello", "again"} { // one after the other, as another link may be made for them meanwhile
+		visitor.Write([]byte(want))
 		r := bufio.NewReader(strings.NewReader(udp.next(t).text))
 		h, err := proxyproto.Read(r)
 		if err != nil {
