@@ -43,7 +43,7 @@ async def main():
         for message in ["hello", "", "gr\u00fc\u00dfe", os.urandom(1), os.urandom(70000), os.urandom(5 << 20)]:
             await ws.send(message)
             assert await ws.recv() == message
-        await asyncio.wait_for(await ws.ping(), 10)
+        await asyncio.wait_for(await ws.ping(), 60)
         await asyncio.gather(*(ws.send(str(i)) for i in range(1000)))
         for i in range(1000):
             assert await ws.recv() == str(i)

@@ -27,7 +27,7 @@ const crowd = 1000
 // dialFrom connects from the i-th of 250 loopback addresses.
 func dialFrom(t testing.TB, i int, addr string) *net.TCPConn {
 	t.Helper()
-	d := net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 9, byte(1+i%250))}}
+	d := net.Dialer{Timeout: waitLimit, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 9, byte(1+i%250))}}
 	c, err := d.Dial("tcp", addr)
 	if err != nil {
 		t.Fatalf("visitor %d: %v", i, err)

@@ -164,7 +164,7 @@ func TestSmuggling(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := dialTLS(t, s.https, "app.example.com")
-			c.SetDeadline(time.Now().Add(20 * time.Second))
+			c.SetDeadline(time.Now().Add(waitLimit))
 			io.WriteString(c, request+smuggled)
 			answer, err := io.ReadAll(c)
 			if err != nil {
@@ -200,7 +200,7 @@ func TestSmuggling(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			v := dialTLS(t, s.https, "app.example.com")
-			v.SetDeadline(time.Now().Add(20 * time.Second))
+			v.SetDeadline(time.Now().Add(waitLimit))
 			io.WriteString(v, c.request)
 			resp, err := http.ReadResponse(bufio.NewReader(v), nil)
 			if err != nil {
@@ -217,7 +217,7 @@ func TestSmuggling(t *testing.T) {
 	}
 	t.Run("pipelined requests are answered in order", func(t *testing.T) {
 		c := dialTLS(t, s.https, "app.example.com")
-		c.SetDeadline(time.Now().Add(20 * time.Second))
+		c.SetDeadline(time.Now().Add(waitLimit))
 		var all strings.Builder
 		for i := range 50 {
 			fmt.Fprintf(&all, "GET /%d HTTP/1.1\r\n%s\r\n", i, host)

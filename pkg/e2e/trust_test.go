@@ -36,7 +36,7 @@ func (s *system) keygen(name string) (file, public string) {
 // refused expects a private relay to give up, and both sides to say why.
 func (s *system) refused(t *testing.T, p *process, mark int, private, public string) {
 	t.Helper()
-	if code := p.wait(t, 20*time.Second); code != 1 {
+	if code := p.wait(t, waitLimit); code != 1 {
 		t.Errorf("relay-private ended with %d, want 1: what cannot heal is not tried again", code)
 	}
 	if _, _, ok := p.find(0, private); !ok {
@@ -75,7 +75,7 @@ func TestTrust(t *testing.T) {
 	})
 	t.Run("other wire version", func(t *testing.T) {
 		for version, advice := range map[int]string{relay.WireVersion + 1: "update the public relay", relay.WireVersion - 1: "update the private relay"} {
-			ctx := within(t, 20*time.Second)
+			ctx := within(t, waitLimit)
 			c, _, err := websocket.Dial(ctx, "wss://localhost"+relay.LinkPath, &websocket.DialOptions{HTTPClient: s.visitor()})
 			if err != nil {
 				t.Fatal(err)
@@ -99,7 +99,7 @@ func TestTrust(t *testing.T) {
 		file := filepath.Join(tempDir(t), "private.toml")
 		writeFile(t, file, s.privateTOML("office", newer, s.file("office.key")))
 		p := startRelay(t, "relay-private", "--config", file)
-		if code := p.wait(t, 20*time.Second); code != 1 {
+		if code := p.wait(t, waitLimit); code != 1 {
 			t.Errorf("relay-private ended with %d, want 1", code)
 		}
 		p.await(t, 0, "update the private relay")
@@ -217,7 +217,7 @@ func TestJoin(t *testing.T) {
 	mark = s.public.lines()
 	run(t, s.tunnelctl("site", "revoke", "branch"))
 	s.public.await(t, mark, "site down")
-	if code := p.wait(t, 20*time.Second); code != 1 {
+	if code := p.wait(t, waitLimit); code != 1 {
 		t.Errorf("a revoked private relay ended with %d, want 1", code)
 	}
 	if _, _, ok := p.find(0, "revoked"); !ok {

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 
 	"culvert.dev/pkg/netem"
 )
@@ -49,7 +48,7 @@ var caPool = sync.OnceValue(func() *x509.CertPool {
 // dialTLS connects to a TLS listener as a visitor of host.
 func dialTLS(t testing.TB, addr, host string) *tls.Conn {
 	t.Helper()
-	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: &tls.Config{RootCAs: caPool(), ServerName: host}}
+	d := tls.Dialer{NetDialer: &net.Dialer{Timeout: waitLimit}, Config: &tls.Config{RootCAs: caPool(), ServerName: host}}
 	c, err := d.DialContext(t.Context(), "tcp", addr)
 	if err != nil {
 		t.Fatalf("dial %s as %s: %v", addr, host, err)
