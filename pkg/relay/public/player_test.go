@@ -324,16 +324,11 @@ func TestPlayerEnds(t *testing.T) {
 		const url = "rtsp://cams.test/gate"
 		ended := func(want int) {
 			t.Helper()
-			for range 2000 {
+			eventually(t, "the site hears of the end", func() bool {
 				c.mu.Lock()
-				n := c.ended
-				c.mu.Unlock()
-				if n == want {
-					return
-				}
-				time.Sleep(time.Millisecond)
-			}
-			t.Fatalf("the site has not heard of the end")
+				defer c.mu.Unlock()
+				return c.ended == want
+			})
 		}
 		p := r.player(false)
 		p.watch(url)
@@ -387,15 +382,11 @@ func TestPlayerEnds(t *testing.T) {
 			p.expectEnd()
 		}
 		onLoop(s.session.loop.Loop, func() { c.instead = nil })
-		for range 2000 {
+		eventually(t, "no visitors are left", func() bool {
 			visitors := 0
 			onLoop(s.session.loop.Loop, func() { visitors = s.session.service("gate").visitors })
-			if visitors == 0 {
-				return
-			}
-			time.Sleep(time.Millisecond)
-		}
-		t.Error("visitors are left")
+			return visitors == 0
+		})
 	})
 }
 
