@@ -312,7 +312,7 @@ func TestRenews(t *testing.T) {
 // Certificates of seconds: there is a valid one all the time.
 func TestShortLived(t *testing.T) {
 	t.Parallel()
-	p := startPebble(t, options{seconds: 24})
+	p := startPebble(t, options{seconds: 36}) // of which twelve are for the next one
 	six := p.site(func(c *Config) { c.Directories[0].Profile = "shortlived" })
 	s := p.site(func(c *Config) { c.Directories[0].Profile = "short" })
 	switched := p.prove(six)

@@ -163,14 +163,14 @@ func TestRedisLock(t *testing.T) {
 	t.Parallel()
 	srv := startRedis(t)
 	a, b := srv.open(), srv.open()
-	a.lease, b.lease = 3*time.Second, 3*time.Second
+	a.lease, b.lease = 6*time.Second, 6*time.Second
 	defer b.Close()
 	ctx := context.WithValue(t.Context(), attemptKey{}, &attempt{name: "app.example.com"})
 	name := issueLock("app.example.com")
 	if err := a.Lock(ctx, name); err != nil {
 		t.Fatal(err)
 	}
-	short, cancel := context.WithTimeout(ctx, 7*time.Second)
+	short, cancel := context.WithTimeout(ctx, 13*time.Second)
 	defer cancel()
 	if err := b.Lock(short, name); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a lock that is held, after two leases: %v", err)
