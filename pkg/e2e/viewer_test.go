@@ -163,6 +163,11 @@ func watch(t testing.TB, n *netem.Namespace, addr, url string, tunnel gortsplib.
 		if err != nil {
 			return // more packets are needed
 		}
+		if protocol == gortsplib.ProtocolUDP {
+			if p, err := pictures(slices.Values(au)); err != nil || len(p) == 0 {
+				return // packets of it were lost
+			}
+		}
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		for _, u := range au {
