@@ -278,7 +278,7 @@ func TestPassThroughCertificates(t *testing.T) {
 		out, err := s.curlCmd("--cacert", a.root, s.url(name, "/")).CombinedOutput()
 		return string(out), err
 	}
-	eventually(t, "the first certificate", func() bool {
+	eventuallyWithin(t, certLimit, "the first certificate", func() bool {
 		out, err := get("files")
 		return err == nil && out == "from the site"
 	})
@@ -313,7 +313,7 @@ func TestPassThroughCertificates(t *testing.T) {
 	lines := s.private.lines()
 	s.private.signal(t, syscall.SIGHUP)
 	s.private.await(t, lines, `"msg":"service refused"`, "stranger")
-	eventually(t, "the certificate of a name that was published late", func() bool {
+	eventuallyWithin(t, certLimit, "the certificate of a name that was published late", func() bool {
 		_, err := get("late")
 		return err == nil
 	})
