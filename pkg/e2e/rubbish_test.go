@@ -120,6 +120,7 @@ func TestRubbish(t *testing.T) {
 		c.CloseWithError(0, "")
 	}
 
+	old.SetDeadline(time.Now().Add(waitLimit))
 	if err := roundTrip(old, make([]byte, 5)); err != nil {
 		t.Errorf("a visitor who was there before: %v", err)
 	}

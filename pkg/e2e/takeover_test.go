@@ -296,6 +296,7 @@ func TestTakeover(t *testing.T) {
 		first := s.private
 		s.private = second
 		second = s.startAgain(first.cmd.Args[1:]...)
+		c.SetDeadline(time.Now().Add(waitLimit))
 		if err := roundTrip(c, make([]byte, 5)); err != nil {
 			t.Errorf("a relay that comes back disturbs the one that works: %v", err)
 		}
