@@ -7,8 +7,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"strings"
@@ -49,10 +51,7 @@ func realWorld(t *testing.T, transport string, services ...Service) *world {
 	}
 	w := &world{t: t, log: &logBuffer{}, done: make(chan error, 1), core: newCore()}
 	w.hub = newHub(t, &tls.Config{Certificates: []tls.Certificate{pair}}, newCore())
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listenBoth(t)
 	w.hub.core.Serve(ln, w.hub.accept)
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
@@ -63,6 +62,24 @@ func realWorld(t *testing.T, transport string, services ...Service) *world {
 		Transport: transport, Links: 2, Log: slog.New(slog.NewTextHandler(io.MultiWriter(w.log, t.Output()), nil)),
 	}
 	return w
+}
+
+// listenBoth listens at a port that is free over UDP, too, and stays so: the kernel gives it to nobody who wants any.
+func listenBoth(t *testing.T) net.Listener {
+	t.Helper()
+	for range 1000 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 20000+mathrand.IntN(12000))
+		pc, err := net.ListenPacket("udp", addr)
+		if err != nil {
+			continue
+		}
+		pc.Close()
+		if ln, err := net.Listen("tcp", addr); err == nil {
+			return ln
+		}
+	}
+	t.Fatal("no port is free")
+	return nil
 }
 
 func (w *world) begin() {
@@ -126,13 +143,12 @@ func (w *world) listenQUIC() (stop func()) {
 func (w *world) eventually(what string, ok func(PeerStatus) bool) {
 	w.t.Helper()
 	var s PeerStatus
-	for range 2000 {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if all := w.relay.Status().Relays; len(all) > 0 {
 			if s = all[0]; ok(s) {
 				return
 			}
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	w.t.Fatalf("not %s: %+v", what, s)
 }
