@@ -573,7 +573,7 @@ func TestQUICLanes(t *testing.T) {
 	if most < 2 {
 		t.Errorf("%d lanes for %d streams", most, len(pumps))
 	}
-	for range 2000 {
+	for range 12000 {
 		if lanes() == 0 {
 			break
 		}

@@ -323,7 +323,7 @@ func TestUnprovenOfAddress(t *testing.T) {
 	got := make(chan []byte, 1)
 	go n.peer(netip.MustParseAddrPort("192.0.2.78:1000"), request(1, "boot/hello", "octet"), got)
 	<-got
-	for range 1000 { // until its last ACK is there
+	for range 12000 { // until its last ACK is there
 		if on(b.core.Loop(0), func() {}); b.Stats().Running == 256 {
 			break
 		}

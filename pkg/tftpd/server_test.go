@@ -306,7 +306,7 @@ func on(l *evloop.Loop, f func()) {
 // settled waits until no transfer runs, and what has been said about them has been heard.
 func (b *bench) settled() {
 	b.t.Helper()
-	for range 1000 {
+	for range 12000 {
 		for range 2 {
 			on(b.core.Loop(1), func() {})
 			on(b.core.Loop(0), func() {})
