@@ -185,7 +185,11 @@ func TestServiceManager(t *testing.T) {
 			p.serviceManager.await(p.count(), "WATCHDOG=1")
 		}
 		p.signal(t, syscall.SIGSTOP)
-		time.Sleep(100 * time.Millisecond) // what it said before
+		for range 10 { // what it said before, which may still be on its way
+			if _, ok := p.heard(p.count(), "WATCHDOG=1", p.watchdog); !ok {
+				break
+			}
+		}
 		if _, ok := p.heard(p.count(), "WATCHDOG=1", 3*p.watchdog); ok {
 			t.Errorf("the watchdog of %s is fed while nothing of it turns", p.name)
 		}
