@@ -45,7 +45,7 @@ func startAuthority(t testing.TB) *authority {
 	}
 	writeFile(t, filepath.Join(a.dir, "pebble.json"), string(config))
 	resolver := start(t, "challtestsrv", exec.Command(builtTool(t, "pebble-challtestsrv"), "-http01", "", "-https01", "", "-doh", "", "-tlsalpn01", "",
-		"-dnsserver", fmt.Sprintf("127.0.0.1:%d", names), "-management", fmt.Sprintf("127.0.0.1:%d", freePort(t)), "-defaultIPv6", ""))
+		"-dnsserver", fmt.Sprintf("127.0.0.1:%d", names), "-management", freeAddr(t), "-defaultIPv6", ""))
 	awaitPort(t, resolver, "tcp", fmt.Sprintf("127.0.0.1:%d", names))
 	cmd := exec.Command(builtTool(t, "pebble"), "-config", filepath.Join(a.dir, "pebble.json"), "-dnsserver", fmt.Sprintf("127.0.0.1:%d", names))
 	cmd.Env = append(os.Environ(), "PEBBLE_VA_NOSLEEP=1", "PEBBLE_AUTHZREUSE=0", "PEBBLE_WFE_NONCEREJECT=5")
@@ -124,7 +124,7 @@ func (c *certified) curl(args ...string) (string, error) {
 func TestCertificates(t *testing.T) {
 	t.Parallel()
 	a := startAuthority(t)
-	c := &certified{t: t, dir: tempDir(t), authority: a, admin: fmt.Sprintf("127.0.0.1:%d", freePort(t))}
+	c := &certified{t: t, dir: tempDir(t), authority: a, admin: freeAddr(t)}
 	c.write("")
 	c.start()
 

@@ -59,7 +59,7 @@ func benchTFTPLoopback(b *testing.B, out *bytes.Buffer) {
 	const size = 64 << 20
 	folder := publicFolder(b)
 	makeFile(b, filepath.Join(folder, "data"), size)
-	serve := fmt.Sprintf("127.0.0.1:%d", freePort(b))
+	serve := freeAddr(b)
 	own := start(b, "tunnelctl", exec.Command(command(b, "tunnelctl"), "tftp", "serve", "--listen", serve, folder))
 	awaitTFTP(b, nil, own, serve)
 	kept := configureTFTP(b, nil, service{"files", "tftp:///", "file://" + folder}, service{"streamed", "tftp:///streamed", "file://" + folder})

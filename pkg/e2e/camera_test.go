@@ -197,7 +197,7 @@ func startCamera(t testing.TB, n *netem.Namespace, methods ...auth.VerifyMethod)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &camera{t: t, in: n, film: f, methods: methods, addr: fmt.Sprintf("127.0.0.1:%d", freePort(t)), over: make(chan struct{}), done: make(chan struct{}), began: time.Now()}
+	c := &camera{t: t, in: n, film: f, methods: methods, addr: freeAddr(t), over: make(chan struct{}), done: make(chan struct{}), began: time.Now()}
 	if len(methods) > 0 {
 		c.user, c.password = "admin", "s3cret-of-the-camera"
 	}

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"fmt"
 	"net"
 	"os/exec"
 	"strings"
@@ -25,7 +24,7 @@ var grpcCases = []string{
 // startGRPC publishes grpc-go's interoperability server as https://grpc.example.com.
 func startGRPC(t testing.TB) *system {
 	t.Helper()
-	addr := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	addr := freeAddr(t)
 	_, port, _ := net.SplitHostPort(addr)
 	server := start(t, "grpc-interop-server", exec.Command(builtTool(t, "grpc-interop-server"), "--port", port))
 	awaitPort(t, server, "tcp", addr)

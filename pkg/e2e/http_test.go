@@ -23,7 +23,7 @@ import (
 func webSystem(t testing.TB, more ...service) (*system, blob) {
 	t.Helper()
 	b := largeFile(t)
-	addr := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	addr := freeAddr(t)
 	// A small send buffer, because a thousand stalled downloads would otherwise fill the
 	// memory that the system has for TCP, and slow down everybody on this machine.
 	nginx := startNginx(t, "nginx target", fmt.Sprintf("server { listen %s sndbuf=128k; root %s; }\n", addr, b.dir), "")
@@ -241,7 +241,7 @@ func testStatic(t *testing.T, s *system, host string, b blob) {
 func TestAbsence(t *testing.T) {
 	t.Parallel()
 	sink := startSink(t)
-	down := fmt.Sprintf("127.0.0.1:%d", freePort(t)) // nobody listens
+	down := freeAddr(t) // nobody listens
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -63,8 +63,7 @@ func startChain(t testing.TB, a targetAddrs) *chain {
 
 func startChainIn(t testing.TB, inside, outside *netem.Namespace, a targetAddrs) *chain {
 	t.Helper()
-	addr := func() string { return fmt.Sprintf("127.0.0.1:%d", freePort(t)) }
-	c := &chain{echo: addr(), bulk: addr(), http: addr(), https: addr()}
+	c := &chain{echo: freeAddr(t), bulk: freeAddr(t), http: freeAddr(t), https: freeAddr(t)}
 	link := func() string { return fmt.Sprintf("%s:%d", inside.Addr(), freePort(t)) }
 	echo, bulk, web := link(), link(), link()
 	cert := fmt.Sprintf("ssl_certificate %s; ssl_certificate_key %s; ssl_protocols TLSv1.3;", certFile("cert.pem"), certFile("key.pem"))

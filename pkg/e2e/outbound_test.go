@@ -169,7 +169,7 @@ func TestOutboundProxyRefuses(t *testing.T) {
 	s := newSystem(t, service{"blob", "https://blob.example.com", "http://127.0.0.1:9"})
 	_, port, _ := strings.Cut(s.https, ":")
 	locked, deny, limited, socks := tinyproxy(t, port, "site s3cret"), tinyproxy(t, "443", ""), squid(t, "443"), microsocks(t, "site s3cret")
-	away := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	away := freeAddr(t)
 	for _, p := range []*outboundProxy{locked, deny, limited, socks} {
 		p.run(t)
 	}

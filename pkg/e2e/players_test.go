@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"fmt"
 	"os/exec"
 	"slices"
 	"strings"
@@ -19,7 +18,7 @@ import (
 func configureCameras(t testing.TB, l *netem.Link, services ...service) *system {
 	t.Helper()
 	s := configure(t, l, services...)
-	s.rtsp, s.rtsps = fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	s.rtsp, s.rtsps = freeAddr(t), freeAddr(t)
 	s.sites = siteTOML("office", s.key, append(slices.Clone(allowed), "rtsp://*.example.com", "rtsps://*.example.com")...)
 	s.more = map[string]string{}
 	return s

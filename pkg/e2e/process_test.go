@@ -296,6 +296,12 @@ func freePort(t testing.TB) int {
 	return 0
 }
 
+// freeAddr is the address of a freePort at 127.0.0.1.
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	return fmt.Sprintf("127.0.0.1:%d", freePort(t))
+}
+
 // awaitPort waits until something accepts connections on addr.
 func awaitPort(t testing.TB, p *process, network, addr string) {
 	t.Helper()

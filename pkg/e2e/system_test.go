@@ -96,7 +96,7 @@ func configure(t testing.TB, l *netem.Link, services ...service) *system {
 		t.Fatalf("keygen printed %q", s.key)
 	}
 	// Not any port: a relay that is started again gets the same ones, and the kernel gives none of these to others meanwhile.
-	s.http, s.admin = fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	s.http, s.admin = freeAddr(t), freeAddr(t)
 	host := "127.0.0.1"
 	if l != nil {
 		s.inside, s.outside, host = l.Inside, l.Outside, "0.0.0.0"

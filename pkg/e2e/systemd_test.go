@@ -74,7 +74,7 @@ func (m *serviceManager) read(done chan<- struct{}) {
 // listen opens a socket of a .socket unit and returns its address.
 func (m *serviceManager) listen(name string) string {
 	m.t.Helper()
-	ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", freePort(m.t)))
+	ln, err := net.Listen("tcp", freeAddr(m.t))
 	if err != nil {
 		m.t.Fatal(err)
 	}

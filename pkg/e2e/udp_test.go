@@ -177,7 +177,7 @@ func TestUDP(t *testing.T) {
 // A flow outlives the links, and a target that is away for a while.
 func TestUDPFaults(t *testing.T) {
 	t.Parallel()
-	server := startUDP(t, fmt.Sprintf("127.0.0.1:%d", freePort(t))) // it is started again there
+	server := startUDP(t, freeAddr(t)) // it is started again there
 	s := startSystem(t, service{"echo", "udp://:{port}", "udp://" + server.addr})
 	v := dialUDP(t, s.port("echo"))
 	v.ask([]byte("one"))
@@ -304,8 +304,7 @@ func TestSyslog(t *testing.T) {
 // behind the private one.
 func TestProxyProtocol(t *testing.T) {
 	t.Parallel()
-	free := func() string { return fmt.Sprintf("127.0.0.1:%d", freePort(t)) }
-	v1, v2, plain, front, frontTCP := free(), free(), free(), free(), free()
+	v1, v2, plain, front, frontTCP := freeAddr(t), freeAddr(t), freeAddr(t), freeAddr(t), freeAddr(t)
 	udp := startUDP(t, "127.0.0.1:0")
 	show := `location / { default_type text/plain; return 200 "$proxy_protocol_addr $http_x_forwarded_for\n"; }`
 	target := startNginx(t, "nginx behind", fmt.Sprintf(`
