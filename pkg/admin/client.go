@@ -70,19 +70,19 @@ func (c *Client) RenewCertificate(ctx context.Context, name string) error {
 	return c.do(ctx, http.MethodPost, "/api/certificates/"+url.PathEscape(name)+"/renew", nil, nil)
 }
 
-// Stream is a connection to a service through the relay. Closing one direction leaves the other.
-type Stream struct {
+// Conn is a connection to a service through the relay. Closing one direction leaves the other.
+type Conn struct {
 	net.Conn
 	r *bufio.Reader // what follows the answer's header may already be in here
 }
 
-func (s *Stream) Read(p []byte) (int, error) { return s.r.Read(p) }
+func (s *Conn) Read(p []byte) (int, error) { return s.r.Read(p) }
 
 // CloseWrite tells the service that no more data comes.
-func (s *Stream) CloseWrite() error { return s.Conn.(interface{ CloseWrite() error }).CloseWrite() }
+func (s *Conn) CloseWrite() error { return s.Conn.(interface{ CloseWrite() error }).CloseWrite() }
 
 // Abort ends both directions at once, so that the service does not take what it has got for all.
-func (s *Stream) Abort() {
+func (s *Conn) Abort() {
 	conn := s.Conn
 	if t, ok := conn.(*tls.Conn); ok {
 		conn = t.NetConn() // without close_notify
@@ -100,7 +100,7 @@ const Upgrade = "culvert-forward"
 const forwardTimeout = 30 * time.Second
 
 // Forward opens a stream to a service of a site.
-func (c *Client) Forward(ctx context.Context, site, service string) (*Stream, error) {
+func (c *Client) Forward(ctx context.Context, site, service string) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
 	defer cancel()
 	conn, err := c.dial(ctx)
@@ -151,7 +151,7 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	return tc, nil
 }
 
-func (c *Client) upgrade(conn net.Conn, path string) (*Stream, error) {
+func (c *Client) upgrade(conn net.Conn, path string) (*Conn, error) {
 	_, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n",
 		path, c.Base.Host, c.Token, Upgrade)
 	if err != nil {
@@ -168,7 +168,7 @@ func (c *Client) upgrade(conn net.Conn, path string) (*Stream, error) {
 	if resp.StatusCode != http.StatusSwitchingProtocols {
 		return nil, c.refusal(resp)
 	}
-	return &Stream{conn, r}, nil
+	return &Conn{conn, r}, nil
 }
 
 // do sends one request and decodes the answer into out, unless that is nil.
