@@ -59,6 +59,7 @@ var arrows = map[string][]string{
 	"pkg/http3":     {"pkg/http1"},
 	"pkg/memnet":    {},
 	"pkg/netem":     {},
+	"pkg/operate":   {},
 	"pkg/onvif":     {"pkg/rtsp"},
 	"pkg/relay":     {},
 	"pkg/rtsp":      {},

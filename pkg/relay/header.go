@@ -18,6 +18,7 @@ const (
 	KindFlow     Kind = 4 // public to private: the datagrams of a visitor and a service
 	KindDiscover Kind = 5 // public to private: an operator looks for cameras: a DiscoverRequest, and the reply
 	KindFile     Kind = 6 // public to private: a file of a service: a FileRequest, a FileReply, and the file
+	KindOperate  Kind = 7 // operator to public, and public to private: TLS of an operator and the private relay, see OperateRequest
 )
 
 // What a notice says in place of a service.
@@ -33,16 +34,16 @@ const headerVersion = 1
 //
 //	u8 version = 1
 //	u8 kind
-//	u8 n, n bytes   service   1 to 64 for connect, notice, flow and file, 0 for announce and discover
+//	u8 n, n bytes   service   1 to 64 for connect, notice, flow and file, 1 to 65 for operate, 0 for announce and discover
 //	u8 n, n bytes   scheme    0 to 16 of a-z
 //	u8 n, n bytes   host      0 to 253 visible ASCII characters
 //	u8 n, n bytes   address   n is 0, 4 or 16
 //	u16 port        only if n is not 0; big-endian
 type Header struct {
 	Kind    Kind
-	Service string         // name, for connect, flow and file; for notice one of the above
-	Scheme  string         // of the listener that took the visitor: "https", "http", "tls", "tcp", "udp", "tftp"; "forward" for an operator
-	Host    string         // that the visitor asked for, without port; may be ""; for NoticeChoice the text, which may have spaces
+	Service string         // name, for connect, flow and file, and for operate, which has some that begin with a dot; for notice one of the above
+	Scheme  string         // of the listener that took the visitor: "https", "http", "tls", "tcp", "udp", "tftp"; "operate" for an operator
+	Host    string         // that the visitor asked for, without port; may be ""; for NoticeChoice the text, which may have spaces; for operate the operator's name
 	Visitor netip.AddrPort // may be the zero value
 }
 
@@ -120,6 +121,10 @@ func (h Header) check() error {
 	switch h.Kind {
 	case KindConnect, KindFlow, KindFile:
 		if err := CheckName(h.Service); err != nil {
+			return fmt.Errorf("stream header: service: %w", err)
+		}
+	case KindOperate:
+		if err := CheckOperate(h.Service); err != nil {
 			return fmt.Errorf("stream header: service: %w", err)
 		}
 	case KindAnnounce, KindDiscover:

@@ -20,13 +20,14 @@ import (
 
 // WireVersion is the version of the link handshake and of the frames after it.
 // Both relays must speak the same one.
-const WireVersion = 5
+const WireVersion = 6
 
 // Paths on the public relay's own domain.
 const (
 	LinkPath    = "/.culvert/link"     // WebSocket upgrade: a link of a session
 	JoinPath    = "/.culvert/join"     // POST JoinRequest: redeem a join token
 	ForwardPath = "/.culvert/forward/" // + SITE/SERVICE: an operator's connection to a service
+	OperatePath = "/.culvert/operate/" // + SITE; WebSocket upgrade with an operator's token: a link of a session of his
 )
 
 // Bounds of what a peer may send.

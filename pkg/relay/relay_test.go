@@ -561,6 +561,9 @@ func TestHeaderGolden(t *testing.T) {
 		"\x01\x06\x04boot\x04tftp\x00\x04\xc0\x00\x02\x01\x1f\x90": {
 			Kind: KindFile, Service: "boot", Scheme: "tftp", Visitor: netip.MustParseAddrPort("192.0.2.1:8080"),
 		},
+		"\x01\x07\x05.ping\x07operate\x05alice\x04\xc0\x00\x02\x01\x1f\x90": {
+			Kind: KindOperate, Service: ".ping", Scheme: "operate", Host: "alice", Visitor: netip.MustParseAddrPort("192.0.2.1:8080"),
+		},
 		"\x01\x04\x06syslog\x03udp\x00\x04\xc0\x00\x02\x01\x1f\x90": {
 			Kind: KindFlow, Service: "syslog", Scheme: "udp", Visitor: netip.MustParseAddrPort("192.0.2.1:8080"),
 		},
@@ -591,6 +594,9 @@ func TestHeaderBounds(t *testing.T) {
 		"announce, service":   {Kind: KindAnnounce, Service: "a"},
 		"flow, no service":    {Kind: KindFlow},
 		"file, no service":    {Kind: KindFile},
+		"operate, no service": {Kind: KindOperate},
+		"operate, dot alone":  {Kind: KindOperate, Service: "."},
+		"connect, dot":        {Kind: KindConnect, Service: ".ping"},
 		"notice":              {Kind: KindNotice, Service: "idle"},
 		"scheme":              {Kind: KindConnect, Service: "a", Scheme: "H"},
 		"long scheme":         {Kind: KindConnect, Service: "a", Scheme: strings.Repeat("a", 17)},
@@ -616,6 +622,7 @@ func FuzzHeader(f *testing.F) {
 	f.Add([]byte("\x01\x01\x03web\x05https\x0da.example.com\x04\xc0\x00\x02\x01\x1f\x90"))
 	f.Add([]byte("\x01\x02\x00\x00\x00\x00"))
 	f.Add([]byte("\x01\x03\x06active\x00\x00\x00"))
+	f.Add([]byte("\x01\x07\x05.ping\x07operate\x05alice\x04\xc0\x00\x02\x01\x1f\x90"))
 	f.Add([]byte("\x01\x06\x04boot\x04tftp\x00\x04\xc0\x00\x02\x01\x1f\x90"))
 	f.Add([]byte("\x01\x04\x06syslog\x03udp\x00\x04\xc0\x00\x02\x01\x1f\x90"))
 	f.Add([]byte("\x01\x01\x03web\x03tcp\x00\x10\x20\x01\x0d\xb8\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x50"))
@@ -633,7 +640,7 @@ func FuzzHeader(f *testing.F) {
 
 func FuzzHello(f *testing.F) {
 	f.Add(Encode(testHello()))
-	f.Add([]byte(`{"version":5}`))
+	f.Add([]byte(`{"version":6}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := DecodeHello(b)
 		if err != nil {

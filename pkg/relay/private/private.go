@@ -93,6 +93,15 @@ type Relay struct {
 	// from a goroutine of its own, once at a time; its error is told as it is. If nil, nobody can have it done.
 	Discover func(ctx context.Context, req relay.DiscoverRequest) ([]byte, error)
 
+	// Operators are the public keys of those who may open connections by tunnelctl, which has to prove one of them to this
+	// relay. SetOperators replaces them. If empty, whoever the public relay takes for an operator may.
+	Operators []ed25519.PublicKey
+
+	// Socks says where an address that an operator wants to reach is, network being "tcp" or "udp" and address HOST:PORT: it
+	// looks the name up, if it is one and the site lets operators go there. They are tried in this order. It may block; an error
+	// that is no *relay.OperateError is told as unreachable. If nil, operators reach services alone.
+	Socks func(ctx context.Context, network, address string) ([]netip.AddrPort, error)
+
 	// OnReady is called once, when the first public relay has answered what it publishes. If nil, nobody is.
 	OnReady func()
 
