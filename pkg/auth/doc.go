@@ -1,5 +1,5 @@
 // Package auth answers who is asking: the keys of sites, the proof that a link
-// belongs to one, the tokens that sites join with, the operators' token, and the
+// belongs to one, the tokens that sites join with, the operators and their tokens, the
 // certificates that a relay makes for itself, and the passwords of visitors.
 //
 //	pub, err := auth.GenerateKey("office.key") // on the private relay
@@ -11,6 +11,10 @@
 //	hash, err := auth.HashPassword(password) // tunnelctl password
 //	h, err := auth.ParsePasswordHash(hash)   // on the public relay
 //	ok = h.Verify(password)
+//
+//	operators, err := auth.OpenOperators(dir) // on the public relay
+//	id, ok := operators.Verify(token, address)
+//	stop := operators.Follow(id, end) // end is called when the token is revoked
 //
 // Invariants: a private key never leaves the machine that made it, and its file
 // is readable by its owner alone. Of a token the relay keeps only a digest.
