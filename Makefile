@@ -35,7 +35,7 @@ bench: ## the benchmark table, beside direct connections and two nginx hops join
 	go test ./pkg/e2e -run '^$$' -bench 'BenchmarkTable|BenchmarkTFTP' -benchtime 1x -timeout 60m
 
 certs: build ## a development CA and a certificate for NAMES in certs/
-	bin/tunnelctl certs certs $(NAMES)
+	bin/tunnelctl certs dev certs $(NAMES)
 
 clean: ## remove what the other targets made
 	rm -rf bin

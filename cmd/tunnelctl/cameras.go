@@ -22,8 +22,10 @@ func camerasCommand(at *where) *cobra.Command {
 		Long: "Have the private relay of a site look for ONVIF cameras on its network, and print what they show, ready to be pasted\n" +
 			"into its private.toml. The site allows it with discovery = true there.\n\n" +
 			"With --user the cameras are asked as that user; the password is typed, or comes as a line on stdin.",
-		Args: usage(cobra.ExactArgs(1)),
+		Args:              usage(cobra.ExactArgs(1)),
+		ValidArgsFunction: completeSites(at, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			show.JSON = at.look.json
 			in := admin.Search{User: show.User}
 			if show.User != "" {
 				password, err := daemon.ReadPassword(cmd.InOrStdin(), cmd.ErrOrStderr(), false)
@@ -36,7 +38,7 @@ func camerasCommand(at *where) *cobra.Command {
 			err := askFor(cmd.Context(), at, admin.SearchTime+answerTimeout, func(ctx context.Context, c *admin.Client) error {
 				found, err := c.Cameras(ctx, args[0], in)
 				if err != nil {
-					return err
+					return aboutSite(ctx, c, args[0], err)
 				}
 				if err := json.Unmarshal(found.Devices, &devices); err != nil {
 					return fmt.Errorf("site %q answers with what makes no sense: %w", args[0], err)
@@ -56,7 +58,6 @@ func camerasCommand(at *where) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&show.User, "user", "", "ask the cameras as this user")
 	cmd.Flags().StringVar(&show.Publish, "publish", "", "the `URL` that the services are to be below (default: of what the site may publish)")
-	cmd.Flags().BoolVar(&show.JSON, "json", false, "print JSON")
 	return cmd
 }
 

@@ -52,7 +52,8 @@ func forwardCommand(at *where) *cobra.Command {
 		Short: "Offer a site's service on a port of this machine",
 		Long: "Offer a site's service on a port of this machine, until Ctrl-C.\n\n" +
 			"LOCAL is a port or HOST:PORT; without it, a free port of 127.0.0.1 is taken and printed.",
-		Args: usage(cobra.RangeArgs(1, 2)),
+		Args:              usage(cobra.RangeArgs(1, 2)),
+		ValidArgsFunction: completeServices(at, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			site, service, err := splitService(args[0])
 			if err != nil {
@@ -85,7 +86,7 @@ func explainForward(c *admin.Client, err error, site, service string) error {
 	if errors.As(err, &refused) {
 		switch refused.Code {
 		case http.StatusNotFound:
-			return fmt.Errorf("the relay knows no service %s/%s: tunnelctl services lists them", site, service)
+			return failf(exitNotFound, "the relay knows no service %s/%s: tunnelctl services lists them", site, service)
 		case http.StatusServiceUnavailable:
 			return fmt.Errorf("%s/%s: %w tunnelctl sites shows its state", site, service, err)
 		}
@@ -222,7 +223,8 @@ func connectCommand(at *where) *cobra.Command {
 		Short: "Connect stdin and stdout to a site's service",
 		Long: "Connect stdin and stdout to a site's service. With OpenSSH:\n\n" +
 			"  ssh -o ProxyCommand='tunnelctl connect office/ssh-jump' user@office",
-		Args: usage(cobra.ExactArgs(1)),
+		Args:              usage(cobra.ExactArgs(1)),
+		ValidArgsFunction: completeServices(at, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			site, service, err := splitService(args[0])
 			if err != nil {

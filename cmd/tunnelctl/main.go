@@ -1,21 +1,19 @@
 // Tunnelctl is for the people who operate Culvert relays.
 //
-//	tunnelctl status | sites | services [--json]          what a relay is doing
-//	tunnelctl site add NAME --publish PATTERN...          prints a join token for a new site
-//	tunnelctl site add NAME --stand-by                    the same for another private relay of a site
-//	tunnelctl site revoke NAME [--key KEY]                forgets a site's keys and cuts its sessions
-//	tunnelctl site promote NAME [ID]                      has a stand-by take a site's visitors over
-//	tunnelctl cameras SITE [--user NAME] [--json]         looks for cameras on the site's network
-//	tunnelctl forward SITE/SERVICE [LOCAL]                a service of a site, on a port of this machine
-//	tunnelctl connect SITE/SERVICE                        the same on stdin and stdout, for ProxyCommand
-//	tunnelctl tftp get|put|serve                          a TFTP client, and a TFTP server of a folder
-//	tunnelctl certs DIR NAME...                           a development CA and a certificate
-//	tunnelctl password [USER]                             the hash of a visitor's password
-//	tunnelctl demo                                        everything on this machine
+//	tunnelctl status | sites | services | sessions | links    what a relay is doing
+//	tunnelctl top                                             the same, live
+//	tunnelctl site add|revoke|rotate|promote|kick             lets sites join, and governs their private relays
+//	tunnelctl forward | connect                               reaches services of a site from this machine
+//	tunnelctl certs, password, tftp, demo, man, completion    and what else there is
+//
+// tunnelctl --help lists all commands; docs/operations.md is the manual, and tunnelctl help exit-codes has the exit codes.
 //
 // It speaks to the admin API: on the relay's machine through its loopback listener (--admin), from
-// elsewhere, for forward and connect, through the relay's own domain (--relay). The operators' token is read from
-// a file. Exit codes: 0 done, 1 failed, 2 usage.
+// elsewhere through the relay's own domain (--relay). No secret is taken from the command line: tokens are read from
+// files, passwords are typed.
+//
+// Each command is a function that returns a *cobra.Command and is listed in newCommand. What a relay answers is printed by a
+// view (view.go), what went wrong gets its exit code in exit.go, and both know --json.
 package main
 
 import (
@@ -24,10 +22,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime"
 	"strings"
 	"syscall"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -46,64 +42,135 @@ func main() {
 
 // command is the whole program; it returns the exit code.
 func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	root := newCommand(os.Getenv)
+	at := &where{env: os.Getenv}
+	root := newCommand(at)
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
-	if err != nil {
-		fmt.Fprintf(stderr, "tunnelctl: %s\n", printable(err.Error()))
-	}
-	return daemon.ExitCode(err)
+	return report(stderr, root.ExecuteContext(ctx), at.look.json)
 }
 
-// printable removes what could steer a terminal: some texts come from a relay.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r != '\n' && !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
-}
+// The groups of commands in the help.
+const (
+	groupWatch = "watch"
+	groupSites = "sites"
+	groupReach = "reach"
+	groupRelay = "relay"
+	groupHere  = "here"
+)
 
-func newCommand(env func(string) string) *cobra.Command {
+func newCommand(at *where) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "tunnelctl",
 		Short:         "Operate Culvert relays",
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          usage(cobra.NoArgs),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(cmd, args[0])
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return daemon.UsageError("which command? tunnelctl --help lists them")
 		},
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return daemon.UsageError(err.Error()) })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return daemon.UsageError(fmt.Sprintf("%v: %s --help lists the flags", err, cmd.CommandPath()))
+	})
 
-	var at where
 	f := root.PersistentFlags()
 	f.StringVar(&at.admin, "admin", "", "the relay's admin `address` (default $CULVERT_ADMIN or 127.0.0.1:7070)")
 	f.StringVar(&at.relay, "relay", "", "instead of --admin, for forward and connect: the relay's own `URL` (default $CULVERT_RELAY)")
 	f.StringVar(&at.ca, "ca", "", "with --relay: PEM `file` of a private CA (default $CULVERT_CA)")
 	f.StringVar(&at.tokenFile, "token-file", "", "`file` with the operators' token (default $CULVERT_TOKEN_FILE, or admin.token in --state)")
 	f.StringVar(&at.state, "state", "/var/lib/culvert", "the relay's state `folder`")
-	at.env = env
+	f.BoolVar(&at.look.json, "json", false, "print JSON, as the relay's API has it; errors, too")
+	f.BoolVar(&at.look.plain, "plain", false, "no colours, nothing redrawn, and tables with a tab between columns")
 
-	root.AddCommand(
-		statusCommand(&at), sitesCommand(&at), servicesCommand(&at), certificatesCommand(&at), siteCommand(&at), camerasCommand(&at),
-		forwardCommand(&at), connectCommand(&at), tftpCommand(),
-		certsCommand(), passwordCommand(), demoCommand(),
-		&cobra.Command{
-			Use:   "version",
-			Short: "Print the version",
-			Args:  usage(cobra.NoArgs),
-			Run: func(cmd *cobra.Command, _ []string) {
-				fmt.Fprintf(cmd.OutOrStdout(), "culvert %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-			},
-		},
-	)
+	for _, group := range []struct {
+		id, title string
+		commands  []*cobra.Command
+	}{
+		{groupWatch, "What is going on:", []*cobra.Command{
+			statusCommand(at), sitesCommand(at), servicesCommand(at), certsCommand(at),
+		}},
+		{groupSites, "Sites:", []*cobra.Command{
+			siteCommand(at), camerasCommand(at),
+		}},
+		{groupReach, "Services of a site, from here:", []*cobra.Command{
+			forwardCommand(at), connectCommand(at),
+		}},
+		{groupRelay, "The relay and its operators:", []*cobra.Command{}},
+		{groupHere, "On this machine:", []*cobra.Command{
+			tftpCommand(), passwordCommand(), demoCommand(), versionCommand(at), manCommand(),
+		}},
+	} {
+		root.AddGroup(&cobra.Group{ID: group.id, Title: group.title})
+		for _, c := range group.commands {
+			c.GroupID = group.id
+			root.AddCommand(c)
+		}
+	}
+	root.SetHelpCommand(helpCommand())
+	root.SetHelpCommandGroupID(groupHere)
+	root.SetCompletionCommandGroupID(groupHere)
+	root.InitDefaultCompletionCmd("completion")
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			eachCommand(c, func(c *cobra.Command) { c.Args = usage(cobra.NoArgs) })
+		}
+	}
+	root.AddCommand(topics()...)
 	return root
+}
+
+// helpCommand replaces cobra's, which ends with 0 for a command that is not there.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND | TOPIC]",
+		Short: "Explain a command, or a topic",
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, typed string) (names []cobra.Completion, _ cobra.ShellCompDirective) {
+			of, _, err := cmd.Root().Find(args)
+			if err == nil {
+				for _, c := range of.Commands() {
+					if strings.HasPrefix(c.Name(), typed) && !c.Hidden {
+						names = append(names, c.Name()+"\t"+c.Short)
+					}
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return unknownCommand(cmd.Root(), strings.Join(args, " "))
+			}
+			c.InitDefaultHelpFlag()
+			return c.Help()
+		},
+	}
+}
+
+// unknownCommand is the error for a command that is not there.
+func unknownCommand(root *cobra.Command, name string) error {
+	var names []string
+	for _, c := range root.Commands() {
+		names = append(names, c.Name())
+	}
+	if near := nearest(name, names); near != "" {
+		return daemon.UsageError(fmt.Sprintf("no command %q: did you mean %q? tunnelctl --help lists them", name, near))
+	}
+	return daemon.UsageError(fmt.Sprintf("no command %q: tunnelctl --help lists them", name))
+}
+
+// eachCommand calls f for c and all below it.
+func eachCommand(c *cobra.Command, f func(*cobra.Command)) {
+	f(c)
+	for _, below := range c.Commands() {
+		eachCommand(below, f)
+	}
 }
 
 // usage makes usage errors of a check of arguments.

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"text/tabwriter"
 	"time"
 
 	"go.uber.org/goleak"
@@ -154,9 +153,9 @@ func TestCommands(t *testing.T) {
 	}{
 		{"status", 0, []string{"relay relay.example.com, version v1.2.3, wire 1, up 2h1m", "\nso far 7 requests, 0 answered by the relay itself, 2 bad PROXY headers\n", "0.0.0.0:443", "connected for 1h30m", "12.3 ms", "3.0 GiB", "intranet.example.com", "operators only"}, nil},
 		{"sites", 0, []string{
-			"\noffice  connected for 1h30m  3f2a9c01  203.0.113.7:5000    3        3.0 GiB   100 B\n",
-			"\n        standby for 1h30m    77aa0123  198.51.100.9:40112  0        0 B       0 B\n",
-			"\n        suspended for 1h30m  00000001  ", "\nlab     away ",
+			"\noffice  connected for 1h30m  3f2a9c01  203.0.113.7:5000      -        3   3.0 GiB  100 B\n",
+			"\n        standby for 1h30m    77aa0123  198.51.100.9:40112    -        0       0 B    0 B\n",
+			"\n        suspended for 1h30m  00000001  ", "\nlab     away\n",
 			"\noffice may publish https://*.example.com\n",
 			"\n  3f2a9c01: culvert 1.2.3, wss interactive 12.3 ms, wss bulk 13.0 ms, quic datagram (silent)\n    wss: the path loses nothing\n",
 			"\n    jump would not be published: publish \"tcp://:22\": site \"office\" may not publish this: the public\n      relay's configuration says what it may\n",
@@ -169,9 +168,9 @@ func TestCommands(t *testing.T) {
 		{"site add lab2", 2, nil, []string{"--publish is missing"}},
 		{"site add --publish tcp://:1", 2, nil, []string{"usage: tunnelctl site add NAME {--publish"}},
 		{"site revoke office", 0, nil, nil},
-		{"site revoke nowhere", 1, nil, []string{`no site "nowhere"`}},
+		{"site revoke nowhere", 4, nil, []string{`no site "nowhere"`}},
 		{"site revoke office --key ed25519:known", 0, nil, nil},
-		{"site revoke office --key ed25519:other", 1, nil, []string{`with key "ed25519:other"`}},
+		{"site revoke office --key ed25519:other", 4, nil, []string{`with key "ed25519:other"`}},
 		{"site revoke office --key=", 2, nil, []string{"--key is empty"}},
 		{"site add lab2 --stand-by", 0, []string{"join-me\n"}, []string{"on the other machine"}},
 		{"site add lab2 --stand-by --publish tcp://:1", 2, nil, []string{"exclude each other"}},
@@ -184,17 +183,22 @@ func TestCommands(t *testing.T) {
 		{"nonsense", 2, nil, []string{"nonsense"}},
 		{"status --nonsense", 2, nil, []string{"nonsense"}},
 		{"connect office", 2, nil, []string{"want SITE/SERVICE"}},
-		{"connect office/away", 1, nil, []string{"office/away: The site is away. tunnelctl sites"}},
-		{"connect office/nothing", 1, nil, []string{"no service office/nothing: tunnelctl services"}},
+		{"connect office/away", 5, nil, []string{"office/away: The site is away. tunnelctl sites"}},
+		{"connect office/nothing", 4, nil, []string{"no service office/nothing: tunnelctl services"}},
 		{"forward office/echo 999999", 2, nil, []string{"is no port"}},
 		{"status --admin 192.0.2.1:7070", 2, nil, []string{"in the clear"}},
 		{"status --admin relay", 2, nil, []string{"want HOST:PORT"}},
 		{"status --relay http://relay.example.com --admin=", 2, nil, []string{"want https://DOMAIN"}},
 		{"status --relay relay.example.com", 2, nil, []string{"exclude each other"}},
-		{"status --token-file /nonexistent/token", 1, nil, []string{"no token file", "--state"}},
-		{"status --admin " + nobody.Addr().String(), 1, nil, []string{"nothing listens on", "msg=ready"}},
-		{"certs " + t.TempDir() + " localhost *.example.com", 0, []string{"ca.pem", "cert.pem", "key.pem"}, nil},
-		{"certs nowhere", 2, nil, []string{"usage: tunnelctl certs DIR NAME"}},
+		{"status --token-file /nonexistent/token", 3, nil, []string{"no token file", "--state"}},
+		{"status --admin " + nobody.Addr().String(), 5, nil, []string{"nothing listens on", "msg=ready"}},
+		{"certs dev " + t.TempDir() + " localhost *.example.com", 0, []string{"ca.pem", "cert.pem", "key.pem"}, nil},
+		{"certs dev nowhere", 2, nil, []string{"usage: tunnelctl certs dev DIR NAME"}},
+		{"certs nowhere localhost", 2, nil, []string{"tunnelctl certs dev DIR NAME"}},
+		{"stauts", 2, nil, []string{`did you mean "status"?`}},
+		{"help exit-codes", 0, []string{"\n4    not found"}, nil},
+		{"help nothing", 2, nil, []string{"no command \"nothing\""}},
+		{"sites ofice", 4, nil, []string{`no site "ofice": did you mean "office"?`}},
 		{"version", 0, []string{"culvert "}, nil},
 	} {
 		t.Run(tc.args, func(t *testing.T) {
@@ -208,7 +212,7 @@ func TestCommands(t *testing.T) {
 				}
 			}
 			for line := range strings.Lines(stdout) {
-				if len(line) > width+1 {
+				if len(line) > textWidth+1 {
 					t.Errorf("wide line: %s", line)
 				}
 			}
@@ -234,7 +238,7 @@ func TestCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, _, stderr := tunnelctl(t.Context(), "", "status", relay[0], relay[1], "--token-file", other)
-	if code != 1 || !strings.Contains(stderr, "does not accept the token") {
+	if code != exitDenied || !strings.Contains(stderr, "does not accept the token") {
 		t.Errorf("wrong token: %d, %s", code, stderr)
 	}
 
@@ -411,11 +415,9 @@ func TestRates(t *testing.T) {
 		{"no rates", at(12, wiki(5000)), nil, "4.9 KiB 9.8 KiB", "11.7 KiB 120 B"},
 	} {
 		var b strings.Builder
-		print := func(f func(io.Writer, shown)) string {
+		print := func(f func(*view, shown)) string {
 			b.Reset()
-			w := tabwriter.NewWriter(&b, 0, 8, 1, ' ', 0)
-			f(w, shown{test.now, test.before})
-			w.Flush()
+			f(&view{out: &b}, shown{test.now, test.before})
 			return b.String()
 		}
 		row := func(text, key string) string {
@@ -427,10 +429,10 @@ func TestRates(t *testing.T) {
 			t.Fatalf("no row %q in\n%s", key, text)
 			return ""
 		}
-		if got := row(print(printServices), "office/wiki"); !strings.HasSuffix(got, " "+test.wiki) {
+		if got := row(print((*view).services), "office/wiki"); !strings.HasSuffix(got, " "+test.wiki) {
 			t.Errorf("%s: %s, want ... %s", test.name, got, test.wiki)
 		}
-		if got := row(print(printSites), "office"); !strings.HasSuffix(got, " "+test.session) {
+		if got := row(print((*view).sites), "office"); !strings.HasSuffix(got, " "+test.session) {
 			t.Errorf("%s: %s, want ... %s", test.name, got, test.session)
 		}
 		if got := strings.Contains(b.String(), "RECEIVED/S"); got != (test.before != nil) {
@@ -442,30 +444,29 @@ func TestRates(t *testing.T) {
 // So have files by TFTP, and all of TFTP has a line.
 func TestFiles(t *testing.T) {
 	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
-	printFiles(w, []admin.Service{{Site: "office", Name: "wiki"}})
-	if w.Flush(); b.Len() > 0 {
+	v := &view{out: &b}
+	v.files([]admin.Service{{Site: "office", Name: "wiki"}})
+	if b.Len() > 0 {
 		t.Errorf("without files: %q", b.String())
 	}
-	printTFTP(w, &admin.TFTP{Running: 3, Total: 1200, CacheLimit: 256 << 20})
-	printTFTP(w, &admin.TFTP{
+	v.tftp(&admin.TFTP{Running: 3, Total: 1200, CacheLimit: 256 << 20})
+	v.tftp(&admin.TFTP{
 		Running: 3, Unproven: 1, Total: 1200, Refused: map[string]uint64{"limit": 2, "not-found": 5}, Retransmitted: 8, ErrorsSent: 9, Dropped: 10,
 		Cached: 12 << 20, CacheLimit: 256 << 20, Hits: 1100,
 	})
-	printFiles(w, []admin.Service{
+	v.files([]admin.Service{
 		{Site: "office", Name: "wiki"},
 		{Site: "office", Name: "boot", Visitors: 3, Files: &admin.Files{Rate: 94_000_000, Retransmitted: 8, Refused: 2, Cached: 12 << 20, Hits: 1100}},
 		{Site: "lab", Name: "configs", Files: &admin.Files{}},
 	})
-	w.Flush()
 	if want := `TFTP: 3 transfers, 1200 so far; cache: 0 B of 256.0 MiB
 TFTP: 3 transfers, 1200 so far, 1 from addresses that have not answered yet, 7 requests refused, 8
   packets sent again, 9 errors sent, 10 datagrams dropped, 1100 files had not to come from a site;
   cache: 12.0 MiB of 256.0 MiB
 
-FILES        TRANSFERS  RATE         PACKETS SENT AGAIN  REFUSED  KEPT      READ FROM THAT
-office/boot  3          94.0 Mbit/s  8                   2        12.0 MiB  1100
-lab/configs  0          0 bit/s      0                   0        0 B       0
+FILES        TRANSFERS         RATE  PACKETS SENT AGAIN  REFUSED      KEPT  READ FROM THAT
+office/boot          3  94.0 Mbit/s                   8        2  12.0 MiB            1100
+lab/configs          0      0 bit/s                   0        0       0 B               0
 `; b.String() != want {
 		t.Errorf("got:\n%s\nwant:\n%s", b.String(), want)
 	}
@@ -476,12 +477,12 @@ func TestCameras(t *testing.T) {
 	now := time.Unix(1000, 0)
 	key := now.Add(-3 * time.Second)
 	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 8, 2, ' ', 0)
-	printCameras(w, []admin.Service{{Site: "office", Name: "wiki"}}, now)
-	if w.Flush(); b.Len() > 0 {
+	v := &view{out: &b}
+	v.cameras([]admin.Service{{Site: "office", Name: "wiki"}}, now)
+	if b.Len() > 0 {
 		t.Errorf("without cameras: %q", b.String())
 	}
-	printCameras(w, []admin.Service{
+	v.cameras([]admin.Service{
 		{Site: "office", Name: "wiki"},
 		{Site: "office", Name: "gate", Camera: &admin.Camera{
 			Viewers: 12, Rate: 2_340_000, KeyFrame: &key, Reconnects: 3, Dropped: 40,
@@ -489,11 +490,10 @@ func TestCameras(t *testing.T) {
 		}},
 		{Site: "office", Name: "yard", Camera: &admin.Camera{}},
 	}, now)
-	w.Flush()
 	if want := `
-CAMERA       VIEWERS  RATE        SHOWS                             KEY FRAME  RECONNECTS  FRAMES LEFT OUT
-office/gate  12       2.3 Mbit/s  H264 1920x1080, AAC, application  3s ago     3           40
-office/yard  0        0 bit/s     not watched yet                   -          0           0
+CAMERA       VIEWERS        RATE  SHOWS                             KEY FRAME  RECONNECTS  FRAMES LEFT OUT
+office/gate       12  2.3 Mbit/s  H264 1920x1080, AAC, application  3s ago              3               40
+office/yard        0     0 bit/s  not watched yet                   -                   0                0
 `; b.String() != want {
 		t.Errorf("got:%s\nwant:%s", b.String(), want)
 	}

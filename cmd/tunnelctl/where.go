@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/spf13/cobra"
+
 	"culvert.dev/pkg/admin"
 	"culvert.dev/pkg/daemon"
 )
@@ -25,6 +27,7 @@ type where struct {
 	admin, relay, ca string
 	tokenFile, state string
 	env              func(string) string
+	look             look // how the answer is printed
 }
 
 const defaultAdmin = "127.0.0.1:7070"
@@ -111,15 +114,15 @@ func readToken(file string) (string, error) {
 	b, err := os.ReadFile(file)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return "", fmt.Errorf("no token file %s: the relay makes admin.token in its state folder at its first start; say where with --state, --token-file or CULVERT_TOKEN_FILE", file)
+		return "", failf(exitDenied, "no token file %s: the relay makes admin.token in its state folder at its first start; say where with --state, --token-file or CULVERT_TOKEN_FILE", file)
 	case errors.Is(err, os.ErrPermission):
-		return "", fmt.Errorf("token file %s is not readable for you: try sudo, or have a copy made for you", file)
+		return "", failf(exitDenied, "token file %s is not readable for you: try sudo, or have a copy made for you", file)
 	case err != nil:
 		return "", fmt.Errorf("token file: %w", err)
 	}
 	t := strings.TrimSpace(string(b))
 	if t == "" || strings.ContainsFunc(t, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return "", fmt.Errorf("token file %s does not hold a token", file)
+		return "", failf(exitDenied, "token file %s does not hold a token", file)
 	}
 	return t, nil
 }
@@ -135,16 +138,21 @@ func explain(c *admin.Client, err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case remote && errors.As(err, &refused) && (refused.Code == http.StatusNotFound || refused.Code == http.StatusMisdirectedRequest):
+		return failf(exitUnreachable, "%s serves no admin API on its domain (forward and connect alone work there): run this on the relay's machine, or through ssh -L 7070:%s", c.Base.Host, defaultAdmin)
 	case errors.As(err, &refused) && refused.Code == http.StatusUnauthorized:
-		return fmt.Errorf("%s does not accept the token: give this relay's own with --token-file or --state", c.Base.Host)
+		return failf(exitDenied, "%s does not accept the token: give this relay's own with --token-file or --state", c.Base.Host)
 	case errors.Is(err, syscall.ECONNREFUSED) && !remote:
-		return fmt.Errorf("nothing listens on %s: is relay-public running here? Its log line msg=ready names the admin address (give it with --admin); from another machine use --relay https://DOMAIN", c.Base.Host)
+		return failf(exitUnreachable, "nothing listens on %s: is relay-public running here? Its log line msg=ready names the admin address (give it with --admin); from another machine use --relay https://DOMAIN", c.Base.Host)
 	case errors.As(err, &authority):
 		return fmt.Errorf("%s has a certificate of an authority unknown here: give a private CA with --ca FILE", c.Base.Host)
 	case errors.As(err, &hostname):
 		return fmt.Errorf("%s: %w: use the relay's own domain", c.Base.Host, hostname)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("no answer from %s in time: does a firewall drop packets to it?", c.Base.Host)
+		return failf(exitUnreachable, "no answer from %s in time: does a firewall drop packets to it?", c.Base.Host)
 	}
 	return err
 }
+
+// view is where a command prints, and how the flags say.
+func (w *where) view(cmd *cobra.Command) *view { return w.look.view(cmd, w.env) }

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"culvert.dev/pkg/admin"
+	"culvert.dev/pkg/daemon"
+)
+
+func siteCommand(at *where) *cobra.Command {
+	site := &cobra.Command{
+		Use:   "site",
+		Short: "Add and revoke sites, renew their keys, have stand-bys take over",
+		Args:  usage(cobra.NoArgs),
+		RunE: func(*cobra.Command, []string) error {
+			return daemon.UsageError("site add, site revoke or site promote? tunnelctl site --help lists all; tunnelctl sites lists the sites")
+		},
+	}
+	site.AddCommand(addCommand(at), revokeCommand(at), promoteCommand(at))
+	return site
+}
+
+func addCommand(at *where) *cobra.Command {
+	var in admin.Invite
+	var ttl time.Duration
+	add := &cobra.Command{
+		Use:   "add NAME {--publish PATTERN... | --stand-by}",
+		Short: "Make a join token for a new site, or for another private relay of a site",
+		Long: "Make a join token. It is a secret, works once, and expires.\n\n" +
+			"With --publish it is for a new site, or replaces the private relay of one that is there. A pattern is a URL: " +
+			"https://*.example.com, http://files.example.com/pub, wss://..., rtsp://cams.example.com/*, tcp://:15000-15999, udp://:5514, tftp:///boot/*.\n\n" +
+			"With --stand-by it is for another private relay of the site, with a key of its own, which takes over when the first one fails.",
+		Example: "  tunnelctl site add office --publish 'https://*.example.com' --publish tcp://:15000-15999",
+		Args:    usage(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case in.Standby && len(in.Publish) > 0:
+				return daemon.UsageError("--stand-by and --publish exclude each other: a stand-by publishes what its site may publish")
+			case !in.Standby && len(in.Publish) == 0:
+				return daemon.UsageError("--publish is missing: what may this site publish? For example --publish 'https://*.example.com'; or --stand-by for another private relay of a site that is there")
+			case ttl <= 0:
+				return daemon.UsageError("--ttl: want a time, such as 24h")
+			}
+			in.Name, in.TTL = args[0], ttl.Seconds()
+			return ask(cmd.Context(), at, func(ctx context.Context, c *admin.Client) error {
+				inv, err := c.AddSite(ctx, in)
+				if err != nil {
+					if in.Standby {
+						err = aboutSite(ctx, c, in.Name, err)
+					}
+					return err
+				}
+				machine := "the site's machine"
+				if in.Standby {
+					machine = "the other machine"
+				}
+				return at.view(cmd).invitation(inv, machine)
+			})
+		},
+	}
+	add.Flags().StringArrayVar(&in.Publish, "publish", nil, "a `pattern` of what the site may publish; may be repeated")
+	add.Flags().BoolVar(&in.Standby, "stand-by", false, "add a private relay to a site that is there")
+	add.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the token can be used")
+	return add
+}
+
+// invitation prints a join token, alone on stdout, so that a script can use it; and on stderr what to do with it.
+func (v *view) invitation(inv *admin.Invitation, machine string) error {
+	return v.print(inv, func() {
+		v.note("on %s, until %s, once:\n  relay-private join TOKEN", machine, inv.Expires.Local().Format("2006-01-02 15:04 MST"))
+		v.printf("%s\n", oneLine(inv.Token))
+	})
+}
+
+func revokeCommand(at *where) *cobra.Command {
+	var key string
+	revoke := &cobra.Command{
+		Use:               "revoke NAME [--key KEY]",
+		Short:             "Forget a site's keys, or one of them, and cut their sessions",
+		Args:              usage(cobra.ExactArgs(1)),
+		ValidArgsFunction: completeSites(at, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("key") && key == "" {
+				return daemon.UsageError("--key is empty: which one? tunnelctl sites --json shows them")
+			}
+			return ask(cmd.Context(), at, func(ctx context.Context, c *admin.Client) error {
+				if err := c.RevokeSite(ctx, args[0], key); err != nil {
+					return aboutSite(ctx, c, args[0], err)
+				}
+				if key == "" {
+					at.view(cmd).note("%s: its keys are forgotten, and its sessions cut; tunnelctl site add %[1]s lets it join anew", args[0])
+				}
+				return nil
+			})
+		},
+	}
+	revoke.Flags().StringVar(&key, "key", "", "only this `key`, \"ed25519:...\": the others go on")
+	return revoke
+}
+
+func promoteCommand(at *where) *cobra.Command {
+	var p admin.Promote
+	promote := &cobra.Command{
+		Use:   "promote NAME [ID]",
+		Short: "Have a stand-by take a site's visitors over",
+		Long: "Have a stand-by take over: visitors who come from now on go to it. ID is what tunnelctl sites shows, or its\n" +
+			"beginning; it may be left out if there is one stand-by. What visitors have under way finishes where it is,\n" +
+			"or with --cut is reset after the relay's drain_timeout. The private relay that was active stands by.",
+		Args:              usage(cobra.RangeArgs(1, 2)),
+		ValidArgsFunction: completeSessions(at),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p.Name = args[0]
+			if len(args) > 1 {
+				p.Session = args[1]
+			}
+			return ask(cmd.Context(), at, func(ctx context.Context, c *admin.Client) error {
+				done, err := c.PromoteSite(ctx, args[0], p)
+				if err != nil {
+					return aboutSite(ctx, c, args[0], err)
+				}
+				v := at.view(cmd)
+				return v.print(done, func() { v.printf("%s: %s is active\n", args[0], oneLine(done.Session)) })
+			})
+		},
+	}
+	promote.Flags().BoolVar(&p.Cut, "cut", false, "reset what is still under way on the other one after the relay's drain_timeout")
+	return promote
+}
