@@ -57,12 +57,16 @@ func (s Service) Validate() error {
 	}
 	switch {
 	case s.Publish.Scheme == "tftp":
+	case s.Target.Scheme == "rest" && !s.Publish.IsZero() && s.Publish.Scheme != "https" && s.Publish.Scheme != "tls":
+		return fmt.Errorf("service %q: a rest:// target is published by https:// or tls://, not %s://: what it tells is not for everybody on the way", s.Name, s.Publish.Scheme)
+	case s.Target.Scheme == "rest" && s.Publish.Scheme == "https" && (s.Policy == nil || len(s.Policy.Users) == 0 && s.Policy.ClientCA == ""):
+		return fmt.Errorf("service %q: a rest:// target is for operators: leave publish out, or demand users or client_ca of visitors", s.Name)
 	case s.Publish.IsZero():
 		if s.Target.Scheme == "udp" {
 			return fmt.Errorf("service %q: a udp:// target needs a udp:// publish: operators' forwards carry no datagrams", s.Name)
 		}
 	case s.Publish.Scheme == "tcp":
-		if s.Target.Scheme != "tcp" && s.Target.Scheme != "unix" {
+		if s.Target.Scheme != "tcp" && s.Target.Scheme != "unix" && s.Target.Scheme != SchemeListen {
 			return fmt.Errorf("service %q: a tcp:// publish needs a tcp:// or unix:// target, not %s://", s.Name, s.Target.Scheme)
 		}
 	case s.Publish.Scheme == "udp":
@@ -106,15 +110,23 @@ type Publish struct {
 // A Target says where the private relay connects the visitors of a service to. It
 // marshals as its URL, without its secrets.
 type Target struct {
-	Scheme string // "http", "https", "h2c", "h2", "rtsp", "rtsps", "tcp", "udp", "tftp", "unix" or "file"; ws:// and wss:// are read as http and https
-	Host   string // but for unix and file: a name or an address without brackets
-	Port   uint16 // but for unix and file
+	Scheme string // "http", "https", "h2c", "h2", "rtsp", "rtsps", "tcp", "udp", "tftp", "unix", "file", "rest" or SchemeListen; ws:// and wss:// are read as http and https
+	Host   string // but for unix and file: a name or an address without brackets; of rest: what answers, "site"
+	Port   uint16 // but for unix, file and rest
 	Path   string // of unix and file: absolute; of rtsp, rtsps and snapshots: as written, or ""; of tftp, http and https: see base
 
 	// Of rtsp, rtsps and snapshots only.
 	User, Password string // decoded; "": none
 	Query          string // as written, without '?'
 }
+
+// SchemeListen is the scheme of a target that is the program in which the private relay runs. It has no URL: a file of a
+// configuration cannot name it.
+const SchemeListen = "listen"
+
+// PerVisitor reports whether a stream to a target of that scheme carries the requests of one visitor's connection, so that
+// its header says who they are from. Streams to other HTTP targets are shared, and X-Forwarded-For says it.
+func PerVisitor(scheme string) bool { return scheme == "rest" || scheme == SchemeListen }
 
 // ParsePublish reads a publish URL.
 func ParsePublish(s string) (Publish, error) {
@@ -282,6 +294,11 @@ func parseTarget(s string) (Target, error) {
 			return Target{}, errors.New("no port: want " + t.Scheme + "://host:port")
 		}
 		return t, nil
+	case "rest":
+		if u.host != "site" || u.port != "" || u.path != "" && u.path != "/" {
+			return Target{}, errors.New("want rest://site: what this relay itself tells of its site")
+		}
+		return t, nil
 	case "unix", "file":
 		if u.host != "" || u.port != "" {
 			return Target{}, fmt.Errorf("want an absolute path after three slashes: %s:///path", t.Scheme)
@@ -388,6 +405,8 @@ func (t Target) String() string {
 	switch {
 	case t.Scheme == "":
 		return ""
+	case PerVisitor(t.Scheme):
+		return t.Scheme + "://" + t.Host
 	case t.isPath():
 		if strings.HasPrefix(t.Path, "/") {
 			return t.Scheme + "://" + t.Path
@@ -515,7 +534,7 @@ func splitURL(s string, full bool) (u rawURL, err error) {
 // isKnown reports whether scheme is one that this version can publish or reach.
 func isKnown(scheme string) bool {
 	switch scheme {
-	case "http", "https", "ws", "wss", "rtsp", "rtsps", "h2c", "h2", "tls", "tcp", "udp", "tftp", "unix", "file":
+	case "http", "https", "ws", "wss", "rtsp", "rtsps", "h2c", "h2", "tls", "tcp", "udp", "tftp", "unix", "file", "rest":
 		return true
 	}
 	return false

@@ -126,6 +126,9 @@ type Relay struct {
 	mu    sync.Mutex
 	lan   *lan               // nil until Run, and if TFTP is empty; Run itself needs no lock to read it
 	peers []*peer            // nil until Run
+	over  bool               // Run has returned
+	given []Service          // the Services of the last Reload, or of Run
+	heard []*Listener        // of Listen, that are open
 	names map[*peer][]string // what each adds to Names
 }
 
@@ -204,11 +207,17 @@ func (r *Relay) Run(ctx context.Context) error {
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
-	list, err := r.makeServices(r.Services)
+	defer r.closeListeners()
+	r.mu.Lock()
+	r.given = r.Services
+	list, err := r.makeServices(r.offeredLocked())
+	if err == nil {
+		r.services.Store(list)
+	}
+	r.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	r.services.Store(list)
 	defer func() { r.services.Load().leave(nil) }()
 	if r.TFTP != "" {
 		if err := r.listenLAN(); err != nil {
@@ -267,13 +276,33 @@ func (r *Relay) drain() {
 // end. After an error, such as a folder that is not there, the old services stay. It may be called from any
 // goroutine while Run runs.
 func (r *Relay) Reload(list []Service) error {
-	made, err := r.makeServices(list)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := r.given
+	r.given = list
+	err := r.offerLocked()
+	if err != nil {
+		r.given = before
+	}
+	return err
+}
+
+// offeredLocked are the services of the configuration and those of Listen.
+func (r *Relay) offeredLocked() []Service {
+	list := slices.Clone(r.given)
+	for _, l := range r.heard {
+		list = append(list, l.service)
+	}
+	return list
+}
+
+// offerLocked replaces the services and announces them.
+func (r *Relay) offerLocked() error {
+	made, err := r.makeServices(r.offeredLocked())
 	if err != nil {
 		return err
 	}
 	r.services.Swap(made).leave(made)
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.lan != nil {
 		r.lan.loop.Post(r.lan.reloaded)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"strconv"
 	"sync/atomic"
@@ -40,16 +41,43 @@ type Service struct {
 
 	// Snapshot is where a camera has a picture of what it sees, as relay.ParseSnapshot reads it. Zero: nowhere.
 	Snapshot relay.Target
+
+	// Handler answers the requests to a rest target. If there is no target at all, it is the service: a part of this
+	// program, served by pkg/httpd, with the visitor in http.Request.RemoteAddr. A request's goroutine ends with it.
+	Handler http.Handler
+
+	listener *Listener // that has made the service, or nil
 }
 
 // Bounds of a Service's Deadline: less than the jitter of a radio link would drop all the time, and what waits is kept
 // in memory.
 const MinDeadline, MaxDeadline = 100 * time.Millisecond, 30 * time.Second
 
+// complete says where a service without a target ends.
+func (s *Service) complete() {
+	if s.Target == (relay.Target{}) && (s.Handler != nil || s.listener != nil) {
+		s.Target = relay.Target{Scheme: relay.SchemeListen, Host: "program"}
+	}
+}
+
 // Validate reports what is wrong with s, naming the service.
 func (s Service) Validate() error {
+	s.complete()
 	if err := s.Service.Validate(); err != nil {
 		return err
+	}
+	switch own := relay.PerVisitor(s.Target.Scheme); {
+	case own && (s.Handler == nil) == (s.listener == nil):
+		return fmt.Errorf("service %q: an %s:// target needs a Handler", s.Name, s.Target.Scheme)
+	case !own && s.Handler != nil:
+		return fmt.Errorf("service %q: a Handler is for a rest:// target, or for none", s.Name)
+	case s.Handler != nil && s.Publish.Scheme == "tcp":
+		return fmt.Errorf("service %q: a tcp:// publish carries no HTTP for a Handler: publish https:// or use Listen", s.Name)
+	case own && s.ProxyProtocol != 0:
+		return fmt.Errorf("service %q: proxy_protocol is for targets that are servers: this program knows the visitor", s.Name)
+	case s.Target.Scheme == "rest" && s.Publish.Scheme == "tls" && (s.TLS == nil || s.TLS.ClientCAs == nil):
+		return fmt.Errorf("service %q: a rest:// target is for operators: leave publish out, or have this relay end the TLS (tls = \"acme\", or certificate and certificate_key) "+
+			"and demand client_ca of visitors", s.Name)
 	}
 	if !s.Target.IsCamera() && (s.Deadline != 0 || s.Snapshot != relay.Target{}) {
 		return fmt.Errorf("service %q: deadline and snapshot are for rtsp:// and rtsps:// targets, not %s://", s.Name, s.Target.Scheme)
@@ -64,7 +92,7 @@ func (s Service) Validate() error {
 		if err := s.TLS.validate(s.Service); err != nil {
 			return err
 		}
-	} else if s.Publish.Scheme == "tls" && s.Target.Scheme != "tcp" && s.Target.Scheme != "unix" {
+	} else if s.Publish.Scheme == "tls" && s.Target.Scheme != "tcp" && s.Target.Scheme != "unix" && s.listener == nil {
 		return fmt.Errorf("service %q: an %s:// target does not end the TLS of a tls:// publish: have this relay do it (tls = \"acme\", or certificate and certificate_key), "+
 			"or name a tcp:// or unix:// target that does", s.Name, s.Target.Scheme)
 	}
@@ -94,7 +122,7 @@ type service struct {
 	Service
 	network, address string        // to dial; empty for a folder
 	tls              *tls.Config   // of an https, h2 or rtsps target, or nil
-	files            *httpd.Server // of a file target, or nil
+	files            *httpd.Server // of a file target or a Handler, or nil
 	store            tftpd.Store   // of a tftp service, or nil
 	pictures         *httpd.Server // snapshots of a camera, or nil
 	terminate        *tls.Config   // of visitors, or nil
@@ -115,6 +143,7 @@ type service struct {
 
 // newService checks what of a target can be checked without dialling it: a folder must be there.
 func newService(s Service) (*service, error) {
+	s.complete()
 	if err := s.Validate(); err != nil {
 		return nil, err
 	}
@@ -125,6 +154,10 @@ func newService(s Service) (*service, error) {
 		return made, nil // see newStore
 	}
 	switch t.Scheme {
+	case "rest", relay.SchemeListen:
+		if s.Handler != nil {
+			made.files = &httpd.Server{Handler: s.Handler}
+		}
 	case "unix":
 		made.network, made.address = "unix", t.Path
 	case "file":

@@ -76,6 +76,10 @@ func (p *peer) join(end forward.End, svc *service, visitor netip.AddrPort, state
 		return
 	}
 	svc.open.Add(1)
+	if svc.listener != nil {
+		svc.listener.deliver(p, end, svc, visitor)
+		return
+	}
 	end.Pause() // what comes before the target is there stays in the stream's window, its end too
 	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
 	d := &dial{peer: p, service: svc, visitor: end, addr: visitor, cancel: cancel}

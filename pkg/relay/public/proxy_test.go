@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -445,6 +446,47 @@ func TestConnectionAuthentication(t *testing.T) {
 			}
 			if n := conns.Load(); n != test.conns {
 				t.Errorf("%d connections for 3 requests, want %d", n, test.conns)
+			}
+		})
+	}
+}
+
+// TestPerVisitor has requests of two visitors come to a target that a program is: each on a stream of its own, whose header
+// says who it is, and which is used again. To other targets they share one.
+func TestPerVisitor(t *testing.T) {
+	for _, scheme := range []string{relay.SchemeListen, "rest", "http"} {
+		r := newTestRelay(t, false, nil)
+		s := r.connect("office", nil)
+		users := &relay.Policy{Users: hashes(t)}
+		replies := make(chan []relay.AnnounceReply, 1)
+		onLoop(s.session.loop.Loop, func() {
+			s.announce([]relay.Announcement{{Name: "app", Publish: "https://app.test", TargetScheme: scheme, Policy: users}}, replies)
+		})
+		if list := <-replies; list[0].Error != "" {
+			t.Fatal(list[0].Error)
+		}
+		streams := 0
+		s.handle(func(st *tunnel.Stream, h relay.Header) bool {
+			streams++
+			st.SetHandler(&funcHandler{data: func(b []byte) int {
+				st.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: " + strconv.Itoa(len(h.Visitor.String())) + "\r\n\r\n" + h.Visitor.String()))
+				return len(b)
+			}})
+			return true
+		})
+		v, w := r.dial(true), r.dial(true)
+		for range 2 {
+			for _, c := range []*testVisitor{v, w} {
+				c.send(strings.ReplaceAll("GET / HTTP/1.1|Host: app.test"+basic("bob", "pa:ss")+"||", "|", "\r\n"))
+				res, body := c.response("GET")
+				if res.StatusCode != 200 || scheme != "http" && body != c.LocalAddr().String() {
+					t.Errorf("%s: %s, the visitor is %s, want %s", scheme, res.Status, body, c.LocalAddr())
+				}
+			}
+		}
+		onLoop(s.session.loop.Loop, func() {
+			if want := map[bool]int{true: 2, false: 1}[scheme != "http"]; streams != want {
+				t.Errorf("%s: %d streams, want %d", scheme, streams, want)
 			}
 		})
 	}

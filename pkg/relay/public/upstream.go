@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"culvert.dev/pkg/http1"
+	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
 )
 
@@ -16,6 +17,7 @@ const (
 	maxStock  = 1024 // if as many were in use at once
 	keepTime  = 4 * time.Second
 	freshTime = time.Second // an idle stream younger than that may carry what cannot be sent twice
+	maxLook   = 64          // streams that are looked at for one of a certain visitor
 )
 
 // upstream is a stream that carries HTTP, one exchange after the other. It is
@@ -23,10 +25,11 @@ const (
 type upstream struct {
 	*tunnel.Stream
 	service  *service
-	exchange *exchange // nil while there is none
-	since    int64     // when it was put into stock or dismissed
-	used     bool      // it has carried an exchange
-	eof      bool      // the server has finished sending
+	exchange *exchange      // nil while there is none
+	visitor  netip.AddrPort // that it was opened for
+	since    int64          // when it was put into stock or dismissed
+	used     bool           // it has carried an exchange
+	eof      bool           // the server has finished sending
 
 	list          *upstreams // that it is in, or nil
 	before, after *upstream
@@ -75,15 +78,22 @@ func (s *service) open(addr netip.AddrPort, scheme string, host []byte) (*upstre
 	if err != nil {
 		return nil, err
 	}
-	u := &upstream{Stream: st, service: s}
+	u := &upstream{Stream: st, service: s, visitor: addr}
 	st.SetHandler(u)
 	return u, nil
 }
 
-// take returns an idle stream, or nil. Unless again is set, which says that the
+// take returns an idle stream for a visitor, or nil. Unless again is set, which says that the
 // request may be sent twice, it is one that the server can hardly be closing.
-func (s *service) take(again bool) *upstream {
+func (s *service) take(again bool, visitor netip.AddrPort) *upstream {
 	u := s.stock.last
+	if relay.PerVisitor(s.target) {
+		for n := 0; u != nil && u.visitor != visitor; u = u.before {
+			if n++; n == maxLook {
+				return nil
+			}
+		}
+	}
 	if u == nil || !again && time.Duration(s.session.loop.since()-u.since) > freshTime {
 		return nil
 	}
@@ -182,7 +192,7 @@ func (s *service) empty() {
 func (s *service) send1(ex *exchange, req *http1.Request) error {
 	c := ex.client
 	again := ex.sent && idempotent(req.Method)
-	u := s.take(again)
+	u := s.take(again, c.addr)
 	if u == nil {
 		var err error
 		if u, err = s.open(c.addr, c.scheme(), req.Host); err != nil {
