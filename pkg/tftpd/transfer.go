@@ -468,6 +468,17 @@ func (t *Transfer) close() {
 	}
 }
 
+// Abort ends the transfer: the client is told err, if that is a *tftp.Error, and Share.End is. On the transfer's loop.
+func (t *Transfer) Abort(err error) {
+	switch {
+	case t.over:
+	case t.machine == nil:
+		t.deny(err)
+	default:
+		t.failed(err)
+	}
+}
+
 // arm has tick called at some time, or a little earlier.
 func (t *Transfer) arm(at time.Time) {
 	if limit := t.stallsAt(); !t.over && (at.IsZero() || at.After(limit)) {

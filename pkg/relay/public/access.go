@@ -101,6 +101,7 @@ func (l *loop) logOwn(c *client, req *http1.Request, s *service, t *trouble) {
 	} else {
 		l.refused[t.word()]++
 	}
+	l.rememberOwn(c, req, s, t)
 	if l.relay.AccessLog == nil {
 		return
 	}
@@ -312,12 +313,13 @@ const (
 	wordAway             // the site
 	wordReset            // the target, or the site, ended it
 	wordElsewhere        // the request wants a connection of its own
+	wordKicked           // an operator has ended it
 	numWords
 )
 
 // Words are the names of the words, by number; the first one is no trouble.
 var Words = [numWords]string{
-	"", "malformed", "not-found", "auth", "policy", "limit", "timeout", "cancelled", "unreachable", "bad-answer", "away", "reset", "elsewhere",
+	"", "malformed", "not-found", "auth", "policy", "limit", "timeout", "cancelled", "unreachable", "bad-answer", "away", "reset", "elsewhere", "kicked",
 }
 
 // word is the word for t. An answer that is no error has none.
@@ -327,6 +329,8 @@ func (t *trouble) word() word {
 		return wordUnreachable
 	case troubleAway:
 		return wordAway
+	case troubleKicked:
+		return wordKicked
 	case troubleGuesses, troubleNoCert, troubleBadCert:
 		return wordAuth
 	}

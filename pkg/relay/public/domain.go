@@ -116,7 +116,7 @@ func (v *visitor) forward(name string) bool {
 		service: svc, visitor: v.addr, proto: "forward", tls: v.tls, request: v.loop.appendRequest(nil, req),
 		status: 101, began: v.loop.since(), stream: st,
 	}
-	v.spliced(st, svc).logs(r)
+	v.spliced(st, svc, "forward").logs(r)
 	return true
 }
 
@@ -238,7 +238,7 @@ func (s *session) forward(service string, nc net.Conn, unread *bufio.Reader) {
 	}
 	svc.total++
 	v := s.relay.admission.count(c.RemoteAddr().Addr())
-	join(c, st, c.RemoteAddr().Addr(), v, svc).logs(record{
+	join(c, st, c.RemoteAddr(), v, svc, "forward").logs(record{
 		service: svc, visitor: c.RemoteAddr(), proto: "forward", status: 101, began: s.loop.since(), stream: st,
 	})
 }

@@ -27,6 +27,11 @@ type exchange struct {
 	client  *client
 	service *service
 
+	place[*exchange]         // in the tally
+	id               uint64  // see loop.number
+	heading          heading // for operators
+	operator         string  // who has it sent again; "": it is a visitor's
+
 	began, progress int64  // when the head came, and a byte last moved, in the loop's time
 	in, out         uint64 // bytes of the request's body and of the response, as they are counted for the service
 	status          int    // of the final head, or of our own answer; 0: there is none
@@ -114,13 +119,16 @@ func (l *loop) newExchange(f front, s *service, req *http1.Request) *exchange {
 	ex.sent = req.Framing == http1.NoBody || req.Framing == http1.Length && req.ContentLength == 0
 	ex.began = l.since()
 	ex.progress = ex.began
+	ex.id = l.number()
 	ex.request = l.appendRequest(ex.request[:0], req)
+	ex.heading.set(l.relay, req)
 	if p := s.policy.Load(); p != nil {
 		if ex.user, ex.extra = p.forward(l, ex.client, req); ex.chunked {
 			ex.maxBody = p.maxBody
 		}
 	}
 	s.enter(ex.client.addr.Addr())
+	push(&s.exchanges, ex)
 	s.active++
 	s.peak = max(s.peak, s.active)
 	s.total++
@@ -160,8 +168,10 @@ func authenticatesConnections(fields []http1.Field, name string) bool {
 func (ex *exchange) finish() {
 	ex.service.leave(ex.client.addr.Addr())
 	ex.service.active--
+	take(&ex.service.exchanges, ex)
 	l := ex.loop
 	*ex = exchange{
+		heading:  heading{text: ex.heading.text[:0]},
 		request:  ex.request[:0],
 		resBody:  http1.Body{Trailers: ex.resBody.Trailers[:0]},
 		response: http1.Response{Fields: ex.response.Fields[:0]},
@@ -196,6 +206,7 @@ func (ex *exchange) account() {
 		r := ex.record()
 		l.log(&r)
 	}
+	ex.remember()
 }
 
 // cancel ends ex and its back, as the visitor is gone.
@@ -379,7 +390,13 @@ func (ex *exchange) switched(res *http1.Response, st stream) bool {
 		return false
 	}
 	ex.status, ex.first = res.Status, ex.loop.since()
-	if j := s.joined; j != nil && j.stream == st && ex.loop.relay.AccessLog != nil {
+	j := s.joined
+	if j != nil && j.stream == st {
+		j.name(ex.heading.hostname())
+	} else {
+		j = nil // a player's, say
+	}
+	if j != nil && ex.loop.relay.AccessLog != nil {
 		r := ex.record()
 		r.request = slices.Clone(r.request)
 		if http1.EqualFold(res.Upgrade, "websocket") {
@@ -387,6 +404,7 @@ func (ex *exchange) switched(res *http1.Response, st stream) bool {
 		}
 		j.logs(r)
 		s.count(ex.client.proto, ex.status, fine, time.Duration(ex.first-ex.began))
+		ex.remember()
 	} else {
 		ex.account()
 	}
@@ -466,6 +484,7 @@ var (
 	troubleAway      = &trouble{503, "The site of this service is not connected right now. Please try again."}
 	troubleFull      = &trouble{503, "Too many visitors right now. Please try again."}
 	troubleElsewhere = &trouble{421, "This name is not served on this connection. Please open another one."}
+	troubleKicked    = &trouble{503, "This request was ended by an operator of the relay."}
 	troubleSilent    = &trouble{504, "The server behind this service did not answer in time."}
 )
 

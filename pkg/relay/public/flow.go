@@ -32,11 +32,13 @@ type flows struct {
 // stream that carries them. It is the stream's handler.
 type flow struct {
 	forward.Flow
-	flows   *flows
-	service *service
-	addr    evloop.PacketAddr
-	stream  *tunnel.Stream // nil: the private relay has refused it
-	again   time.Time      // stream is nil: when to ask again
+	place[*flow]        // in the tally
+	id           uint64 // see loop.number
+	flows        *flows
+	service      *service
+	addr         evloop.PacketAddr
+	stream       *tunnel.Stream // nil: the private relay has refused it
+	again        time.Time      // stream is nil: when to ask again
 
 	// For the access log.
 	began          int64
@@ -117,7 +119,7 @@ func (fs *flows) open(from evloop.PacketAddr, now time.Time) *flow {
 		svc.errors[wordLimit]++
 		return nil
 	}
-	f := &flow{flows: fs, service: svc, addr: from, began: fs.loop.since()}
+	f := &flow{flows: fs, service: svc, addr: from, began: fs.loop.since(), id: fs.loop.number()}
 	if f.reopen(now); f.stream == nil {
 		admission.leave(addr, v)
 		return nil
@@ -125,6 +127,7 @@ func (fs *flows) open(from evloop.PacketAddr, now time.Time) *flow {
 	f.Owner = f
 	fs.of[from] = f
 	fs.table.Add(&f.Flow, relay.Source(addr))
+	push(&svc.flowing, f)
 	svc.enter(addr)
 	svc.total++
 	return f
@@ -183,6 +186,7 @@ func (f *flow) end() {
 func (f *flow) Expire() {
 	delete(f.flows.of, f.addr)
 	addr := f.addr.Remote.Addr()
+	take(&f.service.flowing, f)
 	f.service.leave(addr)
 	f.service.session.relay.admission.leave(addr, admitted)
 	f.service.errors[f.err]++

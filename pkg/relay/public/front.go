@@ -79,6 +79,17 @@ func (c *client) scheme() string {
 	return "http"
 }
 
+// upgraded is the scheme of what a connection or a request has been upgraded to.
+func (c *client) upgraded(res *http1.Response) string {
+	switch {
+	case !http1.EqualFold(res.Upgrade, "websocket"):
+		return c.scheme()
+	case c.secure:
+		return "wss"
+	}
+	return "ws"
+}
+
 // front is the visitor's side of one exchange: an HTTP/1.1 connection, or a
 // stream of HTTP/2 or HTTP/3. All methods are called on the loop of the exchange,
 // which is that of the service's session. A front that lives elsewhere, on

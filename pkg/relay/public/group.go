@@ -56,6 +56,7 @@ type group struct {
 	timer     evloop.Timer      // of the takeover
 	past      Traffic           // of sessions that are over
 	tallies   map[string]*tally // by service, of those that are published
+	gone      []orphan          // of services that are withdrawn
 	undecided bool              // the active session has no link, or is in doubt, and a stand-by may take over
 	held      []func()          // visitors that wait for the decision
 

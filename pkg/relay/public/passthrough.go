@@ -144,7 +144,9 @@ func (v *visitor) pass(s *service) {
 	}
 	s.total++
 	r.stream = st
-	v.spliced(st, s).logs(r)
+	j := v.spliced(st, s, "tls")
+	j.name(v.sni)
+	j.logs(r)
 }
 
 // isWeb reports whether browsers are served by s, which may be nil: what it says of

@@ -39,6 +39,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -168,6 +169,9 @@ type Relay struct {
 	// AccessQuery adds the query to those lines, AccessAgent User-Agent and Referer.
 	AccessQuery, AccessAgent bool
 
+	// HideRequests keeps no requests for operators: Requests, FollowRequests and captures have nothing.
+	HideRequests bool
+
 	// Published is told the hosts that services are published under by https and wss,
 	// as published ("*.example.com" among them), whenever those change: one call at a
 	// time. If nil, nobody is.
@@ -196,6 +200,7 @@ type Relay struct {
 	draining atomic.Bool
 	prepared sync.Once
 	began    time.Time // immutable once prepared
+	salt     uint64    // and so; see loop.number
 
 	smallBuffers sync.Once // it has been logged that the system buffers few datagrams
 	slowControl  sync.Once // it has been logged that links cannot have the congestion control that they need
@@ -213,7 +218,12 @@ type Relay struct {
 	sayings   rate[said]
 	unserved  rate[netip.Addr] // requests by TFTP that came to nothing and are logged all the same: their address may be forged
 	loops     []*loop
-	byLoop    map[*evloop.Loop]*loop // immutable once prepared
+
+	followed  atomic.Bool // there are followers
+	follow    sync.Mutex
+	followers map[*follower]bool // guarded by follow
+
+	byLoop map[*evloop.Loop]*loop // immutable once prepared
 
 	mu        sync.Mutex
 	sites     map[string]Site
@@ -278,11 +288,12 @@ func (r *Relay) prepare() {
 			r.ResponseTimeout = 60 * time.Second
 		}
 		r.windows = http2.NewBudget(maxWindows)
+		r.salt = rand.Uint64N(1 << 40)
 		r.byLoop = make(map[*evloop.Loop]*loop)
 		start := time.Now()
 		r.began = start
 		for i := range r.Core.NumLoops() {
-			l := &loop{Loop: r.Core.Loop(i), relay: r, start: start, endpoint: http2.Endpoint{Budget: r.windows}}
+			l := &loop{Loop: r.Core.Loop(i), relay: r, start: start, index: i, endpoint: http2.Endpoint{Budget: r.windows}}
 			l.tunnels.serve = l.serveRTSP
 			r.loops = append(r.loops, l)
 			r.byLoop[l.Loop] = l

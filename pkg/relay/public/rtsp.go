@@ -42,7 +42,8 @@ type player struct {
 	how    string   // "rtsp", "rtsps", "rtsp-http" or "rtsp-ws"
 	bound  *service // the only one that end reaches; nil: any
 
-	place[*player] // in the loop's list
+	place[*player]        // in the loop's list
+	id             uint64 // see loop.number
 
 	due     deadline // of the phase
 	moved   int64    // when the visitor was seen to take something, or had nothing to take
@@ -178,7 +179,7 @@ func (v *visitor) play() {
 // closed. how is for the access log; bound is the only service that can be reached, nil: any, and then end is a mover, as is the
 // visitor's connection.
 func (l *loop) serveRTSP(end evloop.End, c *client, how string, bound *service) {
-	p := &player{client: c, loop: l, end: end, how: how, bound: bound, began: l.since()}
+	p := &player{client: c, loop: l, end: end, how: how, bound: bound, began: l.since(), id: l.number()}
 	if conn, ok := end.(mover); ok && bound == nil {
 		p.conn = conn
 	}

@@ -166,7 +166,7 @@ func (s *service) accept(c *evloop.Conn, addr netip.AddrPort) {
 	}
 	s.total++
 	rec.stream = st
-	join(c, st, addr.Addr(), v, s).logs(rec)
+	join(c, st, addr, v, s, "tcp").logs(rec)
 }
 
 // turnAway writes down a connection or flow that did not come about.
@@ -178,24 +178,72 @@ func (s *service) turnAway(r record, w word) {
 
 // splice is a visitor whose connection is spliced with a stream.
 type splice struct {
-	place[*splice] // among those of the service
+	place[*splice] // among those of the tally
 	service        *service
 	stream         stream
-	addr           netip.Addr
+	addr           netip.AddrPort
 	verdict        verdict
+	kicked         bool    // by an operator
 	record         *record // of the access log; nil: there is none
+
+	id             uint64    // see loop.number
+	began, moved   int64     // when it began, and when a byte was seen to have moved
+	scheme         string    // how the visitor came
+	label          *label    // nil: there is nothing to say
+	received, sent uint64    // bytes of the stream, from the visitor and to it, as far as they are counted for the service
+	carried        [2]uint64 // of them that it had carried when the splice began
+}
+
+// label is what few splices have.
+type label struct {
+	host     string // if it is not the service's
+	operator string // whose it is; "": a visitor's
+}
+
+// name tells what host the visitor asked for.
+func (j *splice) name(host string) {
+	if host != "" && host != j.service.host {
+		j.labelled().host = host
+	}
+}
+
+// of tells that an operator has opened it.
+func (j *splice) of(operator string) *splice {
+	if operator != "" {
+		j.labelled().operator = operator
+	}
+	return j
+}
+
+func (j *splice) labelled() *label {
+	if j.label == nil {
+		j.label = new(label)
+	}
+	return j.label
+}
+
+// settle counts what has moved since the last time.
+func (j *splice) settle(now int64) {
+	sent, received := j.stream.Bytes()
+	if sent == j.sent && received == j.received {
+		return
+	}
+	j.service.sent += sent - j.sent
+	j.service.received += received - j.received
+	j.sent, j.received, j.moved = sent, received, now
 }
 
 // join splices a visitor, who has entered with v, with a stream of s, until both
-// are closed.
-func join(c forward.End, st stream, addr netip.Addr, v verdict, s *service) *splice {
-	j := &splice{service: s, stream: st, addr: addr, verdict: v}
+// are closed. scheme is how the visitor came.
+func join(c forward.End, st stream, addr netip.AddrPort, v verdict, s *service, scheme string) *splice {
+	l := s.session.loop
+	j := &splice{service: s, stream: st, addr: addr, verdict: v, scheme: scheme, id: l.number(), began: l.since()}
+	j.moved = j.began
 	push(&s.joined, j)
-	s.enter(addr)
+	s.enter(addr.Addr())
 	// What the stream has carried before an upgrade has been counted by exchanges.
-	sent, received := st.Bytes()
-	s.sent -= sent
-	s.received -= received
+	j.sent, j.received = st.Bytes()
+	j.carried = [2]uint64{j.received, j.sent}
 	forward.Splice(c, st, j.over)
 	return j
 }
@@ -225,17 +273,18 @@ func (s *service) resetUnseen() {
 // over is the end of both connection and stream.
 func (j *splice) over(err error) {
 	s := j.service
-	take(&s.joined, j)
-	s.leave(j.addr)
-	sent, received := j.stream.Bytes()
-	s.sent += sent
-	s.received += received
-	s.session.relay.admission.leave(j.addr, j.verdict)
+	s.drop(j)
+	s.leave(j.addr.Addr())
+	j.settle(s.session.loop.since())
+	s.session.relay.admission.leave(j.addr.Addr(), j.verdict)
 	w := wordOf(err)
+	if j.kicked {
+		w = wordKicked
+	}
 	s.errors[w]++
 	if r := j.record; r != nil {
-		r.received += received
-		r.sent += sent
+		r.received += j.received
+		r.sent += j.sent
 		r.err = w
 		s.session.loop.log(r)
 	}

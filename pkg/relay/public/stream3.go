@@ -621,7 +621,7 @@ func (s *stream3) upgrade(res *http1.Response, st stream, svc *service) *trouble
 	s.putHead(res)
 	res.Status = 101
 	s.flush()
-	join(s, st, s.client.addr.Addr(), uncounted, svc)
+	join(s, st, s.client.addr, uncounted, svc, s.client.upgraded(res))
 	s.post(func() {
 		if !s.over && s.waits {
 			s.take()

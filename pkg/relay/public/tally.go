@@ -1,12 +1,18 @@
 package public
 
-import "time"
+import (
+	"time"
+)
 
 // tally is what is counted for a service. It belongs to the site's loop, and is that
 // of all services of the site which have the same name, one after the other or, while
 // visitors of a session before still finish, at a time. So what is counted never falls.
 type tally struct {
-	joined    *splice // visitors whose connection is a splice, in a list
+	joined    *splice   // visitors whose connection is a splice, in a list
+	cursor    *splice   // of settle: the next one of them; nil: the first
+	exchanges *exchange // under way, in a list
+	flowing   *flow     // flows, in a list
+	recent    recent    // requests that are over
 	visitors  int
 	total     uint64
 	received  uint64 // bytes from visitors, but see bytes
@@ -25,10 +31,34 @@ func (t *tally) bytes() (received, sent uint64) {
 	received, sent = t.received, t.sent
 	for j := t.joined; j != nil; j = j.after {
 		o, i := j.stream.Bytes()
-		received += i
-		sent += o
+		received += i - j.received
+		sent += o - j.sent
 	}
 	return received, sent
+}
+
+// maxSettled is how many splices of a service are looked at in one call of settle: some hundred microseconds.
+const maxSettled = 4096
+
+// settle counts what has moved since the last time, of so many splices, and goes on with the others the next time.
+func (t *tally) settle(now int64) {
+	j := t.cursor
+	if j == nil {
+		j = t.joined
+	}
+	for n := 0; j != nil && n < maxSettled; n++ {
+		j.settle(now)
+		j = j.after
+	}
+	t.cursor = j
+}
+
+// drop takes a splice out of the list.
+func (t *tally) drop(j *splice) {
+	if t.cursor == j {
+		t.cursor = j.after
+	}
+	take(&t.joined, j)
 }
 
 // count counts a request that is over.
@@ -157,6 +187,15 @@ func (g *group) forget(services []*service) {
 	now := make(map[string]*tally, len(services))
 	for _, s := range services {
 		now[s.name] = s.tally
+	}
+	g.sweep()
+	for name, t := range g.tallies {
+		if now[name] == t {
+			continue
+		}
+		if t.recent.free(g.loop); t.open() {
+			g.gone = append(g.gone, orphan{t, name})
+		}
 	}
 	g.tallies = now
 }

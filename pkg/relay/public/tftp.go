@@ -27,6 +27,7 @@ var (
 	fileNoServer = &tftp.Error{Text: "The file server cannot be reached."}
 	fileSilent   = &tftp.Error{Text: "The site has not answered in time. Try again later."}
 	fileBusy     = &tftp.Error{Text: "The relay is busy. Try again later."}
+	fileKicked   = &tftp.Error{Text: "An operator has ended this transfer."}
 	fileAway     = &tftp.Error{Text: "The site is not connected. Try again later."}
 )
 
@@ -45,6 +46,8 @@ func fileWord(err error) word {
 		return wordAway
 	case fileFailed:
 		return wordReset
+	case fileKicked:
+		return wordKicked
 	}
 	e, ok := errors.AsType[*tftp.Error](err)
 	switch {
@@ -204,7 +207,7 @@ func (s *service) turnAwayFile(visitor netip.AddrPort, w word) {
 func (s *service) beginFile(t *tftpd.Transfer) {
 	s.enter(t.Visitor.Addr())
 	s.total++
-	v := &fileVisit{transfer: t, began: s.session.loop.since()}
+	v := &fileVisit{service: s, transfer: t, began: s.session.loop.since(), id: s.session.loop.number()}
 	s.visits[t], s.latest[t.Visitor] = v, v
 	s.tftp.begin(s.tally, v, s.session.loop)
 }
@@ -240,8 +243,11 @@ func (s *service) endFile(t *tftpd.Transfer, err error) {
 // fileVisit is a transfer of a visitor. It is owned by the loop of the service.
 type fileVisit struct {
 	place[*fileVisit] // in the tally
+	service           *service
 	transfer          *tftpd.Transfer
+	id                uint64 // see loop.number
 	began             int64
+	moved             int64          // when it was seen to have gone on; 0: never
 	stream            *tunnel.Stream // that was opened for it; nil: the file was here
 	same              bool           // the site has said that what was here is what it has
 	bytes             int64          // that are counted

@@ -76,6 +76,9 @@ func (t *tally) measureAll(now int64) {
 func (t *tally) measure(v *fileVisit, now int64) {
 	bytes := v.transfer.Stats().Bytes
 	n := uint64(bytes - v.bytes)
+	if n > 0 {
+		v.moved = now
+	}
 	v.bytes = bytes
 	if v.transfer.Request.Op == tftp.OpWrite {
 		t.received += n

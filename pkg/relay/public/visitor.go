@@ -62,6 +62,8 @@ type loop struct {
 	*evloop.Loop
 	relay    *Relay
 	start    time.Time
+	index    int    // in relay.loops
+	numbers  uint64 // see number
 	endpoint http2.Endpoint
 
 	// Scratch of the callback that is running.
@@ -85,6 +87,12 @@ type loop struct {
 	pieces           [][]byte // for the logs of hubs
 
 	access accessLog
+
+	slots   int       // of all that is recent
+	strays  recent    // requests for no service
+	news    []Request // of this turn, for those who follow
+	unsaid  uint64    // those that are too many
+	tellAll func()    // tellFollowers, made once
 
 	counters   Counters
 	handshakes Handshakes
@@ -641,17 +649,17 @@ func (v *visitor) upgrade(res *http1.Response, st stream, s *service) *trouble {
 	v.ex = nil
 	v.loop.out, _ = http1.AppendForwardedResponse(v.loop.out, res, int(v.minor), true)
 	v.flush()
-	v.spliced(st, s)
+	v.spliced(st, s, v.upgraded(res))
 	return nil
 }
 
 // spliced hands the visitor's connection over to a splice with st, a stream of
 // s, and ends v. What is left is the count of the visitor.
-func (v *visitor) spliced(st stream, s *service) *splice {
+func (v *visitor) spliced(st stream, s *service, scheme string) *splice {
 	v.phase = gone
 	v.due.stop()
 	v.loop.remove(v)
-	j := join(v.conn, st, v.addr.Addr(), v.verdict, s)
+	j := join(v.conn, st, v.addr, v.verdict, s, scheme)
 	if v.eof {
 		st.CloseWrite() // the splice has not seen it
 	}

@@ -419,6 +419,6 @@ func (st *stream2) upgrade(res *http1.Response, to stream, s *service) *trouble 
 	st.finish()
 	st.leave()
 	st.Respond(res, false)
-	join(st.Stream, to, st.w.v.addr.Addr(), uncounted, s)
+	join(st.Stream, to, st.w.v.addr, uncounted, s, st.w.v.upgraded(res))
 	return nil
 }
