@@ -56,6 +56,7 @@ var arrows = map[string][]string{
 	"pkg/e2e":       {},
 	"pkg/evloop":    {},
 	"pkg/forward":   {"pkg/evloop", "pkg/tunnel"},
+	"pkg/history":   {},
 	"pkg/http1":     {},
 	"pkg/http2":     {"pkg/http1"},
 	"pkg/http3":     {"pkg/http1"},

@@ -98,6 +98,9 @@ func (l *loop) logOwn(c *client, req *http1.Request, s *service, t *trouble) {
 	if s != nil {
 		s.requests[protocol(c.proto)][t.status/100]++
 		s.errors[t.word()]++
+		if t.status >= 500 {
+			s.ours++
+		}
 	} else {
 		l.refused[t.word()]++
 	}

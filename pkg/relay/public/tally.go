@@ -21,6 +21,7 @@ type tally struct {
 	requests  Requests
 	durations Durations
 	errors    Troubles
+	ours      uint64      // of requests: answers 5xx that have a word in errors, too
 	cam       cameraTally // of a camera
 	tftp      tftpTally   // of files
 }
@@ -69,6 +70,9 @@ func (t *tally) count(proto string, status int, w word, took time.Duration) {
 	}
 	t.requests[protocol(proto)][class]++
 	t.errors[w]++
+	if class == 5 && w != fine {
+		t.ours++
+	}
 	if class > 1 { // what was cancelled, or goes on, took no time that means something
 		t.durations.add(took)
 	}
