@@ -36,7 +36,7 @@ var arrows = map[string][]string{
 		"pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/tftp", "pkg/tftpd",
 	},
 
-	"pkg/admin":   {},
+	"pkg/admin":   {"pkg/accesslog", "pkg/auth", "pkg/rest"},
 	"pkg/metrics": {"pkg/relay/public"},
 
 	"pkg/relay/public":  {"pkg/auth", "pkg/camera", "pkg/evloop", "pkg/forward", "pkg/http1", "pkg/http2", "pkg/http3", "pkg/link", "pkg/relay", "pkg/rtsp", "pkg/tftp", "pkg/tftpd", "pkg/tunnel", "pkg/websocket"},

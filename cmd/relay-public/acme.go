@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -209,11 +210,12 @@ func (st *state) ownCertificate() *tls.Certificate {
 }
 
 // renewCertificate has another certificate ordered.
-func (st *state) renewCertificate(name string) error {
+func (st *state) renewCertificate(_ context.Context, in admin.Named) error {
+	name := in.Name
 	if m := st.acme.Load(); m != nil && m.Renew(name) {
 		return nil
 	}
-	return &admin.Error{Code: http.StatusNotFound, Message: fmt.Sprintf("the relay obtains no certificate for %q: `tunnelctl certificates` lists those that it does", name)}
+	return &admin.Error{Code: http.StatusNotFound, Text: fmt.Sprintf("the relay obtains no certificate for %q: `tunnelctl certificates` lists those that it does", name)}
 }
 
 // challenge answers an authority's HTTP-01.

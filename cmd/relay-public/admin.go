@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -19,33 +20,49 @@ import (
 	"culvert.dev/pkg/relay/public"
 )
 
-// serveAdmin serves operators on ln until stop is called, which waits for the requests. drain is how long
-// what is under way may go on when a stand-by is promoted with Cut.
-func serveAdmin(ln net.Listener, st *state, r *public.Relay, turning *daemon.Probe, access *accessLog, drain time.Duration, log *slog.Logger) (stop func()) {
+// door is what the operators' API needs.
+type door struct {
+	state   *state
+	relay   *public.Relay
+	turning *daemon.Probe
+	access  *accessLog // nil: there is none
+	audit   *admin.Audit
+	drain   time.Duration // how long what is under way may go on when a stand-by is promoted with Cut
+	stop    func()        // as a signal does
+	log     *slog.Logger
+}
+
+// handler is the API. here is where it listens.
+func (d *door) handler(here net.Addr) *admin.Handler {
+	st, r, log := d.state, d.relay, d.log
 	started := time.Now()
 	figures := metrics.Config{Status: r.Status, Sites: st.names, Certificates: st.certificates, Version: version}
-	if access != nil {
-		figures.LogDropped = access.Dropped
+	if d.access != nil {
+		figures.LogDropped = d.access.Dropped
 	}
 	debug := http.NewServeMux()
 	debug.HandleFunc("/debug/pprof/", pprof.Index)
 	debug.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	debug.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	debug.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	h := &admin.Handler{
-		Authorize:        st.admin.Matches,
-		Status:           func() (*admin.Status, error) { return status(st, r, started, ln.Addr()), nil },
+	return &admin.Handler{
+		Operators:        st.operators,
+		Version:          admin.Version{Version: version, Wire: relay.WireVersion, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH},
+		Status:           func() (*admin.Status, error) { return status(st, r, started, here), nil },
 		AddSite:          st.invite,
+		RotateSite:       st.rotate,
 		RevokeSite:       st.revoke,
 		RenewCertificate: st.renewCertificate,
-		PromoteSite: func(ctx context.Context, name string, p admin.Promote) (*admin.Promoted, error) {
-			return promote(ctx, r, name, p, drain)
+		PromoteSite: func(ctx context.Context, p admin.Promote) (*admin.Promoted, error) {
+			return promote(ctx, r, p, d.drain)
 		},
-		Cameras: func(ctx context.Context, site string, in admin.Search) (*admin.Cameras, error) {
-			return cameras(ctx, r, site, in)
+		Cameras: func(ctx context.Context, in admin.Search) (*admin.Cameras, error) { return cameras(ctx, r, in) },
+		Drain: func(context.Context) error {
+			d.stop()
+			return nil
 		},
 		Forward: http.HandlerFunc(r.ServeForward),
-		Healthy: turning.Turn,
+		Healthy: d.turning.Turn,
 		Ready: func(context.Context) error {
 			if err := r.Ready(); err != nil {
 				return err
@@ -54,8 +71,13 @@ func serveAdmin(ln net.Listener, st *state, r *public.Relay, turning *daemon.Pro
 		},
 		Metrics: metrics.New(figures),
 		Debug:   debug,
+		Audit:   d.audit,
 		Log:     log,
 	}
+}
+
+// serveAdmin serves operators on ln until stop is called, which waits for the requests.
+func serveAdmin(ln net.Listener, h *admin.Handler, log *slog.Logger) (stop func()) {
 	srv := &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second,
@@ -68,6 +90,7 @@ func serveAdmin(ln net.Listener, st *state, r *public.Relay, turning *daemon.Pro
 	return func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
+		h.Close()
 		if srv.Shutdown(ctx) != nil {
 			srv.Close()
 		}
@@ -229,36 +252,36 @@ func session(s public.SessionStatus) admin.Session {
 }
 
 // promote has a stand-by take over.
-func promote(ctx context.Context, r *public.Relay, name string, p admin.Promote, drain time.Duration) (*admin.Promoted, error) {
+func promote(ctx context.Context, r *public.Relay, p admin.Promote, drain time.Duration) (*admin.Promoted, error) {
 	if !p.Cut {
 		drain = -1
 	}
-	id, err := r.Promote(ctx, name, p.Session, drain)
+	id, err := r.Promote(ctx, p.Name, p.Session, drain)
 	switch {
 	case errors.Is(err, public.ErrUnknownSite):
-		return nil, noSite(name)
+		return nil, noSite(p.Name)
 	case err != nil:
-		return nil, &admin.Error{Code: http.StatusConflict, Message: err.Error()}
+		return nil, &admin.Error{Code: http.StatusConflict, Text: err.Error()}
 	}
 	return &admin.Promoted{Session: id}, nil
 }
 
 // cameras has a site look for cameras.
-func cameras(ctx context.Context, r *public.Relay, site string, in admin.Search) (*admin.Cameras, error) {
+func cameras(ctx context.Context, r *public.Relay, in admin.Search) (*admin.Cameras, error) {
 	ctx, cancel := context.WithTimeout(ctx, admin.SearchTime)
 	defer cancel()
-	devices, err := r.Discover(ctx, site, relay.DiscoverRequest{User: in.User, Password: in.Password})
+	devices, err := r.Discover(ctx, in.Site, relay.DiscoverRequest{User: in.User, Password: in.Password})
 	switch {
 	case errors.Is(err, public.ErrUnknownSite):
-		return nil, noSite(site)
+		return nil, noSite(in.Site)
 	case errors.Is(err, context.DeadlineExceeded):
-		return nil, &admin.Error{Code: http.StatusGatewayTimeout, Message: fmt.Sprintf("site %q has not answered within %v", site, admin.SearchTime)}
+		return nil, &admin.Error{Code: http.StatusGatewayTimeout, Text: fmt.Sprintf("site %q has not answered within %v", in.Site, admin.SearchTime)}
 	case err != nil:
-		return nil, &admin.Error{Code: http.StatusConflict, Message: err.Error()}
+		return nil, &admin.Error{Code: http.StatusConflict, Text: err.Error()}
 	}
 	return &admin.Cameras{Devices: devices}, nil
 }
 
 func noSite(name string) *admin.Error {
-	return &admin.Error{Code: http.StatusNotFound, Message: fmt.Sprintf("no site %q: `tunnelctl sites` lists those that there are", name)}
+	return &admin.Error{Code: http.StatusNotFound, Text: fmt.Sprintf("no site %q: `tunnelctl sites` lists those that there are", name)}
 }

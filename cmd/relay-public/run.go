@@ -9,10 +9,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"reflect"
 	"time"
 
 	"culvert.dev/pkg/accesslog"
+	"culvert.dev/pkg/admin"
 	"culvert.dev/pkg/daemon"
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/relay/public"
@@ -69,6 +71,13 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if access != nil {
 		defer access.close()
 	}
+	audit, err := openAudit(s.state, log)
+	if err != nil {
+		return err
+	}
+	defer audit.close()
+	ctx, drainNow := context.WithCancel(ctx)
+	defer drainNow()
 	core, err := evloop.New(evloop.Config{OnSlowTurn: daemon.SlowTurns(log)})
 	if err != nil {
 		return err
@@ -112,7 +121,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		Budget:               s.Limits.SessionMemory,
 		Software:             "culvert " + version,
 		Join:                 st.join,
-		Operator:             st.admin.Matches,
+		Operator:             st.mayForward,
 		Log:                  log,
 	}
 	if access != nil {
@@ -138,8 +147,8 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		if err != nil {
 			return fmt.Errorf("listener admin %q: %w", s.Listen.Admin, err)
 		}
-		stop := serveAdmin(ln, st, r, turning, access, time.Duration(s.DrainTimeout), log)
-		defer stop()
+		api := (&door{state: st, relay: r, turning: turning, access: access, audit: audit.Audit, drain: time.Duration(s.DrainTimeout), stop: drainNow, log: log}).handler(ln.Addr())
+		defer serveAdmin(ln, api, log)()
 		adminAddress = ln.Addr().String()
 		ready = append(ready, "admin", adminAddress)
 	}
@@ -152,6 +161,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		if access != nil {
 			access.Reopen()
 		}
+		audit.Reopen()
 		reload(o.config, s, st, log)
 	})
 	defer stop()
@@ -160,6 +170,9 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	defer end()
 	go daemon.Watchdog(alive, turning)
 	go daemon.Report(alive, func() string { return summary(alive, r) })
+	saved := make(chan struct{})
+	go st.saveUses(alive, saved)
+	defer func() { end(); <-saved }()
 	daemon.Ready(log, ready...)
 	st.sayNext(adminAddress)
 
@@ -213,6 +226,42 @@ func (a *accessLog) close() {
 	}
 }
 
+// auditLog is the audit log, and who hears of its troubles.
+type auditLog struct {
+	*admin.Audit
+	log *slog.Logger
+}
+
+// How large a file of the audit log may become, and how many older ones are kept.
+const (
+	auditSize = 10 << 20
+	auditKeep = 10
+)
+
+// openAudit opens the one of a state folder.
+func openAudit(dir string, log *slog.Logger) (*auditLog, error) {
+	a, err := admin.OpenAudit(accesslog.Config{
+		Path: filepath.Join(dir, "audit.log"), MaxSize: auditSize, Keep: auditKeep,
+		OnTrouble: func(dropped uint64, err error) {
+			if err == nil {
+				log.Info("the audit log is written again", "dropped", dropped)
+				return
+			}
+			log.Error("audit log", "dropped", dropped, "err", err)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &auditLog{a, log}, nil
+}
+
+func (a *auditLog) close() {
+	if err := a.Close(); err != nil {
+		a.log.Error("audit log", "err", err)
+	}
+}
+
 // listenAdmin opens the admin listener, on the socket that was there before us if there is one.
 func listenAdmin(sockets *daemon.Sockets, address string) (net.Listener, error) {
 	for _, f := range sockets.Files("admin", "tcp", address) {
@@ -254,6 +303,9 @@ func reload(file string, running *settings, st *state, log *slog.Logger) {
 	daemon.Reloading()
 	defer daemon.Reloaded()
 	s, err := load(file)
+	if err == nil {
+		err = st.operators.ReadAdminToken()
+	}
 	if err == nil {
 		err = st.apply(s)
 	}

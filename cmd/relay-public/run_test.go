@@ -353,7 +353,7 @@ publish = ["https://branch.localhost"]
 	}
 	// None of it is on the listeners of visitors.
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
-	for _, path := range []string{"/metrics", "/healthz", "/readyz", "/debug/pprof/", "/api/status"} {
+	for _, path := range []string{"/metrics", "/healthz", "/readyz", "/debug/pprof/", "/api/status/Get"} {
 		req, _ := http.NewRequest(http.MethodGet, "https://"+in.ready["https"].(string)+path, nil)
 		req.Host = "localhost"
 		req.Header.Set("Authorization", "Bearer "+token)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -26,15 +28,15 @@ import (
 
 // state is what the relay knows of sites and certificates: from the configuration, and from its folder.
 type state struct {
-	log     *slog.Logger // immutable, as is the rest of this group
-	dir     string
-	domain  string
-	store   *auth.Store
-	admin   *auth.AdminToken
-	changed func()      // the sites have changed; set before anybody can change them
-	address net.Addr    // of the https listener, or nil; set with changed
-	quic    []byte      // see public.Relay.QUICSecret
-	files   *acme.Files // certificates of authorities, and what they need
+	log       *slog.Logger // immutable, as is the rest of this group
+	dir       string
+	domain    string
+	store     *auth.Store
+	operators *auth.Operators
+	changed   func()      // the sites have changed; set before anybody can change them
+	address   net.Addr    // of the https listener, or nil; set with changed
+	quic      []byte      // see public.Relay.QUICSecret
+	files     *acme.Files // certificates of authorities, and what they need
 
 	certificate atomic.Pointer[tls.Certificate] // given, or of the relay's own CA
 	given       atomic.Pointer[tls.Certificate] // from [tls], or nil
@@ -51,7 +53,7 @@ type state struct {
 func openState(s *settings, log *slog.Logger) (*state, error) {
 	st := &state{log: log, dir: s.state, domain: s.Domain}
 	var err error
-	if st.admin, err = auth.OpenAdminToken(s.state); err != nil {
+	if st.operators, err = auth.OpenOperators(s.state); err != nil {
 		return nil, err
 	}
 	if st.store, err = auth.OpenStore(s.state); err != nil {
@@ -155,6 +157,32 @@ func (st *state) isConfiguredLocked(name string) bool {
 	return slices.ContainsFunc(st.configured, func(s public.Site) bool { return s.Name == name })
 }
 
+// mayForward reports whether a token is one by which streams to services may be opened.
+func (st *state) mayForward(token string) bool {
+	id, ok := st.operators.Verify(token, netip.Addr{})
+	return ok && id.Role >= auth.Operate
+}
+
+// savedEvery is how often it is written when tokens were last used.
+const savedEvery = 10 * time.Minute
+
+// saveUses writes when tokens were last used, until ctx ends.
+func (st *state) saveUses(ctx context.Context, done chan<- struct{}) {
+	defer close(done)
+	t := time.NewTicker(savedEvery)
+	defer t.Stop()
+	for running := true; running; {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			running = false
+		}
+		if err := st.operators.Save(); err != nil {
+			st.log.Error("operators", "err", err)
+		}
+	}
+}
+
 // refresh makes a change of the sites effective.
 func (st *state) refresh() {
 	st.mu.Lock()
@@ -195,13 +223,13 @@ func (st *state) known() []admin.Site {
 }
 
 // invite makes a join token.
-func (st *state) invite(in admin.Invite) (*admin.Invitation, error) {
+func (st *state) invite(_ context.Context, in admin.Invite) (*admin.Invitation, error) {
 	if err := relay.CheckName(in.Name); err != nil {
-		return nil, &admin.Error{Code: http.StatusBadRequest, Message: "site: " + err.Error()}
+		return nil, &admin.Error{Code: http.StatusBadRequest, Text: "site: " + err.Error()}
 	}
 	for _, text := range in.Publish {
 		if _, err := relay.ParsePattern(text); err != nil {
-			return nil, &admin.Error{Code: http.StatusBadRequest, Message: err.Error()}
+			return nil, &admin.Error{Code: http.StatusBadRequest, Text: err.Error()}
 		}
 	}
 	st.mu.Lock()
@@ -209,13 +237,13 @@ func (st *state) invite(in admin.Invite) (*admin.Invitation, error) {
 	st.mu.Unlock()
 	switch {
 	case isConfigured && in.Standby:
-		return nil, &admin.Error{Code: http.StatusConflict, Message: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: make a key with `relay-private keygen FILE`, add it to key there, as a list, and reload", in.Name)}
+		return nil, &admin.Error{Code: http.StatusConflict, Text: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: make a key with `relay-private keygen FILE`, add it to key there, as a list, and reload", in.Name)}
 	case isConfigured:
-		return nil, &admin.Error{Code: http.StatusConflict, Message: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: change it there, or remove it and reload", in.Name)}
+		return nil, &admin.Error{Code: http.StatusConflict, Text: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: change it there, or remove it and reload", in.Name)}
 	}
 	own := st.ownCertificate()
 	if own == nil {
-		return nil, &admin.Error{Code: http.StatusServiceUnavailable, Message: fmt.Sprintf("the relay has no certificate for %s yet, which a token has to fit: `tunnelctl certificates` says why", st.domain)}
+		return nil, &admin.Error{Code: http.StatusServiceUnavailable, Text: fmt.Sprintf("the relay has no certificate for %s yet, which a token has to fit: `tunnelctl certificates` says why", st.domain)}
 	}
 	token := auth.Token{Relay: st.publicAddress(), Site: in.Name, Pin: pinOf(own, st.domain)}
 	var err error
@@ -227,9 +255,9 @@ func (st *state) invite(in admin.Invite) (*admin.Invitation, error) {
 	}
 	switch {
 	case errors.Is(err, auth.ErrUnknownSite):
-		return nil, &admin.Error{Code: http.StatusNotFound, Message: fmt.Sprintf("site %q has no private relay that another one could stand by for: its first one joins with a token made without --stand-by", in.Name)}
+		return nil, &admin.Error{Code: http.StatusNotFound, Text: fmt.Sprintf("site %q has no private relay that another one could stand by for: its first one joins with a token made without --stand-by", in.Name)}
 	case errors.Is(err, auth.ErrTooManyKeys):
-		return nil, &admin.Error{Code: http.StatusConflict, Message: fmt.Sprintf("site %q may have %d keys, those invited included: revoke one with `tunnelctl site revoke %s --key KEY`, or wait until tokens expire", in.Name, auth.MaxKeys, in.Name)}
+		return nil, &admin.Error{Code: http.StatusConflict, Text: fmt.Sprintf("site %q may have %d keys, those invited included: revoke one with `tunnelctl site revoke %s --key KEY`, or wait until tokens expire", in.Name, auth.MaxKeys, in.Name)}
 	case err != nil:
 		return nil, err
 	}
@@ -270,19 +298,36 @@ func pinOf(c *tls.Certificate, domain string) []byte {
 	return pin[:]
 }
 
+// rotate makes a join token that replaces the keys of a site when it is used.
+func (st *state) rotate(ctx context.Context, in admin.Rotate) (*admin.Invitation, error) {
+	for _, site := range st.store.Sites() {
+		if site.Name == in.Name && len(site.Keys) > 0 {
+			return st.invite(ctx, admin.Invite{Name: in.Name, Publish: site.Publish, TTL: in.TTL})
+		}
+	}
+	st.mu.Lock()
+	isConfigured := st.isConfiguredLocked(in.Name)
+	st.mu.Unlock()
+	if isConfigured {
+		return nil, &admin.Error{Code: http.StatusConflict, Text: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: make a key with `relay-private keygen FILE`, replace the one there and reload", in.Name)}
+	}
+	return nil, &admin.Error{Code: http.StatusNotFound, Text: fmt.Sprintf("site %q has no keys that could be replaced: `tunnelctl site add` makes a token for a new one", in.Name)}
+}
+
 // revoke forgets a key of a site, or all.
-func (st *state) revoke(name, key string) error {
+func (st *state) revoke(_ context.Context, in admin.Revoke) error {
+	name, key := in.Name, in.Key
 	st.mu.Lock()
 	isConfigured := st.isConfiguredLocked(name)
 	st.mu.Unlock()
 	if isConfigured {
-		return &admin.Error{Code: http.StatusConflict, Message: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: remove it, or the key, there and reload", name)}
+		return &admin.Error{Code: http.StatusConflict, Text: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: remove it, or the key, there and reload", name)}
 	}
 	switch err := st.store.Revoke(name, key); {
 	case errors.Is(err, auth.ErrUnknownSite):
-		return &admin.Error{Code: http.StatusNotFound, Message: fmt.Sprintf("no site %q", name)}
+		return &admin.Error{Code: http.StatusNotFound, Text: fmt.Sprintf("no site %q", name)}
 	case errors.Is(err, auth.ErrUnknownKey):
-		return &admin.Error{Code: http.StatusNotFound, Message: fmt.Sprintf("site %q does not have this key; `tunnelctl sites --json` shows those that it has", name)}
+		return &admin.Error{Code: http.StatusNotFound, Text: fmt.Sprintf("site %q does not have this key; `tunnelctl sites --json` shows those that it has", name)}
 	case err != nil:
 		return err
 	}

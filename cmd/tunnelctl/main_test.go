@@ -20,40 +20,51 @@ import (
 	"go.uber.org/goleak"
 
 	"culvert.dev/pkg/admin"
+	"culvert.dev/pkg/auth"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const token = "operators-token"
+const token = "operators-token-of-a-test"
 
 // startRelay serves an admin API whose forwarded streams end at an echo, and returns the flags
 // that lead to it.
 func startRelay(t *testing.T, status *admin.Status) []string {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "admin.token")
+	if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	operators, err := auth.OpenOperators(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
 	h := &admin.Handler{
-		Authorize: func(s string) bool { return s == token },
+		Operators: operators,
 		Status:    func() (*admin.Status, error) { return status, nil },
-		AddSite: func(in admin.Invite) (*admin.Invitation, error) {
+		AddSite: func(_ context.Context, in admin.Invite) (*admin.Invitation, error) {
 			if in.Name == "office" {
-				return nil, &admin.Error{Code: 409, Message: `site "office" exists`}
+				return nil, &admin.Error{Code: 409, Text: `site "office" exists`}
 			}
 			return &admin.Invitation{Site: in.Name, Token: "join-me", Expires: time.Now().Add(in.Lifetime())}, nil
 		},
-		RevokeSite: func(name, key string) error {
+		RevokeSite: func(_ context.Context, in admin.Revoke) error {
+			name, key := in.Name, in.Key
 			if name != "office" || key != "" && key != "ed25519:known" {
-				return &admin.Error{Code: 404, Message: fmt.Sprintf("no site %q with key %q", name, key)}
+				return &admin.Error{Code: 404, Text: fmt.Sprintf("no site %q with key %q", name, key)}
 			}
 			return nil
 		},
-		PromoteSite: func(_ context.Context, name string, p admin.Promote) (*admin.Promoted, error) {
-			if name != "office" {
-				return nil, &admin.Error{Code: 409, Message: `site "lab" has no private relay connected`}
+		PromoteSite: func(_ context.Context, p admin.Promote) (*admin.Promoted, error) {
+			if p.Name != "office" {
+				return nil, &admin.Error{Code: 409, Text: `site "lab" has no private relay connected`}
 			}
 			return &admin.Promoted{Session: fmt.Sprint(p.Session, "9c01,cut=", p.Cut)}, nil
 		},
-		Cameras: func(_ context.Context, site string, in admin.Search) (*admin.Cameras, error) {
-			switch {
+		Cameras: func(_ context.Context, in admin.Search) (*admin.Cameras, error) {
+			switch site := in.Site; {
 			case site == "lab":
-				return nil, &admin.Error{Code: 409, Message: `site "lab": put the line discovery = true`}
+				return nil, &admin.Error{Code: 409, Text: `site "lab": put the line discovery = true`}
 			case site == "empty":
 				return &admin.Cameras{Devices: json.RawMessage("[]")}, nil
 			case in.User == "":
@@ -65,10 +76,7 @@ func startRelay(t *testing.T, status *admin.Status) []string {
 	}
 	srv := httptest.NewServer(h)
 	t.Cleanup(srv.Close)
-	file := filepath.Join(t.TempDir(), "admin.token")
-	if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	t.Cleanup(func() { h.Close() })
 	return []string{"--admin", srv.Listener.Addr().String(), "--token-file", file}
 }
 

@@ -131,6 +131,7 @@ func readToken(file string) (string, error) {
 func explain(c *admin.Client, err error) error {
 	var (
 		refused   *admin.Error
+		foreign   *admin.ForeignError
 		authority x509.UnknownAuthorityError
 		hostname  x509.HostnameError
 	)
@@ -138,10 +139,12 @@ func explain(c *admin.Client, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case remote && errors.As(err, &refused) && (refused.Code == http.StatusNotFound || refused.Code == http.StatusMisdirectedRequest):
-		return failf(exitUnreachable, "%s serves no admin API on its domain (forward and connect alone work there): run this on the relay's machine, or through ssh -L 7070:%s", c.Base.Host, defaultAdmin)
+	case errors.As(err, &foreign) && remote:
+		return failf(exitUnreachable, "%s serves no admin API on its domain (forward and connect alone work there): put domain = true into [operators] of its public.toml, run this on the relay's machine, or go through ssh -L 7070:%s", c.Base.Host, defaultAdmin)
+	case errors.As(err, &foreign):
+		return failf(exitUnreachable, "%w: is --admin what the relay's log line msg=ready says, and is the relay as new as tunnelctl?", err)
 	case errors.As(err, &refused) && refused.Code == http.StatusUnauthorized:
-		return failf(exitDenied, "%s does not accept the token: give this relay's own with --token-file or --state", c.Base.Host)
+		return failf(exitDenied, "%s does not accept the token: it is another relay's, has expired or was revoked; `tunnelctl login` asks for another one, and --state or --token-file say where the relay's own is", c.Base.Host)
 	case errors.Is(err, syscall.ECONNREFUSED) && !remote:
 		return failf(exitUnreachable, "nothing listens on %s: is relay-public running here? Its log line msg=ready names the admin address (give it with --admin); from another machine use --relay https://DOMAIN", c.Base.Host)
 	case errors.As(err, &authority):

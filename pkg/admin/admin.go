@@ -1,29 +1,28 @@
-// Package admin is the operators' door of a public relay: a small JSON API over HTTP and its Go
-// client, which tunnelctl uses.
+// Package admin is the operators' door of a public relay: its API, which is a set of package rest's services, and the
+// client that tunnelctl uses.
 //
-//	GET    /healthz                          200 as long as the relay's event loops turn; needs no token
-//	GET    /readyz                           200 as long as it takes visitors; needs no token
-//	GET    /metrics                          for Prometheus
-//	GET    /debug/pprof/...                  profiles
-//	GET    /api/status                       Status
-//	GET    /api/sites                        []Site
-//	POST   /api/sites                        Invite, answered with an Invitation
-//	DELETE /api/sites/NAME[?key=KEY]         forgets the site's keys, or one, and cuts their sessions
-//	POST   /api/sites/NAME/promote           Promote, answered with Promoted
-//	POST   /api/sites/NAME/cameras           Search, answered with Cameras
-//	POST   /api/certificates/NAME/renew      has another one ordered
-//	GET    /.culvert/forward/SITE/SERVICE    Upgrade: a stream to the service (see package relay)
+//	GET  /healthz                            200 as long as the relay's event loops turn; needs no token
+//	GET  /readyz                             200 as long as it takes visitors; needs no token
+//	GET  /metrics                            for Prometheus
+//	GET  /debug/pprof/...                    profiles
+//	POST /api/login, /api/logout             a cookie for a token, for browsers
+//	     /api/ROOT/METHOD                    the methods, see methods.go; /api/ws for many on one WebSocket
+//	GET  /api/openapi.json, /api/docs        what they are
+//	GET  /.culvert/forward/SITE/SERVICE      Upgrade: a stream to the service (see package relay)
+//	GET  /...                                files of a page for browsers, which need no token
 //
 // A server is a Handler with its func fields filled in:
 //
-//	h := &admin.Handler{Authorize: token.Matches, Status: relay.Status}
-//	http.Serve(loopback, h)
+//	h := &admin.Handler{Operators: operators, Status: relay.Status}
+//	defer h.Close()
+//	http.Serve(loopback, h) // or package httpd, where a silent WebSocket costs next to nothing
 //
-// Invariants: nothing but /healthz and /readyz answers without the bearer token, and these say why
-// not and nothing else; a request whose Host is not localhost or an address (or one of Handler.Hosts)
-// is refused, so that a web page cannot reach the API by rebinding its own name to 127.0.0.1; a request with a foreign Origin is refused, whatever it
-// carries; nothing here holds a secret other than the join token of one Invitation, which is
-// answered once and never stored.
+// Invariants: nothing but /healthz, /readyz and the files answers without a token that is good now, and these say why not
+// and nothing else; a request whose Host is not localhost or an address (or one of Handler.Hosts) is refused, so that a web
+// page cannot reach the API by rebinding its own name to 127.0.0.1; a request with a foreign Origin is refused, whatever it
+// carries, and one that changes something or opens a WebSocket by a cookie has to have one of ours; what was opened by a
+// token ends with it; nothing here keeps a secret: of tokens there are digests, in package auth, and neither log nor audit
+// has what was sent as one.
 package admin
 
 import (
@@ -38,74 +37,173 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
+
+	"culvert.dev/pkg/auth"
+	"culvert.dev/pkg/rest"
 )
 
-// Error is a refusal an operator can act on. Func fields of Handler return it to choose the answer;
-// methods of Client return it for every answer that is not a success.
-type Error struct {
-	Code    int    `json:"-"` // HTTP status
-	Message string `json:"error"`
-}
-
-func (e *Error) Error() string { return e.Message }
-
-// maxBody bounds a request body: an Invite with some thousand patterns fits.
-const maxBody = 64 << 10
+// maxBody bounds a request body and a message of a WebSocket: a configuration file fits.
+const maxBody = 256 << 10
 
 // maxTTL bounds the life of a join token. A token is a secret in somebody's mail; a year-old one is
 // a hole nobody remembers.
 const maxTTL = 31 * 24 * time.Hour
 
-// Handler serves the API. All fields are set before the first request and not changed afterwards;
-// the funcs are called from the server's request goroutines, several at a time.
+// callTime is how long a call may take: the longest, a search for cameras, and some more.
+const callTime = SearchTime + 20*time.Second
+
+// Handler serves the API. All fields are set before the first request and not changed afterwards; the funcs are called from
+// goroutines of requests, several at a time. Those that are nil are answered with 404. An *rest.Error of theirs chooses the
+// answer; any other error is a fault of the relay's, which the log gets and the caller does not. OperatorOf tells them who
+// asks.
 type Handler struct {
-	// Authorize reports whether token is the operators' token; it compares in constant time.
-	Authorize func(token string) bool
+	// Operators says whose a token is. Required.
+	Operators *auth.Operators
 
 	// Hosts lists names accepted in Host besides localhost and addresses, without port.
 	Hosts []string
 
-	// Status returns a snapshot. Sites and Services of it serve the lists, too.
+	// Version of the program.
+	Version Version
+
+	// Status returns a snapshot. Sites, services, sessions, links, certificates and figures are parts of it.
 	Status func() (*Status, error)
 
-	// AddSite makes a join token. An *Error chooses the answer.
-	AddSite func(Invite) (*Invitation, error)
+	// AddSite makes a join token, RotateSite one that replaces the site's keys. RevokeSite forgets a key of a site and cuts
+	// its sessions. PromoteSite has a stand-by take over. Expose makes an ephemeral site.
+	AddSite     func(context.Context, Invite) (*Invitation, error)
+	RotateSite  func(context.Context, Rotate) (*Invitation, error)
+	RevokeSite  func(context.Context, Revoke) error
+	PromoteSite func(context.Context, Promote) (*Promoted, error)
+	Expose      func(context.Context, Expose) (*Exposed, error)
 
-	// RevokeSite forgets a key of a site and cuts its sessions, or all its keys if key is "". An
-	// *Error chooses the answer.
-	RevokeSite func(name, key string) error
+	// Cameras has a site look for cameras.
+	Cameras func(context.Context, Search) (*Cameras, error)
 
-	// PromoteSite has a stand-by take over. An *Error chooses the answer.
-	PromoteSite func(ctx context.Context, name string, p Promote) (*Promoted, error)
+	// Streams and Visitors list what is open. KickSession and KickStream end one.
+	Streams     func(context.Context, Filter) ([]Stream, error)
+	Visitors    func(context.Context, Limit) ([]Visitor, error)
+	KickSession func(context.Context, ByID) error
+	KickStream  func(context.Context, ByID) error
 
-	// Cameras has a site look for cameras. An *Error chooses the answer. nil: 404.
-	Cameras func(ctx context.Context, site string, in Search) (*Cameras, error)
+	// RenewCertificate has another certificate ordered for a name.
+	RenewCertificate func(context.Context, Named) error
 
-	// RenewCertificate has another certificate ordered for a name. An *Error chooses the
-	// answer. nil: 404.
-	RenewCertificate func(name string) error
+	// Requests lists the last ones, and FollowRequests sends them from now on. Request returns one as far as it was kept,
+	// and Replay sends it once more.
+	Requests       func(context.Context, Filter) ([]Request, error)
+	FollowRequests func(context.Context, Filter, func(Request) error) error
+	Request        func(context.Context, ByID) (*Exchange, error)
+	Replay         func(context.Context, ByID) (*Exchange, error)
 
-	// Forward serves the upgrade to a stream; Handler has checked the token. nil: 404.
+	// History returns the rates of the past.
+	History func(context.Context, Span) (*History, error)
+
+	// Alerts lists those that there are, and the last that were.
+	Alerts func(context.Context) ([]Alert, error)
+
+	// Logs returns the last lines of the relay's log. FollowLogs sends these, and then those that come.
+	Logs       func(context.Context, Lines) ([]LogLine, error)
+	FollowLogs func(context.Context, Lines, func(LogLine) error) error
+
+	// CheckConfig says what is wrong with a configuration file.
+	CheckConfig func(context.Context, ConfigText) (*ConfigReport, error)
+
+	// Drain has the relay stop as it does when it is told so by a signal. It returns at once.
+	Drain func(context.Context) error
+
+	// Services are served beside those of this package. Their methods say what role they need by rest.Needs, of whom
+	// anybody who has a token may call those that do not.
+	Services []*rest.Service
+
+	// Forward serves the upgrade to a stream. Handler has checked the token; OperatorOf(r.Context()) has the operator.
+	// nil: 404.
 	Forward http.Handler
 
 	// Healthy tells what is wrong with the process, nil that nothing is; Ready why it takes no visitors.
 	// They are given a second or two. nil: nothing ever is.
 	Healthy, Ready func(context.Context) error
 
-	// Metrics serves /metrics, Debug what is below /debug/; Handler has checked the token. nil: 404.
+	// Metrics serves /metrics, for viewers; Debug what is below /debug/, for admins. nil: 404.
 	Metrics, Debug http.Handler
+
+	// Files serves all other paths, by GET and HEAD, without a token. nil: 404.
+	Files http.Handler
+
+	// Audit keeps who changed what and who was refused. nil: nobody keeps it.
+	Audit *Audit
 
 	// Log hears about requests refused or failed, and about changes. nil: discarded.
 	Log *slog.Logger
+
+	// What one operator may have at a time, by whatever tokens: WebSockets, feeds, and calls under way. 0: 1024, 256, 64.
+	// Whoever wants more gets 429.
+	MaxSockets, MaxFeeds, MaxCalls int
+
+	once    sync.Once // of start
+	api     *rest.Server
+	watch   watch
+	wrong   attempts // tokens, by address
+	foreign attempts // requests of other pages
+
+	mu     sync.Mutex
+	logins map[[32]byte]*login
+	living map[*living]struct{}
+	held   map[string]*held // by operator
 }
 
 // ForwardPath begins the path of a forward request, on the admin listener and on the relay's own
 // domain alike: ForwardPath + SITE + "/" + SERVICE.
 const ForwardPath = "/.culvert/forward/"
 
+// signature is the header field of every answer to who has been let in, so that a client knows whom it speaks to.
+const signature = "Culvert-Api"
+
+// start makes what the fields are served by.
+func (h *Handler) start() {
+	h.logins, h.living, h.held = make(map[[32]byte]*login), make(map[*living]struct{}), make(map[string]*held)
+	h.api = &rest.Server{
+		Prefix:       "/api/",
+		Title:        "Culvert relay",
+		Version:      or(h.Version.Version, "devel"),
+		Admit:        h.admitCall,
+		Connect:      h.connect,
+		Disconnected: h.disconnected,
+		Done:         h.done,
+		Log:          h.log(),
+		Limits:       rest.Limits{MaxBody: maxBody, CallTimeout: callTime},
+	}
+	h.api.Set(h.services()...)
+	h.api.Set(h.Services...)
+}
+
+// Close ends WebSockets, feeds and logins, and returns when they have ended.
+func (h *Handler) Close() error {
+	h.once.Do(h.start)
+	err := h.api.Close()
+	h.mu.Lock()
+	var all []*login
+	for _, l := range h.logins {
+		all = append(all, l)
+	}
+	h.mu.Unlock()
+	for _, l := range all {
+		h.logout(l)
+	}
+	return err
+}
+
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	switch r.URL.Path {
+	h.once.Do(h.start)
+	head := w.Header()
+	head.Set("X-Content-Type-Options", "nosniff")
+	head.Set("Referrer-Policy", "no-referrer")
+	head.Set("X-Frame-Options", "DENY")
+	head.Set("Cross-Origin-Resource-Policy", "same-origin")
+	path := r.URL.Path
+	switch path {
 	case "/healthz":
 		probe(w, r, h.Healthy)
 		return
@@ -113,27 +211,54 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		probe(w, r, h.Ready)
 		return
 	}
-	if err := h.admit(r); err != nil {
-		h.refuse(w, r, err)
+	isFile := !strings.HasPrefix(path, "/api/") && !strings.HasPrefix(path, "/debug/") && !strings.HasPrefix(path, ForwardPath) && path != "/metrics"
+	if err := h.ours(r, isFile); err != nil {
+		h.refuse(w, r, nil, err)
 		return
 	}
-	switch path := r.URL.Path; {
-	case strings.HasPrefix(path, ForwardPath) && h.Forward != nil:
-		h.Forward.ServeHTTP(w, r)
+	switch {
+	case path == "/api/login":
+		h.serveLogin(w, r)
 		return
-	case path == "/metrics" && h.Metrics != nil:
-		h.Metrics.ServeHTTP(w, r)
-		return
-	case strings.HasPrefix(path, "/debug/") && h.Debug != nil:
-		h.Debug.ServeHTTP(w, r)
+	case isFile && h.Files != nil:
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			head.Set("Allow", "GET, HEAD")
+			h.refuse(w, r, nil, rest.Errorf(http.StatusMethodNotAllowed, "this wants GET"))
+			return
+		}
+		h.Files.ServeHTTP(w, r)
 		return
 	}
-	v, err := h.serve(r)
+	who, err := h.authenticate(r)
 	if err != nil {
-		h.refuse(w, r, err)
+		h.refuse(w, r, nil, err)
 		return
 	}
-	answer(w, http.StatusOK, v)
+	head.Set(signature, "1")
+	r = r.WithContext(context.WithValue(r.Context(), callerKey{}, who))
+	need, next := auth.NoRole, http.Handler(nil)
+	switch {
+	case path == "/api/logout":
+		h.serveLogout(w, r, who)
+		return
+	case strings.HasPrefix(path, "/api/"):
+		h.api.ServeHTTP(w, r)
+		return
+	case strings.HasPrefix(path, ForwardPath):
+		need, next = auth.Operate, h.Forward
+	case path == "/metrics":
+		need, next = auth.Viewer, h.Metrics
+	case strings.HasPrefix(path, "/debug/"):
+		need, next = auth.Administer, h.Debug
+	}
+	switch {
+	case next == nil:
+		h.refuse(w, r, who, rest.Errorf(http.StatusNotFound, "nothing is here: the API is below /api/, and /api/docs says what there is"))
+	case who.Role < need:
+		h.refuse(w, r, who, mayNot(who.Identity, need, strings.Trim(path, "/")))
+	default:
+		next.ServeHTTP(w, r)
+	}
 }
 
 // probeTime is how long a probe may take: those who ask seldom wait longer.
@@ -155,27 +280,34 @@ func probe(w http.ResponseWriter, r *http.Request, check func(context.Context) e
 	io.WriteString(w, "ok\n")
 }
 
-// admit checks Host, Origin and token, in this order: a page in the operator's browser must not even
-// learn whether its guess of a token was right.
-func (h *Handler) admit(r *http.Request) error {
-	host := hostname(r.Host)
-	if !h.isOurHost(host) {
-		return &Error{http.StatusMisdirectedRequest, "host is a name that the relay does not know: use its address, or localhost"}
+var errForeign = &rest.Error{Code: http.StatusForbidden, Text: "cross-origin request refused"}
+
+// ours checks Host and Origin, before any token: a page in the operator's browser must not even learn whether its guess of
+// one was right. A link elsewhere may lead to a file.
+func (h *Handler) ours(r *http.Request, isFile bool) error {
+	if !h.isOurHost(hostname(r.Host)) {
+		return rest.Errorf(http.StatusMisdirectedRequest, "host is a name that the relay does not know: use its address, or localhost")
 	}
 	if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
-		return &Error{http.StatusForbidden, "cross-origin request refused"}
-	}
-	if origin := r.Header.Get("Origin"); origin != "" {
-		u, err := url.Parse(origin)
-		if err != nil || u.Host != r.Host {
-			return &Error{http.StatusForbidden, "cross-origin request refused"}
+		isLink := isFile && r.Method == http.MethodGet && r.Header.Get("Sec-Fetch-Mode") == "navigate" && r.Header.Get("Sec-Fetch-Dest") == "document"
+		if !isLink {
+			return errForeign
 		}
 	}
-	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if !strings.EqualFold(scheme, "Bearer") || !h.Authorize(strings.TrimSpace(token)) {
-		return &Error{http.StatusUnauthorized, "missing or wrong token: the relay keeps it in admin.token in its state folder"}
+	if origin := r.Header.Get("Origin"); origin != "" && !isOurOrigin(r, origin) {
+		return errForeign
 	}
 	return nil
+}
+
+// isOurOrigin reports whether an Origin is where the request itself went to.
+func isOurOrigin(r *http.Request, origin string) bool {
+	scheme := "http"
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	u, err := url.Parse(origin)
+	return err == nil && u.Scheme == scheme && u.Host != "" && strings.EqualFold(u.Host, r.Host)
 }
 
 // isOurHost reports whether a request for host can have been meant for us: an address is nobody's to
@@ -200,142 +332,52 @@ func hostname(hostport string) string {
 	return strings.Trim(hostport, "[]")
 }
 
-// serve answers one admitted request; a nil value with a nil error is an empty object.
-func (h *Handler) serve(r *http.Request) (any, error) {
-	name, isSite := strings.CutPrefix(r.URL.Path, "/api/sites/")
-	certificate, isCertificate := strings.CutPrefix(r.URL.Path, "/api/certificates/")
-	switch {
-	case r.URL.Path == "/api/status":
-		if err := allow(r, http.MethodGet); err != nil {
-			return nil, err
-		}
-		return h.Status()
-	case r.URL.Path == "/api/sites" && r.Method == http.MethodPost:
-		return h.addSite(r)
-	case r.URL.Path == "/api/sites":
-		if err := allow(r, http.MethodGet, http.MethodPost); err != nil {
-			return nil, err
-		}
-		s, err := h.Status()
-		if err != nil {
-			return nil, err
-		}
-		return s.Sites, nil
-	case isCertificate && strings.HasSuffix(certificate, "/renew") && h.RenewCertificate != nil:
-		if err := allow(r, http.MethodPost); err != nil {
-			return nil, err
-		}
-		certificate = strings.TrimSuffix(certificate, "/renew")
-		if err := h.RenewCertificate(certificate); err != nil {
-			return nil, err
-		}
-		h.log().Info("certificate: an operator wants another one", "name", certificate)
-		return struct{}{}, nil
-	case isSite && strings.HasSuffix(name, "/promote"):
-		if err := allow(r, http.MethodPost); err != nil {
-			return nil, err
-		}
-		return h.promoteSite(r, strings.TrimSuffix(name, "/promote"))
-	case isSite && strings.HasSuffix(name, "/cameras") && h.Cameras != nil:
-		if err := allow(r, http.MethodPost); err != nil {
-			return nil, err
-		}
-		var in Search
-		if err := readBody(r, &in); err != nil {
-			return nil, err
-		}
-		return h.Cameras(r.Context(), strings.TrimSuffix(name, "/cameras"), in)
-	case isSite && name != "":
-		if err := allow(r, http.MethodDelete); err != nil {
-			return nil, err
-		}
-		key := r.URL.Query().Get("key")
-		if err := h.RevokeSite(name, key); err != nil {
-			return nil, err
-		}
-		if key == "" {
-			key = "all"
-		}
-		h.log().Info("site revoked", "site", name, "key", key)
-		return struct{}{}, nil
-	}
-	return nil, &Error{http.StatusNotFound, "no such endpoint: is tunnelctl newer than the relay?"}
-}
-
-// readBody decodes the body of a request.
-func readBody(r *http.Request, v any) error {
+// readBody decodes the body of a request that is none of package rest's.
+func readBody(w http.ResponseWriter, r *http.Request, v any) error {
 	// A form or text/plain body could be sent by a page without asking; JSON cannot.
 	if t, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); t != "application/json" {
-		return &Error{http.StatusUnsupportedMediaType, "the body must be application/json"}
+		return rest.Errorf(http.StatusUnsupportedMediaType, "the body must be application/json")
 	}
-	d := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody))
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10))
 	d.DisallowUnknownFields()
 	if err := d.Decode(v); err != nil {
-		return &Error{http.StatusBadRequest, "body: " + err.Error()}
+		// Not err: a syntax error would repeat a part of what may be a token.
+		return rest.Errorf(http.StatusBadRequest, `the body is not what is wanted: {"token": "…"}`)
 	}
 	return nil
 }
 
-func (h *Handler) addSite(r *http.Request) (any, error) {
-	var in Invite
-	if err := readBody(r, &in); err != nil {
-		return nil, err
-	}
-	switch {
-	case in.Name == "":
-		return nil, &Error{http.StatusBadRequest, "a site needs a name"}
-	case in.Standby && len(in.Publish) > 0:
-		return nil, &Error{http.StatusBadRequest, "a stand-by publishes what its site may publish: leave the patterns out"}
-	case !in.Standby && len(in.Publish) == 0:
-		return nil, &Error{http.StatusBadRequest, "a site needs at least one publish pattern, such as https://*.example.com"}
-	case in.TTL < 0 || in.TTL > maxTTL.Seconds():
-		return nil, &Error{http.StatusBadRequest, "the token's life must be between 0 and 31 days"}
-	}
-	inv, err := h.AddSite(in)
-	if err != nil {
-		return nil, err
-	}
-	h.log().Info("site invited", "site", in.Name, "standby", in.Standby, "expires", inv.Expires)
-	return inv, nil
-}
-
-func (h *Handler) promoteSite(r *http.Request, name string) (any, error) {
-	var p Promote
-	if err := readBody(r, &p); err != nil {
-		return nil, err
-	}
-	done, err := h.PromoteSite(r.Context(), name, p)
-	if err != nil {
-		return nil, err
-	}
-	h.log().Info("stand-by promoted", "site", name, "session", done.Session, "cut", p.Cut)
-	return done, nil
-}
-
-// allow returns a 405 unless the method is one of allowed; GET includes HEAD.
-func allow(r *http.Request, allowed ...string) error {
-	for _, m := range allowed {
-		if r.Method == m || r.Method == http.MethodHead && m == http.MethodGet {
-			return nil
-		}
-	}
-	return &Error{http.StatusMethodNotAllowed, "method " + r.Method + " is not one of " + strings.Join(allowed, ", ")}
-}
-
-// refuse answers with an *Error as it is, and with 500 for any other error, whose text goes to the
-// log only.
-func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
-	var e *Error
+// refuse answers with an error, and says so to whom it may concern. who is nil if nobody knows.
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, who *caller, err error) {
+	var e *rest.Error
 	if !errors.As(err, &e) {
 		h.log().Error("admin request failed", "method", r.Method, "path", r.URL.Path, "err", err)
-		e = &Error{http.StatusInternalServerError, "the relay could not do it: its log says why"}
-	} else if e.Code == http.StatusUnauthorized || e.Code == http.StatusForbidden || e.Code == http.StatusMisdirectedRequest {
-		h.log().Warn("admin request refused", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "err", e)
+		e = rest.Errorf(http.StatusInternalServerError, "the relay could not do it: its log says why")
 	}
-	if e.Code == http.StatusUnauthorized {
-		w.Header().Set("WWW-Authenticate", `Bearer realm="culvert"`)
+	head := w.Header()
+	switch e.Code {
+	case http.StatusUnauthorized:
+		head.Set("WWW-Authenticate", `Bearer realm="culvert"`)
+	case http.StatusTooManyRequests:
+		head.Set("Retry-After", "60")
+	}
+	if isRefusal(e.Code) && (who != nil || h.foreign.allow(remoteOf(r).Addr(), time.Now())) {
+		h.log().Warn("admin request refused", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "err", e)
+		line := AuditLine{Remote: r.RemoteAddr, Via: rest.HTTP, Call: strings.Trim(r.URL.Path, "/"), Code: e.Code, Error: e.Text}
+		h.record(line, who)
 	}
 	answer(w, e.Code, e)
+}
+
+// isRefusal is whether an answer says that somebody may not.
+func isRefusal(code int) bool {
+	return code == http.StatusUnauthorized || code == http.StatusForbidden || code == http.StatusMisdirectedRequest
+}
+
+// remoteOf is where a request comes from; the zero AddrPort if that is not known.
+func remoteOf(r *http.Request) netip.AddrPort {
+	a, _ := netip.ParseAddrPort(r.RemoteAddr)
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
 func (h *Handler) log() *slog.Logger {
@@ -345,14 +387,21 @@ func (h *Handler) log() *slog.Logger {
 	return h.Log
 }
 
+func or[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
 func answer(w http.ResponseWriter, code int, v any) {
-	b, err := json.MarshalIndent(v, "", "  ")
+	b, err := json.Marshal(v)
 	if err != nil {
-		panic("BUG: admin: " + err.Error()) // only types of this file come here
+		panic("BUG: admin: " + err.Error()) // only types of this package come here
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(code)
 	w.Write(append(b, '\n'))
 }

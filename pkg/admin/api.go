@@ -103,7 +103,8 @@ type Site struct {
 
 // Session is the session of one private relay.
 type Session struct {
-	ID             string     `json:"id"` // what Promote takes
+	Site           string     `json:"site,omitempty"` // in sessions/List
+	ID             string     `json:"id"`             // what Promote and sessions/Kick take
 	State          string     `json:"state"`
 	Active         bool       `json:"active"`            // it gets the site's visitors
 	Key            string     `json:"key"`               // of the private relay
@@ -127,8 +128,10 @@ type Session struct {
 
 // Link is one link of a session.
 type Link struct {
-	Transport string    `json:"transport"` // wss or quic
-	Role      string    `json:"role"`      // interactive, bulk or datagram; none: it is being drained
+	Site      string    `json:"site,omitempty"`    // in links/List
+	Session   string    `json:"session,omitempty"` // its ID, there
+	Transport string    `json:"transport"`         // wss or quic
+	Role      string    `json:"role"`              // interactive, bulk or datagram; none: it is being drained
 	RTT       float64   `json:"rtt_ms,omitempty"`
 	Remote    string    `json:"remote"`
 	Suspect   bool      `json:"suspect,omitempty"` // an answer is owed, and nothing comes
@@ -286,28 +289,22 @@ type ByID struct {
 type Filter struct {
 	Site    string `json:"site,omitempty" doc:"empty: all sites"`
 	Service string `json:"service,omitempty" doc:"its name; empty: all services"`
-	Limit   int    `json:"limit,omitempty" doc:"how many at most; 0: 200"`
+	Limit   int    `json:"limit,omitempty" doc:"how many at most" default:"200" min:"1" max:"10000"`
 }
 
 // Limit bounds a list.
 type Limit struct {
-	Limit int `json:"limit,omitempty" doc:"how many at most; 0: 200"`
+	Limit int `json:"limit,omitempty" doc:"how many at most" default:"200" min:"1" max:"10000"`
 }
 
 // Lines chooses the last lines of a log.
 type Lines struct {
-	Lines int `json:"lines,omitempty" doc:"how many at most, the last ones; 0: 200"`
+	Lines int `json:"lines,omitempty" doc:"how many at most, the last ones" default:"200" min:"1" max:"10000"`
 }
-
-// DefaultLimit is what 0 means in a Limit, a Filter and Lines, and MaxLimit what more than it means.
-const (
-	DefaultLimit = 200
-	MaxLimit     = 10_000
-)
 
 // Every says how often a feed is to send.
 type Every struct {
-	Every float64 `json:"every_s,omitempty" doc:"seconds between two, 0.2 to 60; 0: 1"`
+	Every float64 `json:"every_s,omitempty" doc:"seconds between two" default:"1" min:"0.2" max:"60"`
 }
 
 // Figures are the rates between two looks at the relay, and what is open now.
@@ -417,7 +414,7 @@ type Body struct {
 type Span struct {
 	Site    string  `json:"site,omitempty" doc:"empty: the whole relay"`
 	Service string  `json:"service,omitempty" doc:"its name; empty: the whole site"`
-	Span    float64 `json:"span_s,omitempty" doc:"seconds back from now; 0: an hour"`
+	Span    float64 `json:"span_s,omitempty" doc:"seconds back from now" default:"3600" min:"1"`
 }
 
 // History has a value for each step since Start, the oldest first.
@@ -476,7 +473,7 @@ type Operator struct {
 // OperatorRole names an operator and a role: a new one, or the one that the operator is to have.
 type OperatorRole struct {
 	Name string `json:"name"`
-	Role string `json:"role" doc:"viewer, operator or admin"`
+	Role string `json:"role" enum:"viewer,operator,admin"`
 }
 
 // CreateToken asks for a token.

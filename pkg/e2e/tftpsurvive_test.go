@@ -84,7 +84,7 @@ func TestTFTPCut(t *testing.T) {
 // transfers is how many transfers of files the public relay has seen.
 func (s *system) transfers() int {
 	var status struct{ TFTP struct{ Total int } }
-	if err := json.Unmarshal([]byte(s.adminGet("/api/status")), &status); err != nil {
+	if err := json.Unmarshal([]byte(s.adminGet("/api/status/Get")), &status); err != nil {
 		s.t.Error(err)
 	}
 	return status.TFTP.Total

@@ -164,7 +164,7 @@ func TestUDP(t *testing.T) {
 	if len(flows) != 2 {
 		t.Errorf("the server has seen %d peers, want one for each visitor", len(flows))
 	}
-	status := s.adminGet("/api/status")
+	status := s.adminGet("/api/status/Get")
 	if !strings.Contains(status, `"visitors": 2`) || !strings.Contains(status, `"datagrams_received": `) {
 		t.Errorf("status: %s", status)
 	}
