@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -17,32 +18,50 @@ type completion = func(cmd *cobra.Command, args []string, typed string) ([]cobra
 // completeTime is how long somebody who presses Tab waits for a relay at most.
 const completeTime = 2 * time.Second
 
-// complete makes a completion of names that the relay knows, for the first n arguments. A relay that does not answer
-// completes nothing, and says nothing: the prompt is no place for errors.
+// complete makes a completion of names in the status, for the first n arguments.
 func complete(at *where, n int, names func(s *admin.Status, args []string) []string) completion {
 	return func(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) >= n {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
+		return completeWith(at, func(ctx context.Context, c *admin.Client) ([]string, error) {
+			s, err := c.Status(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return names(s, args), nil
+		})(cmd, args, typed)
+	}
+}
+
+// completeWith makes a completion of names that the relay is asked for, with a tab and a description behind them. A relay that
+// does not answer completes nothing, and says nothing: the prompt is no place for errors.
+func completeWith(at *where, names func(context.Context, *admin.Client) ([]string, error)) completion {
+	return func(cmd *cobra.Command, args []string, typed string) (found []cobra.Completion, _ cobra.ShellCompDirective) {
 		c, err := at.client()
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		ctx, cancel := context.WithTimeout(cmd.Context(), completeTime)
 		defer cancel()
-		s, err := c.Status(ctx)
+		all, err := names(ctx, c)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		var found []cobra.Completion
-		for _, name := range names(s, args) {
-			text, _, _ := strings.Cut(name, "\t") // a description behind it
-			if strings.HasPrefix(text, typed) && !slices.Contains(args, text) && printable(name) == strings.ReplaceAll(name, "\t", "?") && !strings.ContainsAny(text, " '\"`$\\") {
-				found = append(found, name)
+		for _, name := range all {
+			text, about, _ := strings.Cut(name, "\t")
+			if !strings.HasPrefix(text, typed) || slices.Contains(args, text) || strings.ContainsFunc(text, isSpecial) {
+				continue
 			}
+			found = append(found, text+"\t"+oneLine(about))
 		}
 		return found, cobra.ShellCompDirectiveNoFileComp
 	}
+}
+
+// isSpecial says whether a shell could take r for something else than a letter of a name.
+func isSpecial(r rune) bool {
+	return !strings.ContainsRune("/.-_:*@+,=%", r) && !unicode.IsLetter(r) && !unicode.IsDigit(r)
 }
 
 // completeSites completes SITE.

@@ -94,7 +94,8 @@ func newCommand(at *where) *cobra.Command {
 		commands  []*cobra.Command
 	}{
 		{groupWatch, "What is going on:", []*cobra.Command{
-			statusCommand(at), sitesCommand(at), servicesCommand(at), certsCommand(at),
+			statusCommand(at), topCommand(at), sitesCommand(at), sessionsCommand(at), linksCommand(at), servicesCommand(at),
+			streamsCommand(at), visitorsCommand(at), requestsCommand(at), certsCommand(at), alertsCommand(at), logsCommand(at),
 		}},
 		{groupSites, "Sites:", []*cobra.Command{
 			siteCommand(at), camerasCommand(at),

@@ -2,6 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,7 +22,7 @@ func siteCommand(at *where) *cobra.Command {
 			return daemon.UsageError("site add, site revoke or site promote? tunnelctl site --help lists all; tunnelctl sites lists the sites")
 		},
 	}
-	site.AddCommand(addCommand(at), revokeCommand(at), promoteCommand(at))
+	site.AddCommand(addCommand(at), rotateCommand(at), revokeCommand(at), promoteCommand(at), kickCommand(at))
 	return site
 }
 
@@ -99,6 +102,83 @@ func revokeCommand(at *where) *cobra.Command {
 	}
 	revoke.Flags().StringVar(&key, "key", "", "only this `key`, \"ed25519:...\": the others go on")
 	return revoke
+}
+
+func rotateCommand(at *where) *cobra.Command {
+	var ttl time.Duration
+	rotate := &cobra.Command{
+		Use:   "rotate NAME",
+		Short: "Make a join token that replaces a site's keys",
+		Long: "Make a join token that replaces the keys of a site: they are good until the token is used, and are forgotten then.\n" +
+			"What the site may publish stays as it is.",
+		Args:              usage(cobra.ExactArgs(1)),
+		ValidArgsFunction: completeSites(at, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if ttl <= 0 {
+				return daemon.UsageError("--ttl: want a time, such as 24h")
+			}
+			return ask(cmd.Context(), at, func(ctx context.Context, c *admin.Client) error {
+				inv, err := c.RotateSite(ctx, admin.Rotate{Name: args[0], TTL: ttl.Seconds()})
+				if err != nil {
+					return aboutSite(ctx, c, args[0], err)
+				}
+				return at.view(cmd).invitation(inv, "the site's machine")
+			})
+		},
+	}
+	rotate.Flags().DurationVar(&ttl, "ttl", 24*time.Hour, "how long the token can be used")
+	return rotate
+}
+
+func kickCommand(at *where) *cobra.Command {
+	return &cobra.Command{
+		Use:   "kick NAME [ID]",
+		Short: "Cut a session of a site; its private relay connects anew",
+		Long: "Cut a session of a site, the active one or that of ID: visitors' connections over it are reset at once. Its private relay comes\n" +
+			"back by itself with a new session. To keep it away, tunnelctl site revoke.",
+		Args:              usage(cobra.RangeArgs(1, 2)),
+		ValidArgsFunction: completeSessions(at),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return ask(cmd.Context(), at, func(ctx context.Context, c *admin.Client) error {
+				s, err := ofSite(ctx, c, args[:1])
+				if err != nil {
+					return err
+				}
+				one, err := sessionOf(s.Sites[0], args[1:])
+				if err != nil {
+					return err
+				}
+				if err := c.KickSession(ctx, one.ID); err != nil {
+					return err
+				}
+				v := at.view(cmd)
+				return v.print(one, func() { v.printf("%s: session %s is cut\n", args[0], oneLine(one.ID)) })
+			})
+		},
+	}
+}
+
+// sessionOf is the session of a site that is named by its ID or the beginning of it, or else the active one.
+func sessionOf(site admin.Site, id []string) (one admin.Session, err error) {
+	if len(site.Sessions) == 0 {
+		return one, failf(exitUnreachable, "site %q has no private relay connected: there is nothing to cut", site.Name)
+	}
+	if len(id) == 0 {
+		for _, s := range site.Sessions {
+			if s.Active {
+				return s, nil
+			}
+		}
+		return one, daemon.UsageError(fmt.Sprintf("no session of %q is active: name the one that is meant, such as %s", site.Name, site.Sessions[0].ID))
+	}
+	found := slices.DeleteFunc(slices.Clone(site.Sessions), func(s admin.Session) bool { return id[0] == "" || !strings.HasPrefix(s.ID, id[0]) })
+	switch len(found) {
+	case 0:
+		return one, failf(exitNotFound, "site %q has no session %q: `tunnelctl sessions %[1]s` lists them", site.Name, id[0])
+	case 1:
+		return found[0], nil
+	}
+	return one, daemon.UsageError(fmt.Sprintf("%d sessions of %q begin with %q: say more of it", len(found), site.Name, id[0]))
 }
 
 func promoteCommand(at *where) *cobra.Command {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -75,6 +76,8 @@ type column struct {
 	title string
 	right bool // of numbers: they end at the same place
 	min   int  // cells that it may be cut to where the terminal is too narrow; 0: it is never cut
+	wide  int  // cells that it has at least, so that it does not move when its values change
+	drop  int  // where that is not enough, columns are left out, those with the highest number first; 0: never
 }
 
 // table has lines whose columns are aligned.
@@ -166,50 +169,85 @@ func (t *table) lines(width int, color, plain bool) []string {
 		}
 		return lines
 	}
-	widths := make([]int, len(t.columns))
-	total := gap * (len(widths) - 1)
-	for i := range widths {
-		for _, row := range all {
-			widths[i] = max(widths[i], cells(row[i].text))
-		}
-		total += widths[i]
-	}
-	for ; width > 0 && total > width; total-- { // a cell at a time, of the widest that can give one
-		widest := -1
-		for i, c := range t.columns {
-			if c.min > 0 && widths[i] > max(c.min, cells(c.title)) && (widest < 0 || widths[i] > widths[widest]) {
-				widest = i
-			}
-		}
-		if widest < 0 {
-			break // it does not fit; a terminal that wraps shows it all
-		}
-		widths[widest]--
-	}
+	widths, shown := t.widths(all, width)
 	var lines []string
 	for _, row := range all {
 		var b strings.Builder
-		for i, c := range row {
+		for n, i := range shown {
+			c := row[i]
 			text := cut(c.text, widths[i])
 			pad := strings.Repeat(" ", widths[i]-cells(text))
 			if color && text != "" {
 				text = c.style.paint(text)
 			}
-			switch {
-			case t.columns[i].right:
+			if t.columns[i].right {
 				b.WriteString(pad + text)
-			case i < len(row)-1:
+			} else {
 				b.WriteString(text + pad)
-			default:
-				b.WriteString(text)
 			}
-			if i < len(row)-1 {
+			if n < len(shown)-1 {
 				b.WriteString(strings.Repeat(" ", gap))
 			}
 		}
 		lines = append(lines, strings.TrimRight(b.String(), " "))
 	}
 	return lines
+}
+
+// widths returns how wide each column is, and which are shown. It does what it can to stay within width cells, if that is not 0.
+func (t *table) widths(rows [][]cell, width int) (widths, shown []int) {
+	widths = make([]int, len(t.columns))
+	for i := range widths {
+		shown = append(shown, i)
+		widths[i] = t.columns[i].wide
+		for _, row := range rows {
+			widths[i] = max(widths[i], cells(row[i].text))
+		}
+	}
+	if width <= 0 {
+		return widths, shown
+	}
+	for {
+		least, total := gap*(len(shown)-1), gap*(len(shown)-1)
+		for _, i := range shown {
+			total += widths[i]
+			least += t.least(i, widths[i])
+		}
+		if least > width { // leave a column out
+			last := -1
+			for n, i := range shown {
+				if t.columns[i].drop > 0 && (last < 0 || t.columns[i].drop > t.columns[shown[last]].drop) {
+					last = n
+				}
+			}
+			if last >= 0 {
+				shown = slices.Delete(shown, last, last+1)
+				continue
+			}
+		}
+		for ; total > width; total-- { // a cell at a time, of the widest that can give one
+			widest := -1
+			for _, i := range shown {
+				if widths[i] > t.least(i, widths[i]) && (widest < 0 || widths[i] > widths[widest]) {
+					widest = i
+				}
+			}
+			if widest < 0 {
+				break // it does not fit; a terminal that wraps shows it all
+			}
+			widths[widest]--
+		}
+		return widths, shown
+	}
+}
+
+// least is how narrow a column can be that would like to have so many cells.
+func (t *table) least(i, width int) int {
+	c := t.columns[i]
+	if c.min == 0 {
+		return width
+	}
+	return min(width, max(c.min, cells(c.title)))
 }
 
 // cells is how many cells of a terminal s takes.
