@@ -44,7 +44,7 @@ var arrows = map[string][]string{
 
 	"pkg/link":  {"pkg/auth", "pkg/evloop", "pkg/relay", "pkg/tunnel", "pkg/websocket"},
 	"pkg/httpd": {"pkg/evloop", "pkg/http1"},
-	"pkg/rest":  {"pkg/evloop"},
+	"pkg/rest":  {"pkg/evloop", "pkg/httpd", "pkg/websocket"},
 
 	"pkg/accesslog": {},
 	"pkg/acme":      {},

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -207,26 +206,3 @@ func lastLine(b []byte) *Error {
 	}
 	return e
 }
-
-// A Socket calls methods over one WebSocket, many at a time. It may be used from several goroutines. It is made by
-// DialWebSocket and ended by Close. When the connection is lost, calls fail with the cause; to connect again is the caller's.
-type Socket struct{}
-
-var errNoSocket = errors.New("rest: no WebSocket yet")
-
-// DialWebSocket connects to the WebSocket of a server: ws://127.0.0.1:7070/api/ws. http and https are taken for ws and wss.
-// header is that of the request, such as Authorization; client connects, nil: http.DefaultClient. ctx bounds the connecting.
-func DialWebSocket(ctx context.Context, url string, header http.Header, client *http.Client) (*Socket, error) {
-	return nil, errNoSocket
-}
-
-// Call implements Caller.
-func (k *Socket) Call(ctx context.Context, name string, in, out any) error { return errNoSocket }
-
-// Follow implements Caller.
-func (k *Socket) Follow(ctx context.Context, name string, in any, each func(decode func(any) error) error) error {
-	return errNoSocket
-}
-
-// Close ends the connection, and with it the calls under way.
-func (k *Socket) Close() error { return nil }

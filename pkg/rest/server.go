@@ -64,7 +64,7 @@ type Server struct {
 	mu      sync.Mutex
 	changes sync.Mutex // of table: Set and Remove
 	closed  bool
-	wg      sync.WaitGroup                    // of calls on sockets
+	wg      sync.WaitGroup                    // of sockets, and of the calls on them
 	sockets map[*socket]struct{}              // open
 	pushing map[*Call]context.CancelCauseFunc // feeds under way
 	core    *evloop.Core                      // of sockets that came by Hijack; made by the first
@@ -403,7 +403,8 @@ var (
 	errClosed  = &Error{http.StatusServiceUnavailable, "the server is being closed"}
 )
 
-// Close ends what is under way on WebSockets, and feeds, and returns when they have ended. New ones are refused.
+// Close ends the WebSockets, with what is under way on them, and the feeds, and returns when the former have ended. New ones are
+// refused; other calls over HTTP and in process are not touched. It must not be called on a loop that has a WebSocket.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
@@ -412,6 +413,11 @@ func (s *Server) Close() error {
 	s.mu.Unlock()
 	s.Drop(func(*Call) bool { return true })
 	if core != nil {
+		for range 2 { // the turn has to end in which the close frames are written
+			turned := make(chan struct{})
+			core.Loop(0).Post(func() { close(turned) })
+			<-turned
+		}
 		core.Close()
 	}
 	s.wg.Wait()
