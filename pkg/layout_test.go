@@ -30,7 +30,7 @@ var arrows = map[string][]string{
 		"pkg/accesslog", "pkg/acme", "pkg/acmetoml", "pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/metrics", "pkg/relay", "pkg/relay/public", "pkg/tftp",
 	},
 	"cmd/relay-private": {
-		"pkg/acme", "pkg/acmetoml", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/relay/private",
+		"pkg/acme", "pkg/acmetoml", "pkg/auth", "pkg/daemon", "pkg/diag", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/relay/private", "pkg/rest",
 	},
 	"cmd/tunnelctl": {
 		"pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/tftp", "pkg/tftpd",
@@ -53,6 +53,7 @@ var arrows = map[string][]string{
 	"pkg/camera":    {},
 	"pkg/dashboard": {}, // files: what they show comes from pkg/admin, by way of a browser
 	"pkg/daemon":    {},
+	"pkg/diag":      {"pkg/onvif", "pkg/rest"},
 	"pkg/e2e":       {},
 	"pkg/evloop":    {},
 	"pkg/forward":   {"pkg/evloop", "pkg/tunnel"},

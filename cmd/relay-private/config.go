@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -21,6 +22,7 @@ import (
 	"culvert.dev/pkg/acmetoml"
 	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/daemon"
+	"culvert.dev/pkg/diag"
 	"culvert.dev/pkg/onvif"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/relay/private"
@@ -78,6 +80,21 @@ type config struct {
 	// behind a router, which does not pass on what is for everybody.
 	DiscoveryAddresses []string `toml:"discovery_addresses"`
 
+	// Diagnostics lets operators of the public relay have this one tell of its machine and its networks, and try names, clocks,
+	// servers and certificates from here: `tunnelctl diag`. It adds a service "diagnostics", which is for operators only, unless
+	// there is one with target = "rest://site" that says otherwise. The default is false. A change of it is taken up by SIGHUP.
+	Diagnostics bool `toml:"diagnostics"`
+
+	// DiagnosticsTargets is whom they may have asked: "networks" (those that this machine is in, without its loopback),
+	// "services" (the targets of the services), prefixes ("10.0.0.0/8"), addresses and names, with a port or without
+	// ("10.0.0.5:443", "db.lan:5432"), "*.lan" for all names below lan, or "*". The default is ["networks", "services"]; [] is
+	// nobody. Metadata services of clouds and link-local addresses are allowed by their own address alone.
+	DiagnosticsTargets daemon.Strings `toml:"diagnostics_targets"`
+
+	// DiagnosticsNTP are the servers, HOST or HOST:PORT, that tell operators how far the clock is off. They need not be among the
+	// targets. The default is time.cloudflare.com; a network without a way out names its own.
+	DiagnosticsNTP daemon.Strings `toml:"diagnostics_ntp"`
+
 	// DrainTimeout is how long streams may go on after SIGTERM. The default is "30s"; "0s" cuts them.
 	DrainTimeout daemon.Duration `toml:"drain_timeout"`
 
@@ -120,7 +137,8 @@ type serviceConfig struct {
 	Publish string `toml:"publish"`
 
 	// Target is where they end up: http://HOST:PORT, https://HOST:PORT, tcp://HOST:PORT, udp://HOST:PORT,
-	// unix:///PATH of a socket, or file:///PATH of a folder, which this relay then serves itself. A server that
+	// unix:///PATH of a socket, file:///PATH of a folder, which this relay then serves itself, or rest://site, which is what
+	// Diagnostics allows: published by https:// with users or client_ca, or to operators only. A server that
 	// speaks HTTP/2 and nothing else, such as one of gRPC, is h2c://HOST:PORT, or h2://HOST:PORT with TLS. A camera is
 	// rtsp://USER:PASSWORD@HOST:PORT/PATH?QUERY, or rtsps://, as its manual has it: this relay logs in there, and no visitor
 	// sees where it is and who may. What is not a letter or a digit in USER and PASSWORD is better written as %XX. The files of
@@ -198,11 +216,14 @@ type settings struct {
 
 	discovery bool
 	probed    []netip.AddrPort // of discovery, beside the networks
+
+	allowed []diag.Rule // nil: the default
+	ntp     []string
 }
 
 // defaults is the config before anything is read into it.
 func defaults() config {
-	return config{Transport: private.TransportAuto, Links: 2, DrainTimeout: daemon.Duration(30 * time.Second), State: "state"}
+	return config{Transport: private.TransportAuto, Links: 2, DrainTimeout: daemon.Duration(30 * time.Second), State: "state", DiagnosticsNTP: daemon.Strings{"time.cloudflare.com"}}
 }
 
 // load reads a configuration file. Its error holds every mistake in it.
@@ -344,6 +365,9 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		} else if svc.Target, err = relay.ParseTarget(one.Target); err != nil {
 			f.Addf(at+".target", "%v", err)
 		}
+		if svc.Target.Scheme == siteTarget.Scheme {
+			svc.Handler = http.NotFoundHandler() // until there is a relay
+		}
 		if svc.Target.Scheme == "file" {
 			if info, err := os.Stat(svc.Target.Path); err != nil {
 				f.Addf(at+".target", "target %q: %v", one.Target, err)
@@ -376,6 +400,7 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		}
 		s.services = append(s.services, svc)
 	}
+	c.checkDiagnostics(f, s)
 	return s
 }
 

@@ -125,6 +125,11 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	}
 	defer certs.close()
 	certs.use(s.services)
+	var search discovery
+	search.settings.Store(s)
+	told := newDiagnostics(s, certs, log)
+	defer told.close()
+	told.use(s.services)
 	r := &private.Relay{
 		Core:         core,
 		Relays:       s.relays,
@@ -147,9 +152,8 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		Proxied:      s.outbound.proxied,
 		Names:        certs.manage,
 	}
-	var search discovery
-	search.settings.Store(s)
 	r.Discover = search.run
+	told.begin(r, log)
 	r.OnReady = func() {
 		if unused := sockets.Unused(); len(unused) > 0 {
 			log.Warn("inherited sockets that are no listener: what comes there waits for ever", "sockets", unused)
@@ -160,7 +164,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		}
 		daemon.Ready(log, attrs...)
 	}
-	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, certs, &search, log) })
+	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, certs, &search, told, log) })
 	defer stop()
 	go daemon.Trim(running)
 	alive, end := context.WithCancel(context.Background()) // and so while it drains
@@ -211,12 +215,13 @@ func summary(running context.Context, r *private.Relay, certs *certificates) str
 }
 
 // reload takes the services of the file as it is now. A bad file changes nothing.
-func reload(r *private.Relay, o options, old *settings, certs *certificates, search *discovery, log *slog.Logger) {
+func reload(r *private.Relay, o options, old *settings, certs *certificates, search *discovery, told *diagnostics, log *slog.Logger) {
 	daemon.Reloading()
 	defer daemon.Reloaded()
 	s, err := o.settings()
 	if err == nil {
 		certs.use(s.services)
+		told.use(s.services)
 		err = r.Reload(s.services)
 	}
 	if err != nil {
@@ -229,6 +234,7 @@ func reload(r *private.Relay, o options, old *settings, certs *certificates, sea
 	}
 	certs.retry()
 	search.settings.Store(s)
+	told.settings.Store(s)
 	log.Info("reloaded", "services", len(s.services))
 }
 
