@@ -43,7 +43,7 @@ var arrows = map[string][]string{
 	"pkg/relay/private": {"pkg/camera", "pkg/evloop", "pkg/forward", "pkg/httpd", "pkg/link", "pkg/relay", "pkg/rtsp", "pkg/tftp", "pkg/tftpd", "pkg/tunnel"},
 
 	"pkg/link":  {"pkg/auth", "pkg/evloop", "pkg/relay", "pkg/tunnel", "pkg/websocket"},
-	"pkg/httpd": {"pkg/evloop", "pkg/http1"},
+	"pkg/httpd": {"pkg/evloop", "pkg/http1", "pkg/http2"},
 	"pkg/rest":  {"pkg/evloop", "pkg/httpd", "pkg/websocket"},
 
 	"pkg/accesslog": {},

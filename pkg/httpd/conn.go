@@ -13,6 +13,7 @@ import (
 
 const (
 	maxUnread  = 64 << 10  // body bytes that wait for the handler before the connection is paused
+	maxAhead   = 32 << 10  // MaxAhead, at most: more would not fit into what the end keeps
 	maxDiscard = 256 << 10 // body bytes that are read for nothing to keep a connection
 	fastBatch  = 64 << 10  // answers of Fast that are gathered before they are written
 )
@@ -29,24 +30,68 @@ const (
 	gone                     // closed, or taken by an Upgrade
 )
 
-// conn is the HTTP side of one connection. It is owned by the loop.
+// conn is one connection of HTTP/1.1. It is owned by the loop.
 type conn struct {
-	srv  *Server
-	end  End
-	loop *evloop.Loop
-	peer Peer
+	session // of the register
+	end     End
+	loop    *evloop.Loop
+
+	x       *exchange
+	clock   clock
+	pending int32 // end.Pending() when the clock was set
 
 	state  connState
 	paused bool
 	eof    bool // the client has finished sending
-	x      *exchange
+	ahead  bool // there is input behind the request that is being answered
+	last   bool // no further request is taken
+}
 
-	// One timer serves all timeouts. It is seldom re-armed: when it fires too early it is armed for
-	// the rest.
+// clock is one timer for many deadlines, of which the latest counts. It is seldom re-armed: when it fires too early it
+// is armed for the rest.
+type clock struct {
 	timer    evloop.Timer
-	deadline time.Time
-	armed    time.Time // when timer fires; zero: it is not armed
-	pending  int       // end.Pending() when deadline was set
+	deadline int64 // Unix time in ns
+	armed    int64 // when timer fires; 0: it is not armed
+}
+
+// await sets the deadline to d from now.
+func (t *clock) await(l *evloop.Loop, now time.Time, d time.Duration, expired func()) {
+	t.deadline = now.UnixNano() + int64(d)
+	if t.armed == 0 || t.deadline < t.armed {
+		t.arm(l, now, expired)
+	}
+}
+
+func (t *clock) arm(l *evloop.Loop, now time.Time, expired func()) {
+	t.armed = t.deadline
+	l.Arm(&t.timer, time.Duration(t.deadline-now.UnixNano()), expired)
+}
+
+// rang reports, when the timer has fired, whether it is time. If not, it is armed for the rest.
+func (t *clock) rang(l *evloop.Loop, expired func()) bool {
+	now := l.Now()
+	t.armed = 0
+	if t.deadline > now.UnixNano() {
+		t.arm(l, now, expired)
+		return false
+	}
+	return true
+}
+
+// start begins to read.
+func (c *conn) start() {
+	// Not loop.Now: a connection is accepted before the turn has begun for which the loop woke up.
+	c.clock.await(c.loop, time.Now(), orDefault(c.srv.IdleTimeout, 75*time.Second), c.expired)
+	c.end.SetHandler(c)
+}
+
+// write writes b.
+func (c *conn) write(b []byte) {
+	if len(b) > 0 {
+		add(&c.sent, len(b))
+		c.end.Write(b)
+	}
 }
 
 // scratch is what OnData needs while it runs.
@@ -58,6 +103,12 @@ type scratch struct {
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
 func (c *conn) OnData(b []byte) (used int) {
+	used = c.take(b)
+	add(&c.received, used)
+	return used
+}
+
+func (c *conn) take(b []byte) (used int) {
 	switch c.state {
 	case busy, discard:
 		used = c.feed(b)
@@ -78,12 +129,13 @@ func (c *conn) OnData(b []byte) (used int) {
 // requests answers or starts the requests in b.
 func (c *conn) requests(b []byte, s *scratch) (used int) {
 	out := s.out[:0]
+	var fast uint64
 	for c.state <= head && used < len(b) {
 		n, err := c.srv.Limits.ParseRequest(b[used:], &s.req)
 		if err != nil {
 			e := err.(*http1.Error)
 			out = http1.AppendError(out, c.loop.Now(), e.Status, e.Reason, false, false)
-			c.end.Write(out)
+			c.write(out)
 			c.close()
 			return len(b)
 		}
@@ -99,31 +151,44 @@ func (c *conn) requests(b []byte, s *scratch) (used int) {
 			var ok bool
 			if out, ok = c.srv.Fast(&s.req, out); ok {
 				c.state = idle
+				fast++
+				if c.last {
+					break
+				}
 				if len(out) >= fastBatch {
-					c.end.Write(out)
+					c.write(out)
 					out = out[:0]
 					if c.full() {
-						return used
+						break
 					}
 				}
 				continue
 			}
 		}
 		if len(out) > 0 {
-			c.end.Write(out)
+			c.write(out)
 			out = out[:0]
 		}
 		c.begin(&s.req)
 		if c.state == busy {
-			used += c.feed(b[used:])
+			if used += c.feed(b[used:]); c.eof && c.state == busy && !c.ahead {
+				c.gone()
+			}
 		}
 	}
 	if len(out) > 0 {
-		c.end.Write(out)
+		c.write(out)
 		c.full()
 	}
+	if fast > 0 {
+		c.begun.Add(fast)
+	}
 	if used > 0 && c.state == idle {
-		c.idle()
+		if c.idle(); c.last || c.eof {
+			c.close()
+		}
+	} else if c.state == head && c.eof {
+		c.close()
 	}
 	s.out = out
 	return used
@@ -140,18 +205,19 @@ func (c *conn) full() bool {
 // begin starts a handler for r.
 func (c *conn) begin(r *http1.Request) {
 	if string(r.Method) == "CONNECT" {
-		c.end.Write(http1.AppendError(nil, c.loop.Now(), http.StatusNotImplemented, "CONNECT is not supported", false, false))
+		c.write(http1.AppendError(nil, c.loop.Now(), http.StatusNotImplemented, "CONNECT is not supported", false, false))
 		c.close()
 		return
 	}
-	x, err := newExchange(c, r)
+	x, err := newExchange(c, c.loop, &c.session, r, false)
 	if err != nil { // net/url is stricter than http1 about something
-		c.end.Write(http1.AppendError(nil, c.loop.Now(), http.StatusBadRequest, "invalid request target", false, false))
+		c.write(http1.AppendError(nil, c.loop.Now(), http.StatusBadRequest, "invalid request target", false, false))
 		c.close()
 		return
 	}
 	c.x = x
 	c.state = busy
+	c.ahead = false
 	c.progress()
 	c.srv.dispatch(x)
 }
@@ -161,9 +227,7 @@ func (c *conn) feed(b []byte) (used int) {
 	x := c.x
 	c.progress()
 	if x.dec.Done() || x.lost {
-		if len(b) > 0 {
-			c.pause()
-		}
+		c.behind(len(b))
 		return 0
 	}
 	x.mu.Lock()
@@ -178,7 +242,7 @@ func (c *conn) feed(b []byte) (used int) {
 			x.in = append(x.in, payload...)
 		}
 		if done = d; done {
-			x.inErr = io.EOF
+			x.whole(x.dec.Trailers)
 		}
 		if err != nil || x.discarded > maxDiscard {
 			if x.inErr = err; err == nil {
@@ -200,17 +264,27 @@ func (c *conn) feed(b []byte) (used int) {
 		c.close()
 	case c.state == discard && done:
 		c.next()
-	case full || x.lost || done && used < len(b):
+	case full || x.lost:
 		c.pause()
+	case done:
+		c.behind(len(b) - used)
 	}
 	return used
+}
+
+// behind knows of n bytes behind the request that is being answered. Some are kept, so that it is noticed if the client goes away;
+// more wait in its socket.
+func (c *conn) behind(n int) {
+	if c.ahead = n > 0; n > min(orDefault(c.srv.MaxAhead, 16<<10), maxAhead) {
+		c.pause()
+	}
 }
 
 // answered is called when x's handler has returned and its answer is written.
 func (c *conn) answered(x *exchange, keep bool) {
 	switch {
 	case c.x != x:
-	case !keep || x.lost || c.eof:
+	case !keep || x.lost || c.last || c.eof && !c.ahead:
 		c.close()
 	case !x.dec.Done():
 		c.state = discard
@@ -224,9 +298,15 @@ func (c *conn) answered(x *exchange, keep bool) {
 func (c *conn) next() {
 	c.x = nil
 	c.idle()
-	if c.eof {
+	if c.last || c.eof && !c.ahead {
 		c.close()
-	} else if c.end.Pending() > c.end.HighMark() {
+		return
+	}
+	if c.ahead { // have it shown again
+		c.ahead = false
+		c.pause()
+	}
+	if c.end.Pending() > c.end.HighMark() {
 		c.pause()
 	} else {
 		c.unpause()
@@ -240,10 +320,18 @@ func (c *conn) idle() {
 
 func (c *conn) OnEOF() {
 	c.eof = true
-	if c.state != busy {
+	switch {
+	case c.state != busy:
 		c.close()
 		return
+	case c.ahead: // it has asked for more before: that is answered, too
+		return
 	}
+	c.gone()
+}
+
+// gone tells the handler that the client has finished sending.
+func (c *conn) gone() {
 	// As in net/http, a client that has finished sending is taken for gone, but gets its answer.
 	x := c.x
 	x.mu.Lock()
@@ -261,7 +349,7 @@ func (c *conn) OnDrain() {
 	}
 	if c.x != nil && c.x.blocked {
 		c.x.blocked = false
-		c.x.sent()
+		c.x.sentOut()
 		c.progress()
 	}
 	if c.state <= head {
@@ -278,7 +366,36 @@ func (c *conn) OnClose(err error) {
 	}
 	c.x = nil
 	c.state = gone
-	c.timer.Stop()
+	c.clock.timer.Stop()
+	c.leave()
+}
+
+// drain implements connection: what is under way is the last request. A connection that is new may have sent one that we have not seen.
+func (c *conn) drain() {
+	c.loop.Post(func() {
+		switch {
+		case c.state == gone:
+		case c.state == idle && c.begun.Load() > 0:
+			c.close()
+		case c.state == idle:
+			c.last = true
+			c.await(newcomerTime)
+		default:
+			c.last = true
+		}
+	})
+}
+
+// newcomerTime is how long a connection without a request is let be by Shutdown.
+const newcomerTime = time.Second
+
+// cut implements connection.
+func (c *conn) cut(err error) {
+	c.loop.Post(func() {
+		if c.state != gone {
+			c.end.Abort(err)
+		}
+	})
 }
 
 // close ends the connection when what is written is out.
@@ -308,21 +425,12 @@ func (c *conn) unpause() {
 
 // await sets the time until which something has to happen.
 func (c *conn) await(d time.Duration) {
-	now := c.loop.Now()
-	c.deadline = now.Add(d)
-	c.pending = c.end.Pending()
-	if c.armed.IsZero() || c.deadline.Before(c.armed) {
-		c.arm(now)
-	}
+	c.pending = int32(c.end.Pending())
+	c.clock.await(c.loop, c.loop.Now(), d, c.expired)
 }
 
 // progress gives the client StallTimeout for its next byte.
 func (c *conn) progress() { c.await(orDefault(c.srv.StallTimeout, time.Minute)) }
-
-func (c *conn) arm(now time.Time) {
-	c.armed = c.deadline
-	c.loop.Arm(&c.timer, c.deadline.Sub(now), c.expired)
-}
 
 var (
 	errStalled = errors.New("http: client makes no progress")
@@ -331,14 +439,11 @@ var (
 
 // expired is called by the timer: at the deadline, or before it, if that has been put off.
 func (c *conn) expired() {
-	now := c.loop.Now()
-	c.armed = time.Time{}
-	if c.deadline.After(now) {
-		c.arm(now)
+	if !c.clock.rang(c.loop, c.expired) {
 		return
 	}
 	switch n := c.end.Pending(); {
-	case n > 0 && n != c.pending: // the client still takes what we sent before
+	case n > 0 && n != int(c.pending): // the client still takes what we sent before
 		c.progress()
 		return
 	case n > 0:
@@ -347,7 +452,7 @@ func (c *conn) expired() {
 	}
 	switch c.state {
 	case head:
-		c.end.Write(http1.AppendError(nil, now, errSlow.Status, errSlow.Reason, false, false))
+		c.write(http1.AppendError(nil, c.loop.Now(), errSlow.Status, errSlow.Reason, false, false))
 		c.close()
 	case busy:
 		c.x.starve()
@@ -357,4 +462,39 @@ func (c *conn) expired() {
 	default:
 		c.close()
 	}
+}
+
+// The carrier of an exchange.
+
+func (c *conn) register() *session         { return &c.session }
+func (c *conn) carries(x *exchange) bool   { return c.x == x }
+func (c *conn) crowded() bool              { return c.end.Pending() > c.end.HighMark() }
+func (c *conn) resume(*exchange)           { c.unpause() }
+func (c *conn) abort(_ *exchange, e error) { c.end.Abort(e) }
+func (c *conn) goOn(*exchange)             { c.write([]byte(http1.Continue)) }
+
+func (c *conn) put(_ *exchange, _ *http1.Response, pieces *[3][]byte) {
+	for _, b := range pieces {
+		c.write(b)
+	}
+}
+
+func (c *conn) conclude(x *exchange, p *part, keep bool) {
+	c.put(x, nil, &p.pieces)
+	c.answered(x, keep)
+}
+
+func (c *conn) refuse(x *exchange) {
+	head := x.req.Method == http.MethodHead
+	c.write(http1.AppendError(nil, c.loop.Now(), http.StatusInternalServerError, "internal server error", false, head))
+	c.close()
+}
+
+// give hands the connection over.
+func (c *conn) give(*exchange) End {
+	c.x = nil
+	c.state = gone
+	c.clock.timer.Stop()
+	c.leave()
+	return c.end
 }

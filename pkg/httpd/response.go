@@ -1,8 +1,11 @@
 package httpd
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/textproto"
 	"slices"
@@ -28,6 +31,8 @@ type response struct {
 	wroteHeader bool // WriteHeader was called: the head is fixed, but for its framing
 	sentHead    bool
 	over        bool // upgraded or abandoned
+	last        part // what conclude writes
+	short       bool // fewer bytes were written than Content-Length says
 	status      int
 	length      int64 // the handler's Content-Length; -1: none
 	written     int64
@@ -35,7 +40,8 @@ type response struct {
 	close       bool // the connection ends with this answer
 	hasDate     bool
 	hasType     bool
-	hasCoding   bool // Content-Encoding: the type cannot be sniffed
+	hasCoding   bool     // Content-Encoding: the type cannot be sniffed
+	trailers    []string // announced by the field Trailer
 }
 
 // buffers is the memory of a response.
@@ -43,6 +49,10 @@ type buffers struct {
 	fields []byte // status line and fields as they were when WriteHeader was called
 	body   []byte // gathered, at most smallBody
 	pre    []byte // what goes out before the bytes of the current Write
+
+	// Of HTTP/2.
+	lines []byte
+	head  http1.Response
 }
 
 var bufferPool = sync.Pool{New: func() any { return &buffers{body: make([]byte, 0, smallBody)} }}
@@ -73,14 +83,18 @@ func (w *response) WriteHeader(status int) {
 		panic("httpd: status " + strconv.Itoa(status) + " cannot be written") // 101 needs Upgrade
 	}
 	if status < 200 {
-		if w.x.req.ProtoMinor > 0 {
+		if w.x.two || w.x.req.ProtoMinor > 0 {
 			if status == http.StatusContinue {
 				w.x.mu.Lock()
 				w.x.expect = false
 				w.x.mu.Unlock()
 			}
-			w.pre = appendFields(appendStatus(w.pre[:0], status), w.header, nil)
-			w.x.send(append(w.pre, "\r\n"...), nil, nil)
+			if w.x.two {
+				w.x.send(part{head: w.parse(appendFields(appendStatus(w.lines[:0], status), w.header, nil), status)})
+				return
+			}
+			w.pre = append(appendFields(appendStatus(w.pre[:0], status), w.header, nil), "\r\n"...)
+			w.x.send(part{pieces: [3][]byte{w.pre}})
 		}
 		return
 	}
@@ -112,8 +126,17 @@ func appendFields(dst []byte, header http.Header, w *response) []byte {
 			continue
 		}
 		switch textproto.CanonicalMIMEHeaderKey(name) {
-		case "Transfer-Encoding", "Trailer", "Keep-Alive":
+		case "Transfer-Encoding", "Keep-Alive":
 			continue
+		case "Trailer":
+			if w == nil {
+				continue
+			}
+			for _, value := range values {
+				for t := range strings.SplitSeq(value, ",") {
+					w.trailers = append(w.trailers, textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(t)))
+				}
+			}
 		case "Connection":
 			if w != nil && strings.Contains(strings.ToLower(values[0]), "close") {
 				w.close = true
@@ -224,25 +247,59 @@ func (w *response) EnableFullDuplex() error { return nil }
 
 // send sends the head, if it is still here, what was gathered, and p.
 func (w *response) send(p []byte) error {
-	pre := w.pre[:0]
-	if !w.sentHead {
-		pre = w.appendHead(pre, p, false)
-	}
-	var crlf []byte
-	if n := len(w.body) + len(p); w.chunked && n > 0 {
-		pre = http1.AppendChunkSize(pre, n)
+	out := w.gathered(p, false)
+	if w.chunked && len(w.body)+len(p) > 0 {
 		if len(p) > 0 {
-			crlf = []byte("\r\n")
+			out.pieces[2] = []byte("\r\n")
+		} else {
+			w.pre = append(w.pre, "\r\n"...)
+			out.pieces[0] = w.pre
 		}
 	}
-	pre = append(pre, w.body...)
-	if w.chunked && len(w.body) > 0 && len(p) == 0 {
-		pre = append(pre, "\r\n"...)
-	}
 	w.body = w.body[:0]
-	w.pre = pre
-	return w.x.send(pre, p, crlf)
+	out.pieces[1] = p
+	return w.x.send(out)
 }
+
+// gathered returns what goes out before p: the head, if it is still here, and what was gathered.
+func (w *response) gathered(p []byte, final bool) (out part) {
+	pre := w.pre[:0]
+	switch {
+	case w.sentHead:
+	case w.x.two:
+		w.lines = w.appendHead(w.lines[:0], p, final)
+		out.head = w.parse(w.lines, w.status)
+	default:
+		pre = w.appendHead(pre, p, final)
+	}
+	if n := len(w.body) + len(p); w.chunked && n > 0 {
+		pre = http1.AppendChunkSize(pre, n)
+	}
+	w.pre = append(pre, w.body...)
+	out.pieces[0] = w.pre
+	return out
+}
+
+// parse makes a head of HTTP/2 of the lines of one that we have made.
+func (w *response) parse(lines []byte, status int) *http1.Response {
+	w.lines = lines
+	h := &w.head
+	*h = http1.Response{Status: status, Fields: h.Fields[:0], ContentLength: -1, Framing: http1.UntilClose}
+	if status >= 200 && w.length >= 0 {
+		h.Framing, h.ContentLength = http1.Length, w.length
+	}
+	_, lines, _ = bytes.Cut(lines, crlf)
+	for len(lines) > 2 {
+		var l []byte
+		l, lines, _ = bytes.Cut(lines, crlf)
+		if name, value, ok := bytes.Cut(l, colon); ok {
+			h.Fields = append(h.Fields, http1.Field{Name: name, Value: value})
+		}
+	}
+	return h
+}
+
+var crlf, colon = []byte("\r\n"), []byte(": ")
 
 // appendHead appends the head. p is what follows what was gathered; final says that nothing else does.
 func (w *response) appendHead(dst, p []byte, final bool) []byte {
@@ -266,16 +323,17 @@ func (w *response) appendHead(dst, p []byte, final bool) []byte {
 			dst = append(dst, "\r\n"...)
 		}
 	}
-	if final && w.length < 0 && allowed && (!w.isHead() || w.written > 0) {
+	if final && w.length < 0 && allowed && (!w.isHead() || w.written > 0) && !w.hasTrailers() {
 		w.length = w.written
 	}
 	switch {
 	case w.status == http.StatusNoContent:
+	case w.length >= 0 && x.two: // in the response itself
 	case w.length >= 0:
 		dst = append(dst, "Content-Length: "...)
 		dst = strconv.AppendInt(dst, w.length, 10)
 		dst = append(dst, "\r\n"...)
-	case !allowed || w.isHead():
+	case !allowed || w.isHead() || x.two:
 	case x.req.ProtoMinor > 0:
 		w.chunked = true
 		dst = append(dst, "Transfer-Encoding: chunked\r\n"...)
@@ -290,6 +348,7 @@ func (w *response) appendHead(dst, p []byte, final bool) []byte {
 	}
 	x.mu.Unlock()
 	switch {
+	case x.two:
 	case w.close:
 		dst = append(dst, "Connection: close\r\n"...)
 	case x.req.ProtoMinor == 0:
@@ -309,43 +368,78 @@ func (w *response) finish() {
 	}
 	if w.length >= 0 && w.written != w.length && bodyAllowed(w.status) && !w.isHead() {
 		w.close = true // the client must not take the next answer for the rest of this one
+		w.short = true
 	}
-	pre := w.pre[:0]
-	if !w.sentHead {
-		pre = w.appendHead(pre, nil, true)
+	out := w.gathered(nil, true)
+	if w.hasTrailers() {
+		out.trailers = w.appendTrailers(nil)
 	}
 	if w.chunked {
-		pre = http1.AppendLastChunk(http1.AppendChunk(pre, w.body), nil)
-	} else {
-		pre = append(pre, w.body...)
+		if len(w.body) > 0 {
+			w.pre = append(w.pre, crlf...)
+		}
+		w.pre = http1.AppendLastChunk(w.pre, out.trailers)
+		out.pieces[0] = w.pre
 	}
-	w.pre = pre
-	w.x.c.loop.Post(w.conclude)
+	w.last = out
+	w.x.loop.Post(w.conclude)
 }
 
 // conclude is the loop's part of finish.
 func (w *response) conclude() {
-	if x := w.x; x.c.x == x {
+	if x := w.x; x.on.carries(x) {
 		x.began = true
-		x.c.end.Write(w.pre)
-		x.c.answered(x, !w.close)
+		x.on.conclude(x, &w.last, !w.close)
 	}
 	w.release()
 }
 
-// abandon is finish for a handler that has panicked.
-func (w *response) abandon() {
+// hasTrailers reports whether the handler has announced trailers, or set some.
+func (w *response) hasTrailers() bool {
+	if len(w.trailers) > 0 {
+		return true
+	}
+	for name := range w.header {
+		if strings.HasPrefix(name, http.TrailerPrefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// appendTrailers appends what the handler has set of the trailers that it has announced, and those with http.TrailerPrefix.
+func (w *response) appendTrailers(dst []http1.Field) []http1.Field {
+	add := func(name string, values []string) {
+		if !http1.ValidName(name) {
+			return
+		}
+		for _, v := range values {
+			dst = append(dst, http1.Field{Name: []byte(name), Value: http1.AppendValue(nil, v)})
+		}
+	}
+	for _, name := range w.trailers {
+		add(name, w.header[name])
+	}
+	for name, values := range w.header {
+		if name, ok := strings.CutPrefix(name, http.TrailerPrefix); ok {
+			add(textproto.CanonicalMIMEHeaderKey(name), values)
+		}
+	}
+	return dst
+}
+
+// abandon is finish for a handler that has panicked; aborted says that it has done so to break the answer off.
+func (w *response) abandon(aborted bool) {
 	x := w.x
-	over, sentHead := w.over, w.sentHead
+	over, began := w.over, w.sentHead || aborted
 	w.over = true
-	x.c.loop.Post(func() {
+	x.loop.Post(func() {
 		switch {
-		case x.c.x != x || over:
-		case sentHead:
-			x.c.end.Abort(errPanicked)
+		case !x.on.carries(x) || over:
+		case began:
+			x.on.abort(x, errPanicked)
 		default:
-			x.c.end.Write(http1.AppendError(nil, x.c.loop.Now(), http.StatusInternalServerError, "internal server error", false, w.isHead()))
-			x.c.close()
+			x.on.refuse(x)
 		}
 	})
 }
@@ -354,7 +448,8 @@ var errPanicked = errors.New("http: handler panicked")
 
 // release gives the buffers back.
 func (w *response) release() {
-	if cap(w.pre) <= 4*smallBody && cap(w.fields) <= 4*smallBody {
+	w.last = part{}
+	if max(cap(w.pre), cap(w.fields), cap(w.lines)) <= 4*smallBody {
 		bufferPool.Put(w.buffers)
 	}
 	w.buffers = nil
@@ -371,12 +466,85 @@ func (w *response) Upgrade(status int, header http.Header, take func(end End, lo
 	if status == http.StatusSwitchingProtocols {
 		out = append(out, "Connection: Upgrade\r\n"...)
 	}
-	w.pre = append(out, "\r\n"...)
+	if x.two {
+		w.parse(out, status)
+	} else {
+		w.pre = append(out, "\r\n"...)
+	}
+	return x.leave(func(end End) {
+		take(end, x.loop)
+	})
+}
+
+// Hijack is for http.Hijacker: it takes the connection off the loop. It works in HTTP/1.1 on connections, and not on
+// streams of a session: an Upgrader works on both, and costs nothing while it is silent.
+func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	x := w.x
+	c, ok := x.on.(*conn)
+	if !ok {
+		return nil, nil, http.ErrNotSupported
+	}
+	end, ok := c.end.(*evloop.Conn)
+	switch {
+	case !ok:
+		return nil, nil, http.ErrNotSupported
+	case w.over || w.sentHead || x.req.Body != http.NoBody:
+		return nil, nil, http.ErrHijacked
+	}
+	w.over = true
+	w.pre = w.pre[:0]
+	type result struct {
+		nc  net.Conn
+		err error
+	}
+	done := make(chan result, 1)
+	err := x.leave(func(End) {
+		end.Detach(func(nc net.Conn, err error) { done <- result{nc, err} })
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	var r result
+wait:
+	for {
+		select {
+		case r = <-done:
+			break wait
+		case <-time.After(time.Second):
+			if !x.loop.Post(func() {}) { // Detach does not tell that the core is being closed
+				return nil, nil, evloop.ErrClosed
+			}
+		}
+	}
+	if r.err != nil {
+		return nil, nil, r.err
+	}
+	return r.nc, bufio.NewReadWriter(bufio.NewReader(r.nc), bufio.NewWriter(r.nc)), nil
+}
+
+// leave takes the connection from x, on the loop, and calls take.
+func (x *exchange) leave(take func(End)) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.err == nil {
 		x.sending = true
-		if !x.c.loop.Post(func() { x.handOver(take) }) {
+		if !x.loop.Post(func() {
+			if !x.on.carries(x) {
+				return
+			}
+			if x.two {
+				x.on.put(x, &x.w.head, &[3][]byte{})
+			} else {
+				x.on.put(x, nil, &[3][]byte{x.w.pre})
+			}
+			c, _ := x.on.(*conn)
+			end := x.on.give(x)
+			take(end)
+			if c != nil {
+				c.unpause()
+			}
+			x.sentOut()
+		}) {
 			x.err = evloop.ErrClosed
 		}
 	}
@@ -384,19 +552,4 @@ func (w *response) Upgrade(status int, header http.Header, take func(end End, lo
 		x.cond.Wait()
 	}
 	return x.err
-}
-
-// handOver is the loop's part of Upgrade.
-func (x *exchange) handOver(take func(End, *evloop.Loop)) {
-	c := x.c
-	if c.x != x {
-		return
-	}
-	c.x = nil
-	c.state = gone
-	c.timer.Stop()
-	c.end.Write(x.w.pre)
-	take(c.end, c.loop)
-	c.unpause()
-	x.sent()
 }
