@@ -40,7 +40,7 @@ var arrows = map[string][]string{
 	"pkg/metrics": {"pkg/relay/public"},
 
 	"pkg/relay/public":  {"pkg/auth", "pkg/camera", "pkg/evloop", "pkg/forward", "pkg/http1", "pkg/http2", "pkg/http3", "pkg/link", "pkg/relay", "pkg/rtsp", "pkg/tftp", "pkg/tftpd", "pkg/tunnel", "pkg/websocket"},
-	"pkg/relay/private": {"pkg/camera", "pkg/evloop", "pkg/forward", "pkg/httpd", "pkg/link", "pkg/relay", "pkg/rtsp", "pkg/tftp", "pkg/tftpd", "pkg/tunnel"},
+	"pkg/relay/private": {"pkg/auth", "pkg/camera", "pkg/evloop", "pkg/forward", "pkg/httpd", "pkg/link", "pkg/relay", "pkg/rtsp", "pkg/tftp", "pkg/tftpd", "pkg/tunnel"},
 
 	"pkg/link":  {"pkg/auth", "pkg/evloop", "pkg/relay", "pkg/tunnel", "pkg/websocket"},
 	"pkg/httpd": {"pkg/evloop", "pkg/http1", "pkg/http2"},

@@ -13,6 +13,7 @@ import (
 
 	"culvert.dev/pkg/camera"
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/forward"
 	"culvert.dev/pkg/httpd"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/rtsp"
@@ -54,7 +55,8 @@ type proxy struct {
 	operator bool         // the visitor is one
 	conn     *evloop.Conn // to the camera
 
-	visitor      *tunnel.Stream
+	visitor      forward.End
+	notify       func()       // that OnDrain is to come when the visitor has sent everything; with late only
 	urls         rtsp.Mapping // Visitor is "" before the first request
 	named        []string     // the camera's URLs that the visitor knows by numbers, see rtsp.Mapping.AppendSDP
 	offered      []string     // what the camera has said that has a query in it, as the visitor knows it
@@ -104,11 +106,12 @@ func (p *peer) acceptCamera(s *tunnel.Stream, svc *service, h relay.Header) {
 	newProxy(p, svc, s, h.Scheme == "forward").dial()
 }
 
-func newProxy(p *peer, svc *service, visitor *tunnel.Stream, operator bool) *proxy {
+func newProxy(p *peer, svc *service, visitor forward.End, operator bool) *proxy {
 	t := svc.Target
 	c := &proxy{peer: p, service: svc, operator: operator, visitor: visitor, login: rtsp.Client{User: t.User, Password: t.Password}}
 	c.urls.Camera = cameraURL(t)
-	if svc.Deadline > 0 {
+	if stream, ok := visitor.(*tunnel.Stream); ok && svc.Deadline > 0 { // it can say when what it was given has been sent
+		c.notify = stream.NotifySent
 		c.late = &backlog{deadline: svc.Deadline}
 	}
 	return c
@@ -375,7 +378,7 @@ func (c *proxy) feed() {
 		}
 		c.visitor.Write(b)
 	}
-	c.visitor.NotifySent()
+	c.notify()
 	s.queued += q.bytes - c.held
 	c.held = q.bytes
 	if q.empty() && q.dropped > 0 {

@@ -53,6 +53,7 @@ type peer struct {
 	hinted        bool     // about the sockets of QUIC
 	choice        choice
 	flows         flows
+	operations    int // streams of operators that have not come to their request yet
 	rtsp          rtspScratch
 
 	ending   bool         // the relay has said that the session is over

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -19,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/httpd"
 	"culvert.dev/pkg/relay"
@@ -119,8 +121,11 @@ type Relay struct {
 	ready       sync.Once
 	slowControl sync.Once // it has been logged that links cannot have the congestion control that they need
 	services    atomic.Pointer[services]
-	studio      *studio       // immutable while running
-	discovering atomic.Bool   // a search is under way
+	studio      *studio     // immutable while running
+	discovering atomic.Bool // a search is under way
+	secure      *tls.Config // of operators' streams; immutable while running
+	operators   atomic.Pointer[map[string]bool]
+	benches     atomic.Int32  // measurements under way
 	renamed     chan struct{} // names has changed; immutable while running
 
 	mu    sync.Mutex
@@ -217,6 +222,12 @@ func (r *Relay) Run(ctx context.Context) error {
 	r.mu.Unlock()
 	if err != nil {
 		return err
+	}
+	if r.secure, err = auth.OperateServer(r.Key); err != nil {
+		return err
+	}
+	if r.operators.Load() == nil {
+		r.SetOperators(r.Operators)
 	}
 	defer func() { r.services.Load().leave(nil) }()
 	if r.TFTP != "" {

@@ -31,6 +31,9 @@ func (p *peer) accept(s *tunnel.Stream, header []byte) {
 	case err == nil && h.Kind == relay.KindDiscover:
 		s.SetHandler(&discovery{peer: p, stream: s, gone: make(chan struct{})})
 		return
+	case err == nil && h.Kind == relay.KindOperate:
+		p.acceptOperator(s, h)
+		return
 	case err != nil || h.Kind != relay.KindConnect && h.Kind != relay.KindFlow && h.Kind != relay.KindFile:
 		s.Reset(tunnel.CodeInternal)
 		return
@@ -75,6 +78,12 @@ func (p *peer) join(end forward.End, svc *service, visitor netip.AddrPort, state
 		svc.files.Serve(end, p.loop, httpd.Peer{Addr: visitor, TLS: state})
 		return
 	}
+	p.connect(end, svc, visitor, nil)
+}
+
+// connect joins a visitor to the target of a service. If answer is not nil, it is called before: with an error if there is no
+// target, and it ends the visitor then.
+func (p *peer) connect(end forward.End, svc *service, visitor netip.AddrPort, answer func(error)) {
 	svc.open.Add(1)
 	if svc.listener != nil {
 		svc.listener.deliver(p, end, svc, visitor)
@@ -82,7 +91,7 @@ func (p *peer) join(end forward.End, svc *service, visitor netip.AddrPort, state
 	}
 	end.Pause() // what comes before the target is there stays in the stream's window, its end too
 	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
-	d := &dial{peer: p, service: svc, visitor: end, addr: visitor, cancel: cancel}
+	d := &dial{peer: p, service: svc, visitor: end, addr: visitor, cancel: cancel, answer: answer}
 	end.SetHandler(d)
 	p.loop.Dial(ctx, svc.network, svc.address, d.connected)
 }
@@ -107,6 +116,7 @@ type dial struct {
 	shaking *evloop.Conn // the target's connection in its TLS handshake, or nil
 	gone    bool         // the visitor is
 	camera  *proxy       // that the target is, or nil
+	answer  func(error)  // see connect; or nil
 }
 
 func (d *dial) OnData([]byte) int { return 0 }
@@ -163,6 +173,9 @@ func (d *dial) splice(c *evloop.Conn) {
 		return
 	}
 	d.peer.targetBack(d.service)
+	if d.answer != nil {
+		d.answer(nil)
+	}
 	forward.Splice(c, d.visitor, d.service.ended)
 }
 
@@ -174,6 +187,10 @@ func (d *dial) fail(err error) {
 		return // the visitor went away, which ended the dial
 	}
 	d.peer.targetDown(d.service, err)
+	if d.answer != nil {
+		d.answer(err)
+		return
+	}
 	d.visitor.Abort(&tunnel.StreamError{Code: code(err)})
 }
 

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/forward"
 	"culvert.dev/pkg/relay"
-	"culvert.dev/pkg/tunnel"
 )
 
 // TLS says how the TLS of a tls:// service's visitors ends at this relay.
@@ -105,8 +105,9 @@ func (t *TLS) config(s *service, all *services) *tls.Config {
 	return base
 }
 
-// terminate does the TLS handshake on a stream of a visitor, and then serves the plaintext.
-func (p *peer) terminate(s *tunnel.Stream, svc *service, visitor netip.AddrPort) {
+// terminate does the TLS handshake on a stream of a visitor, or on what comes out of an operator's, and then serves the
+// plaintext.
+func (p *peer) terminate(s forward.End, svc *service, visitor netip.AddrPort) {
 	c, err := p.loop.AttachEnd(s, visitor)
 	if err != nil {
 		return // the loop is being closed
