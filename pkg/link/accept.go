@@ -16,13 +16,55 @@ import (
 // with Welcome or turned away with Refuse. It belongs to the loop of its
 // connection.
 type Incoming struct {
-	Hello     relay.Hello // checked for form only
+	Hello     relay.Hello // checked for form only; of an operator's link there is Operate instead
 	Exporter  []byte      // what Hello.Signature must be over, see auth.VerifyLink
+	Operate   relay.OperateHello
 	Transport Transport
 
 	link   *Link
 	moving func(error) // Move is under way
 	target *evloop.Loop
+}
+
+// AcceptOperator is Accept for relay.OperatePath: whoever asked has shown a token of an operator, in the request. The
+// connection may be without TLS, if it does not leave the machine.
+func AcceptOperator(c *evloop.Conn, key string, hello func(*Incoming, error)) {
+	l := newLink(c, false)
+	l.fail = func(err error) { hello(nil, err) }
+	l.hear = func(message []byte) { l.heardOperator(message, hello) }
+	l.upgraded(key)
+}
+
+// heardOperator takes the Hello of an operator.
+func (l *Link) heardOperator(message []byte, hello func(*Incoming, error)) {
+	var refusal *relay.Refusal
+	h, err := relay.DecodeOperateHello(message)
+	if errors.As(err, &refusal) {
+		l.refuse(refusal)
+		return
+	}
+	l.arrived(&Incoming{Operate: h}, hello)
+}
+
+// arrived hands a link over that waits to be let in.
+func (l *Link) arrived(in *Incoming, hello func(*Incoming, error)) {
+	in.Transport, in.link = l.Transport(), l
+	l.state = ready
+	l.fail = in.gone
+	if l.quic == nil {
+		l.conn.Pause() // until Serve
+	}
+	hello(in, nil)
+}
+
+// upgraded answers the request, and waits for the Hello.
+func (l *Link) upgraded(key string) {
+	c := l.conn
+	c.SetHandler((*events)(l))
+	c.Write(websocket.AppendResponse(nil, key, ""))
+	c.Loop().Arm(&l.timer, handshakeTimeout, func() {
+		l.end(websocket.StatusPolicy, "no hello in time", fmt.Errorf("no hello within %v", handshakeTimeout))
+	})
 }
 
 // Accept makes a link of a TLS connection on which the request for relay.LinkPath
@@ -34,11 +76,7 @@ func Accept(c *evloop.Conn, key string, hello func(*Incoming, error)) {
 	l := newLink(c, false)
 	l.fail = func(err error) { hello(nil, err) }
 	l.hear = func(message []byte) { l.heard(message, hello) }
-	c.SetHandler((*events)(l))
-	c.Write(websocket.AppendResponse(nil, key, ""))
-	c.Loop().Arm(&l.timer, handshakeTimeout, func() {
-		l.end(websocket.StatusPolicy, "no hello in time", fmt.Errorf("no hello within %v", handshakeTimeout))
-	})
+	l.upgraded(key)
 }
 
 // heard takes the Hello.
@@ -59,13 +97,7 @@ func (l *Link) heard(message []byte, hello func(*Incoming, error)) {
 		l.refuse(&relay.Refusal{Code: relay.RefuseInternal, Message: "a link needs TLS 1.3"})
 		return
 	}
-	in := &Incoming{Hello: h, Exporter: exporter, Transport: l.Transport(), link: l}
-	l.state = ready
-	l.fail = in.gone
-	if l.quic == nil {
-		l.conn.Pause() // until Serve
-	}
-	hello(in, nil)
+	l.arrived(&Incoming{Hello: h, Exporter: exporter}, hello)
 }
 
 // tls is the state of the connection's TLS, nil if it has none.

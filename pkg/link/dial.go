@@ -34,6 +34,13 @@ type DialConfig struct {
 	Site string
 	Key  ed25519.PrivateKey
 
+	// Token is that of an operator, who has a session of his own with the relay, for the services of Site: Key, and what
+	// the relay is told of links and machines, are not used then. If empty, we are the site.
+	Token string
+
+	// Plain does without TLS, with a Token only: for a listener on this machine.
+	Plain bool
+
 	// Session and Resume are from the Welcome of the session to go on with, or "".
 	Session, Resume string
 
@@ -186,6 +193,10 @@ func (d *dialer) dialled(c *evloop.Conn, err error) {
 		return
 	}
 	d.conn, d.phase = c, PhaseTLS
+	if d.cfg.Plain {
+		d.secured(nil)
+		return
+	}
 	c.StartTLS(&tls.Config{
 		MinVersion: tls.VersionTLS13,
 		ServerName: d.host,
@@ -202,7 +213,17 @@ func (d *dialer) secured(err error) {
 	d.phase = PhaseUpgrade
 	d.key = websocket.NewKey()
 	d.conn.SetHandler((*upgrade)(d))
-	d.conn.Write(websocket.AppendRequest(nil, strings.TrimSuffix(d.cfg.Address, ":443"), relay.LinkPath, d.key))
+	d.conn.Write(d.request())
+}
+
+// request is what asks for the upgrade.
+func (d *dialer) request() []byte {
+	host := strings.TrimSuffix(d.cfg.Address, ":443")
+	if d.cfg.Token == "" {
+		return websocket.AppendRequest(nil, host, relay.LinkPath, d.key)
+	}
+	b := websocket.AppendRequest(nil, host, relay.OperatePath+d.cfg.Site, d.key)
+	return fmt.Appendf(b[:len(b)-len("\r\n")], "Authorization: Bearer %s\r\n\r\n", d.cfg.Token)
 }
 
 // upgrade is a dialer as the handler of its connection until the answer is there.
@@ -237,6 +258,12 @@ func (d *dialer) greet() {
 	l.fail = d.failed
 	l.hear = func(message []byte) { d.heard(l, message) }
 	d.conn.SetHandler((*events)(l))
+	if d.cfg.Token != "" {
+		l.sendMessage(relay.EncodeOperateHello(relay.OperateHello{
+			Version: relay.WireVersion, Session: d.cfg.Session, Resume: d.cfg.Resume, Software: d.cfg.Software,
+		}))
+		return
+	}
 	exporter, err := d.conn.TLS().ExportKeyingMaterial(auth.ExporterLabel, nil, 32)
 	if err != nil {
 		l.Close(err)

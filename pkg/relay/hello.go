@@ -59,6 +59,7 @@ const (
 	RefuseBadToken    RefusalCode = "bad-token"    // join only: unknown, used or expired
 	RefuseBusy        RefusalCode = "busy"         // the site is active elsewhere, or the relay is full
 	RefuseDraining    RefusalCode = "draining"     // the relay is shutting down
+	RefuseForbidden   RefusalCode = "forbidden"    // an operator may not do this
 	RefuseInternal    RefusalCode = "internal"
 )
 
