@@ -121,7 +121,8 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		Budget:               s.Limits.SessionMemory,
 		Software:             "culvert " + version,
 		Join:                 st.join,
-		Operator:             st.mayForward,
+		Operator:             st.operators.Verify,
+		FollowOperator:       st.operators.Follow,
 		Log:                  log,
 	}
 	if access != nil {

@@ -157,12 +157,6 @@ func (st *state) isConfiguredLocked(name string) bool {
 	return slices.ContainsFunc(st.configured, func(s public.Site) bool { return s.Name == name })
 }
 
-// mayForward reports whether a token is one by which streams to services may be opened.
-func (st *state) mayForward(token string) bool {
-	id, ok := st.operators.Verify(token, netip.Addr{})
-	return ok && id.Role >= auth.Operate
-}
-
 // savedEvery is how often it is written when tokens were last used.
 const savedEvery = 10 * time.Minute
 

@@ -191,7 +191,7 @@ func (o *operation) begin(svc *service) {
 		o.agree(scheme)
 		svc.open.Add(1)
 		newProxy(p, svc, o.conn, true).dial()
-	case svc.files != nil:
+	case svc.files != nil, svc.listener != nil:
 		o.agree(scheme)
 		p.join(o.conn, svc, o.header.Visitor, nil)
 	default:

@@ -38,15 +38,16 @@ type accessLog struct {
 // record is what a line of the access log tells, about one request, connection or
 // flow. What is zero is left out, but for status, bytes and duration.
 type record struct {
-	service *service // nil: none was found
-	visitor netip.AddrPort
-	user    string
-	subject string
-	proto   string
-	tls     uint16 // version
-	request []byte // of appendRequest; nil: there is none, or none that could be read
-	status  int    // 0: it is no request
-	err     word
+	service  *service // nil: none was found
+	visitor  netip.AddrPort
+	user     string
+	subject  string
+	operator string // whose it is; "": a visitor's
+	proto    string
+	tls      uint16 // version
+	request  []byte // of appendRequest; nil: there is none, or none that could be read
+	status   int    // 0: it is no request
+	err      word
 
 	received, sent uint64
 	packets        Datagrams     // of a flow
@@ -147,6 +148,9 @@ func (r *record) append(b []byte, l *loop) []byte {
 	}
 	if r.subject != "" {
 		b = appendText(b, "subject", r.subject, logName)
+	}
+	if r.operator != "" {
+		b = appendText(b, "operator", r.operator, logName)
 	}
 	b = append(append(append(b, `,"proto":"`...), r.proto...), '"')
 	if r.tls != 0 {

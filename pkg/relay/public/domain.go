@@ -2,6 +2,7 @@ package public
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/subtle"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/http1"
 	"culvert.dev/pkg/relay"
 )
@@ -43,7 +45,7 @@ func (r *Relay) own(host, path []byte) bool {
 	case string(host) == r.Domain:
 		return true
 	case string(path) != relay.LinkPath && string(path) != relay.JoinPath &&
-		(len(path) < len(relay.ForwardPath) || string(path[:len(relay.ForwardPath)]) != relay.ForwardPath):
+		!bytes.HasPrefix(path, []byte(relay.ForwardPath)) && !bytes.HasPrefix(path, []byte(relay.OperatePath)):
 		return false
 	case string(host) == "localhost":
 		return true
@@ -66,6 +68,9 @@ func (v *visitor) ownDomain() bool {
 		return true
 	case strings.HasPrefix(path, relay.ForwardPath):
 		return v.forward(strings.TrimPrefix(path, relay.ForwardPath))
+	case strings.HasPrefix(path, relay.OperatePath):
+		v.operate(strings.TrimPrefix(path, relay.OperatePath))
+		return true
 	}
 	v.turnDown(troublePage)
 	return true
@@ -74,8 +79,7 @@ func (v *visitor) ownDomain() bool {
 // forward joins an operator to a service, given as SITE/SERVICE.
 func (v *visitor) forward(name string) bool {
 	req := &v.loop.req
-	scheme, token, _ := strings.Cut(string(http1.Get(req.Fields, "authorization")), " ")
-	if v.relay.Operator == nil || !strings.EqualFold(scheme, "bearer") || !v.relay.Operator(strings.TrimSpace(token)) {
+	if id, ok := v.relay.operatorOf(string(http1.Get(req.Fields, "authorization")), v.addr.Addr()); !ok || id.Role < auth.Operate {
 		v.turnDown(troubleToken)
 		return true
 	}

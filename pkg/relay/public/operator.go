@@ -48,6 +48,7 @@ var (
 
 	errOperatorOver = errors.New("the operator's token is good no more, or has another role now")
 	errSiteRemoved  = errors.New("the site was removed")
+	errOperatorGone = errors.New("the operator has gone away")
 	errEvictedBy    = errors.New("the operator has too many sessions")
 )
 
@@ -75,6 +76,7 @@ type operating struct {
 	parting  evloop.Timer // see partedResume
 	woken    bool
 	ended    bool
+	why      error // for its end, if that is not his
 	unfollow func()
 }
 
@@ -317,11 +319,8 @@ func (s *operating) close(err error) {
 		s.onClose(err)
 		return
 	}
-	l := s.link
-	s.tun.Close(err)
-	if l != nil {
-		l.Close(nil) // with a word: StatusOver
-	}
+	s.why = err
+	s.tun.Close(nil) // the link ends in good order, so that he hears that it is over
 }
 
 // onClose is the end of the session, after that of its streams.
@@ -330,6 +329,7 @@ func (s *operating) onClose(err error) {
 		return
 	}
 	s.ended = true
+	err = cmp.Or(s.why, err)
 	s.timer.Stop()
 	s.parting.Stop()
 	if s.unfollow != nil {
@@ -539,9 +539,21 @@ func (o *operatorStream) join(a *session) {
 	o.stream.Write(relay.AppendOperate(nil, relay.OperateReply{Keys: keys}))
 	svc.total++
 	v := s.relay.admission.count(s.remote.Addr())
-	j := join(o.stream, st, s.remote.Addr(), v, svc)
-	j.operator = s.operator.Operator
-	j.logs(record{service: svc, visitor: s.remote, proto: operateScheme, operator: s.operator.Operator, began: s.loop.since(), stream: st})
+	join(operatorEnd{o.stream}, st, s.remote, v, svc, operateScheme).of(s.operator.Operator).logs(record{service: svc, visitor: s.remote, proto: operateScheme, operator: s.operator.Operator, began: s.loop.since(), stream: st})
+}
+
+// operatorEnd is the stream of an operator. However it ends, it is he who has gone away, and no fault of the service.
+type operatorEnd struct{ *tunnel.Stream }
+
+func (e operatorEnd) SetHandler(h evloop.Handler) { e.Stream.SetHandler(operatorSide{h}) }
+
+type operatorSide struct{ evloop.Handler }
+
+func (s operatorSide) OnClose(err error) {
+	if e, ok := errors.AsType[*tunnel.StreamError](err); ok && (e.Remote || e.Code == tunnel.CodeSessionLost) {
+		err = errOperatorGone
+	}
+	s.Handler.OnClose(err)
 }
 
 // operateScheme is how an operator comes to a service, for the private relay and the access log.

@@ -50,7 +50,7 @@ func newTestRelay(t testing.TB, portable bool, change func(*Relay)) *testRelay {
 	t.Cleanup(func() { core.Close() })
 	r := &Relay{
 		Core: core, Domain: "relay.test", TLS: testTLS(), HTTPS: "127.0.0.1:0", HTTP: "127.0.0.1:0",
-		Operator: func(token string) bool { return token == "operator" },
+		Operator: operatorsOf,
 	}
 	if testing.Verbose() {
 		r.Log = slog.New(slog.NewTextHandler(t.Output(), nil))

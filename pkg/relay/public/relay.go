@@ -50,6 +50,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/http1"
 	"culvert.dev/pkg/http2"
@@ -157,9 +158,19 @@ type Relay struct {
 	// Join redeems a join token. It may block. If nil, nobody can join.
 	Join func(relay.JoinRequest) relay.JoinResponse
 
-	// Operator reports whether token is one of an operator, who may reach any
-	// service by a forward. If nil, nobody is.
-	Operator func(token string) bool
+	// Operator returns who has that token of an operator, which came from there. With
+	// the role auth.Operate, or above, he may reach any service. It is called on the loops, and must not block. If
+	// nil, nobody is an operator.
+	Operator func(token string, from netip.Addr) (auth.Identity, bool)
+
+	// FollowOperator has end called once, from any goroutine, when an identity that Operator
+	// has returned is no longer good: then its sessions end. stop has it not called from then on. If nil, they live as
+	// long as they are used.
+	FollowOperator func(id auth.Identity, end func()) (stop func())
+
+	// OperatorResume is how long the session of an operator who has fallen silent waits for him, with all connections
+	// that he has open. 0: 12 h.
+	OperatorResume time.Duration
 
 	// AccessLog gets lines of the access log, each a JSON object and a newline: one
 	// for each request, connection and flow, when it is over. It is called on the
@@ -227,7 +238,8 @@ type Relay struct {
 
 	mu        sync.Mutex
 	sites     map[string]Site
-	groups    map[string]*group // by site; some are empty
+	groups    map[string]*group     // by site; some are empty
+	operating map[string]*operating // by id
 	claims    map[route]*service
 	lent      map[*os.File]loan // sockets of Inherited that ports use
 	listeners []*Listener
@@ -447,6 +459,7 @@ func (r *Relay) Reload(sites []Site) {
 			}
 		}
 	}
+	r.endOperators(func(s *operating) bool { _, ok := r.sites[s.group.site]; return !ok }, errSiteRemoved)
 	r.storeRoutes()
 	r.mu.Unlock()
 	for _, s := range ended {
@@ -478,6 +491,7 @@ func (r *Relay) Drain(ctx context.Context) error {
 			s.loop.Post(s.drain)
 		}
 	}
+	r.drainOperators()
 	r.mu.Unlock()
 	select {
 	case <-drained:
@@ -514,6 +528,7 @@ func (r *Relay) cut(drained <-chan struct{}) {
 			s.loop.Post(func() { s.close(nil) })
 		}
 	}
+	r.endOperators(func(*operating) bool { return true }, errDraining)
 	r.mu.Unlock()
 	select {
 	case <-drained:

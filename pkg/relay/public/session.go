@@ -57,6 +57,7 @@ type session struct {
 	announced []relay.Announcement // the last announcement; nil: none has come
 	hearing   bool                 // another one is coming in
 	services  []*service           // nil unless active
+	builtIn   map[string]*service  // those for operators that the private relay has by itself
 	held      map[netip.Addr]int   // visitors by address, those of services that are gone included
 	store     store                // of cameras
 	refused   []ServiceError       // of announced
