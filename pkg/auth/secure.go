@@ -21,6 +21,9 @@ const operateName = "culvert"
 // keyCertificate makes a certificate of key, signed by itself. It says nothing but the key, so it has the same dates
 // always, which nobody looks at either.
 func keyCertificate(key ed25519.PrivateKey) (tls.Certificate, error) {
+	if len(key) != ed25519.PrivateKeySize {
+		return tls.Certificate{}, errors.New("certificate of a key: there is no Ed25519 key")
+	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1),
 		Subject:      pkix.Name{CommonName: operateName},

@@ -223,8 +223,10 @@ func (r *Relay) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if r.secure, err = auth.OperateServer(r.Key); err != nil {
-		return err
+	if r.Key != nil { // without one there are no links either
+		if r.secure, err = auth.OperateServer(r.Key); err != nil {
+			return err
+		}
 	}
 	if r.operators.Load() == nil {
 		r.SetOperators(r.Operators)
