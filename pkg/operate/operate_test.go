@@ -12,7 +12,7 @@ import (
 func contains(s, part string) bool { return strings.Contains(s, part) }
 
 func TestOpen(t *testing.T) {
-	inWorld(t, func(w *world) {
+	inWorld(t, func(t *testing.T, w *world) {
 		w.startPrivate(w.key, nil)
 		c := w.operator("alice")
 		began := time.Now()

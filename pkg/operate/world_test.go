@@ -57,7 +57,7 @@ type world struct {
 }
 
 // inWorld runs a test in a bubble of virtual time.
-func inWorld(t *testing.T, test func(w *world)) {
+func inWorld(t *testing.T, test func(t *testing.T, w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t}
 		w.site.Delay, w.site.Buffer = 10*time.Millisecond, 1<<20
@@ -72,7 +72,7 @@ func inWorld(t *testing.T, test func(w *world)) {
 			w.desk.Cut()
 			w.core.Close()
 		}()
-		test(w)
+		test(t, w)
 	})
 }
 

@@ -132,7 +132,7 @@ func (a listenAddr) String() string {
 func (r *Relay) closeListeners() {
 	r.mu.Lock()
 	r.over = true
-	heard := r.heard
+	heard := slices.Clone(r.heard) // Close takes each out
 	r.mu.Unlock()
 	for _, l := range heard {
 		l.Close()

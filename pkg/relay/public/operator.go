@@ -489,6 +489,7 @@ func (s *session) forOperators(name string) *service {
 		s.builtIn = make(map[string]*service)
 	}
 	svc := newService(s, relay.Announcement{Name: name, TargetScheme: "tcp"}, relay.Publish{})
+	svc.tally = s.group.tally(name)
 	s.builtIn[name] = svc
 	return svc
 }

@@ -189,6 +189,11 @@ func (g *group) forget(services []*service) {
 		return
 	}
 	now := make(map[string]*tally, len(services))
+	for _, name := range builtIns { // those are always there
+		if t := g.tallies[name]; t != nil {
+			now[name] = t
+		}
+	}
 	for _, s := range services {
 		now[s.name] = s.tally
 	}
