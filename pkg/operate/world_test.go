@@ -268,7 +268,9 @@ func (w *world) operator(token string) *Client {
 		addresses: func() ([]net.Addr, error) { return nil, errors.New("not told") },
 	}
 	if testing.Verbose() {
-		c.OnLink = func(site string, err error) { w.t.Logf("%v link to %s: %v", time.Now().Format(time.TimeOnly), site, err) }
+		c.OnLink = func(site string, err error) {
+			w.t.Logf("%v link to %s: %v", time.Now().Format(time.TimeOnly), site, err)
+		}
 	}
 	w.cleanup = append(w.cleanup, func() { c.Close() })
 	return c
