@@ -31,6 +31,7 @@ func (c *Client) connect(ctx context.Context, site string, req relay.OperateRequ
 	if err := req.Check(); err != nil {
 		return nil, &Error{relay.OperateNotFound, err.Error()}
 	}
+	caller := ctx
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	for {
@@ -38,14 +39,14 @@ func (c *Client) connect(ctx context.Context, site string, req relay.OperateRequ
 		switch {
 		case err == nil:
 			return conn, nil
+		case caller.Err() != nil:
+			return nil, caller.Err()
 		case errors.Is(err, errGone) && ctx.Err() == nil: // the relay has restarted: there is another session
 			continue
 		case errors.Is(ctx.Err(), context.DeadlineExceeded) && !errors.Is(err, ctx.Err()) && !errors.Is(err, os.ErrDeadlineExceeded):
 			return nil, err // what was waited for
 		case errors.Is(ctx.Err(), context.DeadlineExceeded):
 			return nil, &Error{relay.OperateTimeout, fmt.Sprintf("no answer from site %q within %v", site, openTimeout)}
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
 		}
 		return nil, err
 	}
