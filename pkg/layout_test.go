@@ -63,7 +63,7 @@ var arrows = map[string][]string{
 	"pkg/http3":     {"pkg/http1"},
 	"pkg/memnet":    {},
 	"pkg/netem":     {},
-	"pkg/operate":   {},
+	"pkg/operate":   {"pkg/auth", "pkg/evloop", "pkg/link", "pkg/relay", "pkg/tunnel", "pkg/websocket"},
 	"pkg/onvif":     {"pkg/rtsp"},
 	"pkg/relay":     {},
 	"pkg/rtsp":      {},

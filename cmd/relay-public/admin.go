@@ -62,6 +62,7 @@ func (d *door) handler(here net.Addr) *admin.Handler {
 			return nil
 		},
 		Forward: http.HandlerFunc(r.ServeForward),
+		Operate: http.HandlerFunc(r.ServeOperate),
 		Healthy: d.turning.Turn,
 		Ready: func(context.Context) error {
 			if err := r.Ready(); err != nil {

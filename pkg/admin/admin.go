@@ -122,6 +122,9 @@ type Handler struct {
 	// nil: 404.
 	Forward http.Handler
 
+	// Operate serves what is below OperatePath. It checks the token itself. nil: 404.
+	Operate http.Handler
+
 	// Healthy tells what is wrong with the process, nil that nothing is; Ready why it takes no visitors.
 	// They are given a second or two. nil: nothing ever is.
 	Healthy, Ready func(context.Context) error
@@ -157,6 +160,9 @@ type Handler struct {
 // ForwardPath begins the path of a forward request, on the admin listener and on the relay's own
 // domain alike: ForwardPath + SITE + "/" + SERVICE.
 const ForwardPath = "/.culvert/forward/"
+
+// OperatePath begins the path of a link of an operator, as that of ForwardPath: OperatePath + SITE.
+const OperatePath = "/.culvert/operate/"
 
 // signature is the header field of every answer to who has been let in, so that a client knows whom it speaks to.
 const signature = "Culvert-Api"
@@ -211,12 +217,16 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		probe(w, r, h.Ready)
 		return
 	}
-	isFile := !strings.HasPrefix(path, "/api/") && !strings.HasPrefix(path, "/debug/") && !strings.HasPrefix(path, ForwardPath) && path != "/metrics"
+	isOperate := strings.HasPrefix(path, OperatePath)
+	isFile := !isOperate && !strings.HasPrefix(path, "/api/") && !strings.HasPrefix(path, "/debug/") && !strings.HasPrefix(path, ForwardPath) && path != "/metrics"
 	if err := h.ours(r, isFile); err != nil {
 		h.refuse(w, r, nil, err)
 		return
 	}
 	switch {
+	case isOperate && h.Operate != nil:
+		h.Operate.ServeHTTP(w, r)
+		return
 	case path == "/api/login":
 		h.serveLogin(w, r)
 		return
