@@ -208,22 +208,13 @@ func (k *socket) hijack(w http.ResponseWriter, key string) error {
 
 // attach brings a connection onto our own loop.
 func (s *Server) attach(nc net.Conn, take func(*evloop.Conn)) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
+	core, err := s.ownCore()
+	if err != nil {
 		nc.Close()
-		return errClosed
-	}
-	if s.core == nil {
-		core, err := evloop.New(evloop.Config{Loops: 1})
-		if err != nil {
-			nc.Close()
-			return err
-		}
-		s.core = core
+		return err
 	}
 	failed := make(chan error, 1)
-	loop := s.core.Loop(0)
+	loop := core.Loop(0)
 	if !loop.Post(func() {
 		c, err := loop.Attach(nc)
 		failed <- err
@@ -234,7 +225,23 @@ func (s *Server) attach(nc net.Conn, take func(*evloop.Conn)) error {
 		nc.Close()
 		return errClosed
 	}
-	return <-failed
+	return <-failed // not under mu: the loop may want it
+}
+
+// ownCore returns the core of sockets that come by Hijack.
+func (s *Server) ownCore() (*evloop.Core, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, errClosed
+	}
+	if s.core == nil {
+		var err error
+		if s.core, err = evloop.New(evloop.Config{Loops: 1}); err != nil {
+			return nil, err
+		}
+	}
+	return s.core, nil
 }
 
 // take begins, on the loop.
