@@ -37,7 +37,7 @@ func certsCommand(at *where) *cobra.Command {
 			})
 		},
 	}
-	list.AddCommand(renewCommand(at), devCertsCommand())
+	list.AddCommand(renewCommand(at), devCertsCommand(at))
 	return list
 }
 
@@ -105,7 +105,7 @@ func (v *view) certificates(s *admin.Status, now time.Time) {
 	}
 }
 
-func devCertsCommand() *cobra.Command {
+func devCertsCommand(at *where) *cobra.Command {
 	return &cobra.Command{
 		Use:   "dev DIR NAME...",
 		Short: "Make a development CA and a certificate on this machine",
@@ -117,8 +117,10 @@ func devCertsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "authority    %s   for clients: curl --cacert, private.toml ca\ncertificate  %s\nkey          %s\n", c.CA, c.Certificate, c.Key)
-			return nil
+			v := at.view(cmd)
+			return v.print(map[string]string{"ca": c.CA, "certificate": c.Certificate, "key": c.Key}, func() {
+				v.printf("authority    %s   for clients: curl --cacert, private.toml ca\ncertificate  %s\nkey          %s\n", c.CA, c.Certificate, c.Key)
+			})
 		},
 	}
 }

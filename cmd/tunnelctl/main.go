@@ -43,11 +43,8 @@ func main() {
 // command is the whole program; it returns the exit code.
 func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	at := &where{env: os.Getenv}
-	root := newCommand(at)
+	root := newCommand(at, stdin, stdout, stderr)
 	root.SetArgs(args)
-	root.SetIn(stdin)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
 	return report(stderr, root.ExecuteContext(ctx), at.look.json)
 }
 
@@ -60,7 +57,7 @@ const (
 	groupHere  = "here"
 )
 
-func newCommand(at *where) *cobra.Command {
+func newCommand(at *where, stdin io.Reader, stdout, stderr io.Writer) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "tunnelctl",
 		Short:         "Operate Culvert relays",
@@ -76,6 +73,9 @@ func newCommand(at *where) *cobra.Command {
 			return daemon.UsageError("which command? tunnelctl --help lists them")
 		},
 	}
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return daemon.UsageError(fmt.Sprintf("%v: %s --help lists the flags", err, cmd.CommandPath()))
 	})
@@ -105,7 +105,7 @@ func newCommand(at *where) *cobra.Command {
 		}},
 		{groupRelay, "The relay and its operators:", []*cobra.Command{}},
 		{groupHere, "On this machine:", []*cobra.Command{
-			tftpCommand(), passwordCommand(), demoCommand(), versionCommand(at), manCommand(),
+			tftpCommand(), passwordCommand(at), demoCommand(), versionCommand(at), manCommand(at),
 		}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.id, Title: group.title})
@@ -154,16 +154,17 @@ func helpCommand() *cobra.Command {
 	}
 }
 
-// unknownCommand is the error for a command that is not there.
-func unknownCommand(root *cobra.Command, name string) error {
+// unknownCommand is the error for a command that is not there below another one.
+func unknownCommand(parent *cobra.Command, name string) error {
 	var names []string
-	for _, c := range root.Commands() {
+	for _, c := range parent.Commands() {
 		names = append(names, c.Name())
 	}
+	hint := ""
 	if near := nearest(name, names); near != "" {
-		return daemon.UsageError(fmt.Sprintf("no command %q: did you mean %q? tunnelctl --help lists them", name, near))
+		hint = fmt.Sprintf("did you mean %q? ", near)
 	}
-	return daemon.UsageError(fmt.Sprintf("no command %q: tunnelctl --help lists them", name))
+	return daemon.UsageError(fmt.Sprintf("no command %q: %s%s --help lists them", name, hint, parent.CommandPath()))
 }
 
 // eachCommand calls f for c and all below it.
@@ -177,7 +178,11 @@ func eachCommand(c *cobra.Command, f func(*cobra.Command)) {
 // usage makes usage errors of a check of arguments.
 func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
+		err := check(cmd, args)
+		switch {
+		case err != nil && cmd.HasSubCommands() && len(args) > 0:
+			return unknownCommand(cmd, args[0])
+		case err != nil:
 			return daemon.UsageError(fmt.Sprintf("%v\nusage: %s", err, cmd.UseLine()))
 		}
 		return nil

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-func manCommand() *cobra.Command {
+func manCommand(at *where) *cobra.Command {
 	return &cobra.Command{
 		Use:   "man DIR",
 		Short: "Write the man pages",
@@ -33,8 +33,8 @@ func manCommand() *cobra.Command {
 			if failed != nil {
 				return failed
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%d pages in %s: man %s\n", n, args[0], filepath.Join(args[0], "tunnelctl.1"))
-			return nil
+			v := at.view(cmd)
+			return v.print(map[string]any{"pages": n, "folder": args[0]}, func() { v.printf("%d pages in %s: man %s\n", n, args[0], filepath.Join(args[0], "tunnelctl.1")) })
 		},
 	}
 }

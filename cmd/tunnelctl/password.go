@@ -1,8 +1,6 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/spf13/cobra"
 
 	"culvert.dev/pkg/auth"
@@ -10,7 +8,7 @@ import (
 	"culvert.dev/pkg/relay"
 )
 
-func passwordCommand() *cobra.Command {
+func passwordCommand(at *where) *cobra.Command {
 	var digest bool
 	var realm string
 	cmd := &cobra.Command{
@@ -49,14 +47,16 @@ func passwordCommand() *cobra.Command {
 			if err != nil {
 				return daemon.UsageError(err.Error())
 			}
-			if user == "" {
-				fmt.Fprintln(cmd.OutOrStdout(), hash)
-				fmt.Fprintln(cmd.ErrOrStderr(), "for private.toml, in a [[service]]:  users = { NAME = \"the line above\" }")
-				return nil
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s:%s\n", user, hash)
-			fmt.Fprintln(cmd.ErrOrStderr(), "a line for the users_file of a [[service]] in private.toml; then: systemctl reload culvert-private")
-			return nil
+			v := at.view(cmd)
+			return v.print(map[string]string{"user": user, "hash": hash}, func() {
+				if user == "" {
+					v.printf("%s\n", hash)
+					v.note("for private.toml, in a [[service]]:  users = { NAME = \"the line above\" }")
+					return
+				}
+				v.printf("%s:%s\n", user, hash)
+				v.note("a line for the users_file of a [[service]] in private.toml; then: systemctl reload culvert-private")
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&digest, "digest", false, "for cameras: a hash for Digest authentication")

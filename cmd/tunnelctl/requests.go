@@ -101,7 +101,7 @@ const replayTime = 90 * time.Second
 
 // withHint adds to a refusal of that status which command lists what there is.
 func withHint(err error, status int, command string) error {
-	if !isRefusal(err, status) || strings.Contains(err.Error(), command) {
+	if !isRefusal(err, status) || strings.Contains(err.Error(), command) || strings.HasPrefix(err.Error(), "this relay has no") {
 		return err
 	}
 	return failf(refusalCode(status), "%w: `%s` lists those that there are", err, command)
@@ -112,13 +112,13 @@ func (v *view) requests(requests []admin.Request) {
 		v.printf("no requests yet\n")
 		return
 	}
-	t := newTable("REQUEST", "TIME", "SERVICE~8", "FROM~9", "METHOD", "HOST~8", "PATH~12", ">STATUS", ">WAIT", ">TOOK", ">SENT", "INSPECT")
+	t := newTable("REQUEST", "TIME", "SERVICE~8", "FROM~9", "METHOD", "HOST~8", "PATH~12", "STATUS", ">WAIT", ">TOOK", ">SENT", "INSPECT")
 	for _, r := range slices.Backward(requests) {
 		inspect := ""
 		if r.Inspectable {
 			inspect = "yes"
 		}
-		t.add(r.ID, r.Time.Local().Format(time.TimeOnly), r.Site+"/"+r.Service, r.Remote, r.Method, r.Host, r.Path, statusCell(r), millis(r.Wait), millis(r.Took), size(r.Sent), inspect)
+		t.add(r.ID, moment(r.Time), r.Site+"/"+r.Service, r.Remote, r.Method, r.Host, r.Path, statusCell(r), millis(r.Wait), millis(r.Took), size(r.Sent), inspect)
 	}
 	v.table(t)
 }
@@ -164,7 +164,7 @@ func followRequests(ctx context.Context, at *where, v *view, in admin.Filter) er
 			if v.color {
 				s.text = s.style.paint(oneLine(s.text))
 			}
-			fields := []string{r.Time.Local().Format(time.TimeOnly), r.Site + "/" + r.Service, r.Remote, r.Method, r.Host + r.Path}
+			fields := []string{moment(r.Time), r.Site + "/" + r.Service, r.Remote, r.Method, r.Host + r.Path}
 			for i := range fields {
 				fields[i] = oneLine(fields[i])
 			}
@@ -183,7 +183,7 @@ func followRequests(ctx context.Context, at *where, v *view, in admin.Filter) er
 // exchange prints a request and its answer as they went over the wire, more or less.
 func (v *view) exchange(e *admin.Exchange) {
 	v.printf("%s  %s/%s  from %s at %s, answered after %s, done after %s\n\n", oneLine(e.ID), oneLine(e.Site), oneLine(e.Service), oneLine(e.Remote),
-		e.Time.Local().Format("15:04:05.000"), millis(e.Wait), millis(e.Took))
+		e.Time.Local().Format("2006-01-02 15:04:05.000"), millis(e.Wait), millis(e.Took))
 	v.printf("%s %s %s\n", oneLine(e.Method), oneLine(e.Path), oneLine(e.Proto))
 	v.header(e.RequestHeader)
 	v.body(e.RequestBody)

@@ -21,7 +21,11 @@ func servicesCommand(at *where) *cobra.Command {
 
 func (v *view) services(s shown) {
 	if len(s.Services) == 0 {
-		v.printf("no services: no site is connected, or their private.toml has no [[service]]\n")
+		if len(s.Sites) == 1 {
+			v.printf("no services: %s is not connected, or its private.toml has no [[service]]\n", oneLine(s.Sites[0].Name))
+		} else {
+			v.printf("no services: no site is connected, or their private.toml has no [[service]]\n")
+		}
 		return
 	}
 	t := newTable("SERVICE", "PUBLISHED AT~16", "TARGET", ">VISITORS", ">TOTAL", ">"+s.title("RECEIVED"), ">"+s.title("SENT"))

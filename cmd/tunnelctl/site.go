@@ -93,10 +93,12 @@ func revokeCommand(at *where) *cobra.Command {
 				if err := c.RevokeSite(ctx, args[0], key); err != nil {
 					return aboutSite(ctx, c, args[0], err)
 				}
-				if key == "" {
-					at.view(cmd).note("%s: its keys are forgotten, and its sessions cut; tunnelctl site add %[1]s lets it join anew", args[0])
-				}
-				return nil
+				v := at.view(cmd)
+				return v.print(struct{}{}, func() {
+					if key == "" {
+						v.note("%s: its keys are forgotten, and its sessions cut; tunnelctl site add %[1]s lets it join anew", args[0])
+					}
+				})
 			})
 		},
 	}

@@ -56,12 +56,17 @@ func topCommand(at *where) *cobra.Command {
 
 // topLines prints figures as JSON, a line each time.
 func topLines(ctx context.Context, v *view, c *admin.Client, every time.Duration, once bool) error {
+	skip := once // the first one has no rates
 	for f, err := range c.WatchFigures(ctx, admin.Every{Every: every.Seconds()}) {
 		if ctx.Err() != nil && !once {
 			return nil
 		}
 		if err != nil {
 			return err
+		}
+		if skip {
+			skip = false
+			continue
 		}
 		if err := v.line(f, nil); err != nil || once {
 			return err
@@ -88,6 +93,7 @@ func topOnce(ctx context.Context, v *view, c *admin.Client, every time.Duration)
 	}
 	m := newTop(max(v.width, textWidth), 1<<20, v.color)
 	m.meet(s)
+	m.once = true
 	looks := 0
 	for f, err := range c.WatchFigures(ctx, admin.Every{Every: every.Seconds()}) {
 		if err != nil {

@@ -15,6 +15,7 @@ import (
 type top struct {
 	width, height int // of the terminal
 	color         bool
+	once          bool // one look on paper: nothing that is for a screen
 
 	// What the relay has said.
 	relay, version string // its domain
@@ -119,22 +120,22 @@ var streamFields = []field[streamRow]{
 	{column{title: "OUT", right: true, wide: 11, drop: 1}, func(s streamRow) cell { return cell{text: speed(s.out)} }, func(a, b streamRow) int { return cmp.Compare(a.out, b.out) }},
 }
 
-// titles are those of a section's columns.
-func titles(section int) (names []string) {
+// columnsOf are those of a section.
+func columnsOf(section int) []column {
 	switch section {
 	case topSites:
-		return fieldTitles(siteFields)
+		return columnsIn(siteFields)
 	case topServices:
-		return fieldTitles(serviceFields)
+		return columnsIn(serviceFields)
 	}
-	return fieldTitles(streamFields)
+	return columnsIn(streamFields)
 }
 
-func fieldTitles[T any](fields []field[T]) (names []string) {
+func columnsIn[T any](fields []field[T]) (columns []column) {
 	for _, f := range fields {
-		names = append(names, f.title)
+		columns = append(columns, f.column)
 	}
-	return names
+	return columns
 }
 
 func number(n int) cell { return cell{text: fmt.Sprint(n)} }
@@ -142,9 +143,9 @@ func number(n int) cell { return cell{text: fmt.Sprint(n)} }
 // newTop makes the view of a terminal: sites by name, what is busy first in the rest.
 func newTop(width, height int, color bool) *top {
 	m := &top{width: width, height: height, color: color}
-	m.orders[topSites] = order{0, true}
-	m.orders[topServices] = order{len(serviceFields) - 1, false}
-	m.orders[topStreams] = order{len(streamFields) - 1, false}
+	m.orders[topSites] = order{column: 0, ascending: true}
+	m.orders[topServices] = order{column: len(serviceFields) - 1}
+	m.orders[topStreams] = order{column: len(streamFields) - 1}
 	return m
 }
 
@@ -228,7 +229,7 @@ func (m *top) press(k key) (quit bool) {
 		return k == 'q' || k == keyInterrupt
 	}
 	o := &m.orders[m.section]
-	columns := len(titles(m.section))
+	columns := columnsOf(m.section)
 	switch k {
 	case 'q', keyInterrupt:
 		return true
@@ -249,9 +250,9 @@ func (m *top) press(k key) (quit bool) {
 		m.alone = !m.alone || section != m.section
 		m.section = section
 	case 's', '>', keyRight:
-		o.column = (o.column + 1) % columns
+		m.sortBy((o.column + 1) % len(columns))
 	case 'S', '<', keyLeft:
-		o.column = (o.column + columns - 1) % columns
+		m.sortBy((o.column + len(columns) - 1) % len(columns))
 	case 'r':
 		o.ascending = !o.ascending
 	case 'j', keyDown:
@@ -270,6 +271,11 @@ func (m *top) press(k key) (quit bool) {
 	return false
 }
 
+// sortBy sorts the section by a column: names from the beginning, numbers from the largest.
+func (m *top) sortBy(n int) {
+	m.orders[m.section] = order{column: n, ascending: !columnsOf(m.section)[n].right}
+}
+
 // matches says whether one of the texts has what the user filters for.
 func (m *top) matches(texts ...string) bool {
 	if m.filter == "" {
@@ -285,6 +291,15 @@ func (m *top) matches(texts ...string) bool {
 
 // table lays one section out, sorted.
 func (m *top) table(section int) *table {
+	t := m.sorted(section)
+	if !m.once {
+		c := &t.columns[m.orders[section].column]
+		c.title += map[bool]string{true: "▲", false: "▼"}[m.orders[section].ascending]
+	}
+	return t
+}
+
+func (m *top) sorted(section int) *table {
 	switch section {
 	case topSites:
 		return lay(siteFields, m.orders[section], slices.DeleteFunc(slices.Clone(m.sites), func(s siteRow) bool { return !m.matches(s.Name, s.State) }))
@@ -301,12 +316,7 @@ func lay[T any](fields []field[T], o order, rows []T) *table {
 	for i, f := range fields {
 		c := f.column
 		if i == o.column {
-			c.drop = 0 // by which it is sorted
-			if o.ascending {
-				c.title += "▲"
-			} else {
-				c.title += "▼"
-			}
+			c.drop = 0 // it is sorted by it
 		}
 		t.columns = append(t.columns, c)
 	}
@@ -375,6 +385,8 @@ func (m *top) head(now time.Time) (lines []string) {
 	name := oneLine(cmp.Or(m.relay, "culvert"))
 	state, style := "live", green
 	switch {
+	case m.once:
+		state = ""
 	case m.trouble != "":
 		state, style = "no answer for "+age(now.Sub(m.since)), red
 	case m.figures.Time.IsZero():
@@ -399,7 +411,7 @@ func (m *top) head(now time.Time) (lines []string) {
 		text = cut(text, room)
 	}
 	pad := strings.Repeat(" ", max(0, m.width-cells(text)-cells(state)))
-	lines = append(lines, m.paint(bold, text)+pad+m.paint(style, state))
+	lines = append(lines, strings.TrimRight(m.paint(bold, text)+pad+m.paint(style, state), " "))
 
 	f := m.figures
 	if !f.Time.IsZero() && m.height >= 4 {
@@ -412,7 +424,7 @@ func (m *top) head(now time.Time) (lines []string) {
 			}
 		}
 		figures := flow([]string{
-			"in " + speed(in), "out " + speed(out), perSecond(m.requests) + " requests", plural(f.Visitors, "visitor"), plural(f.Streams, "stream"),
+			"in " + total(speed(in), "0 B/s"), "out " + total(speed(out), "0 B/s"), total(perSecond(m.requests), "0/s") + " requests", plural(f.Visitors, "visitor"), plural(f.Streams, "stream"),
 			fmt.Sprintf("%d of %s connected", up, plural(len(f.Sites), "site")),
 		}, m.width)
 		lines = append(lines, figures[:min(len(figures), max(1, m.height/6))]...)
@@ -427,6 +439,14 @@ func (m *top) head(now time.Time) (lines []string) {
 		lines = append(lines, "")
 	}
 	return lines
+}
+
+// total is one of the head, where nothing is a number, too.
+func total(s, zero string) string {
+	if s == "-" {
+		return zero
+	}
+	return s
 }
 
 // plural counts things.
@@ -450,7 +470,7 @@ func (m *top) foot() []string {
 		return []string{cut("filter: "+oneLine(m.filter)+"_   Enter keeps it, Esc drops it", m.width)}
 	}
 	o := m.orders[m.section]
-	parts := []string{"q quit", "? help", fmt.Sprintf("Tab %s", sectionNames[m.section]), "s sort " + strings.ToLower(titles(m.section)[o.column]), "r reverse", "/ filter", "p pause", "1 2 3 alone"}
+	parts := []string{"q quit", "? help", fmt.Sprintf("Tab %s", sectionNames[m.section]), "s sort " + strings.ToLower(columnsOf(m.section)[o.column].title), "r reverse", "/ filter", "p pause", "1 2 3 alone"}
 	if m.filter != "" {
 		parts = slices.Insert(parts, 2, "filter "+oneLine(m.filter))
 	}

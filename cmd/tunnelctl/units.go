@@ -61,6 +61,14 @@ func age(d time.Duration) string {
 	return d.String()
 }
 
+// moment writes when something was: the time of day, if it was one of the last twelve hours.
+func moment(t time.Time) string {
+	if since := time.Since(t); since > 12*time.Hour || since < -12*time.Hour {
+		return t.Local().Format("2006-01-02 15:04")
+	}
+	return t.Local().Format(time.TimeOnly)
+}
+
 // millis writes a latency, 0 for one that is not known.
 func millis(ms float64) string {
 	switch {
