@@ -192,6 +192,11 @@ type serviceConfig struct {
 	// relay, the best first. The default is none. For other targets it is what they speak.
 	ALPN []string `toml:"alpn"`
 
+	// Inspect lets operators of the public relay see what visitors of an http:// or https:// publish and its target say to each
+	// other, heads and the first 64 KiB of bodies, without passwords as far as their names tell, and send requests again. It is kept
+	// in the public relay's memory for an hour at most. The default is false.
+	Inspect bool `toml:"inspect"`
+
 	filesConfig
 	policyConfig
 }
@@ -330,7 +335,7 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 	hosts := make(map[string]private.Service)   // the first one that has a host by https or tls
 	for i, one := range c.Service {
 		at := fmt.Sprintf("service[%d]", i)
-		svc := private.Service{Service: relay.Service{Name: one.Name}, ProxyProtocol: one.ProxyProtocol}
+		svc := private.Service{Service: relay.Service{Name: one.Name, Inspect: one.Inspect}, ProxyProtocol: one.ProxyProtocol}
 		var err error
 		if one.Name == "" {
 			f.Addf(at, "service without a name")

@@ -81,9 +81,11 @@ type Announcement struct {
 	Publish      string `json:"publish,omitempty"` // "": operators only
 	TargetScheme string `json:"target_scheme"`
 
-	Policy *Policy `json:"policy,omitempty"` // what is demanded of visitors; nil: nothing. Has still to be validated
-	Camera *Camera `json:"camera,omitempty"` // how a camera is shown; nil unless the target is rtsp or rtsps. Has still to be validated
-	Files  *Files  `json:"files,omitempty"`  // what may be done with files; nil unless the publish is tftp. Has still to be validated
+	Policy  *Policy `json:"policy,omitempty"`  // what is demanded of visitors; nil: nothing. Has still to be validated
+	Camera  *Camera `json:"camera,omitempty"`  // how a camera is shown; nil unless the target is rtsp or rtsps. Has still to be validated
+	Inspect bool    `json:"inspect,omitempty"` // operators may see heads and bodies of requests, and send them again. For HTTP
+
+	Files *Files `json:"files,omitempty"` // what may be done with files; nil unless the publish is tftp. Has still to be validated
 }
 
 // An AnnounceReply is the answer to one Announcement.

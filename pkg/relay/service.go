@@ -17,9 +17,10 @@ type Service struct {
 	Publish Publish // zero: reachable by operators only
 	Target  Target
 
-	Policy *Policy // what is demanded of visitors; nil: nothing
-	Camera *Camera // how a camera is shown; nil: with nothing of that, and for targets that are none
-	Files  *Files  // what may be done with files; nil: they are read, and not cached. For tftp publishes only
+	Policy  *Policy // what is demanded of visitors; nil: nothing
+	Camera  *Camera // how a camera is shown; nil: with nothing of that, and for targets that are none
+	Inspect bool    // operators of the public relay may see heads and bodies of requests, and send them again. For http, https, ws and wss publishes
+	Files   *Files  // what may be done with files; nil: they are read, and not cached. For tftp publishes only
 }
 
 // A Camera says what the public relay does with the streams of a camera. It is part of an announcement, and as
@@ -51,6 +52,9 @@ func (s Service) Validate() error {
 	}
 	if s.Camera != nil && !s.Target.IsCamera() {
 		return fmt.Errorf("service %q: fan_out, udp and roaming are for rtsp:// and rtsps:// targets, not %s://", s.Name, s.Target.Scheme)
+	}
+	if s.Inspect && (s.Publish.IsZero() || s.Publish.IsCamera() || !OnHTTP(s.Publish.Scheme, true) && !OnHTTP(s.Publish.Scheme, false)) {
+		return fmt.Errorf("service %q: inspect is for http:// and https:// publishes", s.Name)
 	}
 	if err := s.validateFiles(); err != nil {
 		return fmt.Errorf("service %q: %w", s.Name, err)

@@ -42,7 +42,7 @@ func (p *peer) announce() {
 func (s *services) announcements() []relay.Announcement {
 	list := make([]relay.Announcement, 0, len(s.list))
 	for _, svc := range s.list {
-		list = append(list, relay.Announcement{Name: svc.Name, Publish: svc.Publish.String(), TargetScheme: svc.Target.Scheme, Policy: svc.Policy, Camera: svc.Camera, Files: svc.Files})
+		list = append(list, relay.Announcement{Name: svc.Name, Publish: svc.Publish.String(), TargetScheme: svc.Target.Scheme, Policy: svc.Policy, Camera: svc.Camera, Files: svc.Files, Inspect: svc.Inspect})
 	}
 	return list
 }

@@ -43,6 +43,7 @@ type record struct {
 	user     string
 	subject  string
 	operator string // whose it is; "": a visitor's
+	replayed string // ID of the request that it is a copy of
 	proto    string
 	tls      uint16 // version
 	request  []byte // of appendRequest; nil: there is none, or none that could be read
@@ -151,6 +152,9 @@ func (r *record) append(b []byte, l *loop) []byte {
 	}
 	if r.operator != "" {
 		b = appendText(b, "operator", r.operator, logName)
+	}
+	if r.replayed != "" {
+		b = appendText(b, "replay_of", r.replayed, logName)
 	}
 	b = append(append(append(b, `,"proto":"`...), r.proto...), '"')
 	if r.tls != 0 {

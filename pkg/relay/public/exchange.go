@@ -27,10 +27,11 @@ type exchange struct {
 	client  *client
 	service *service
 
-	place[*exchange]         // in the tally
-	id               uint64  // see loop.number
-	heading          heading // for operators
-	operator         string  // who has it sent again; "": it is a visitor's
+	place[*exchange]          // in the tally
+	id               uint64   // see loop.number
+	heading          heading  // for operators
+	operator         string   // who has it sent again; "": it is a visitor's
+	capture          *capture // what is kept of it; nil: nothing
 
 	began, progress int64  // when the head came, and a byte last moved, in the loop's time
 	in, out         uint64 // bytes of the request's body and of the response, as they are counted for the service
@@ -122,6 +123,12 @@ func (l *loop) newExchange(f front, s *service, req *http1.Request) *exchange {
 	ex.id = l.number()
 	ex.request = l.appendRequest(ex.request[:0], req)
 	ex.heading.set(l.relay, req)
+	if s.inspect {
+		ex.capture = l.relay.inspects(ex, req)
+	}
+	if p := ex.client.replayer; p != nil {
+		p.capture, ex.operator = ex.capture, ex.client.operator
+	}
 	if p := s.policy.Load(); p != nil {
 		if ex.user, ex.extra = p.forward(l, ex.client, req); ex.chunked {
 			ex.maxBody = p.maxBody
@@ -187,7 +194,7 @@ func (ex *exchange) record() record {
 	c := ex.client
 	r := record{
 		service: ex.service, visitor: c.addr, user: ex.user, subject: c.subject(), proto: c.proto, tls: c.tls, request: ex.request,
-		status: ex.status, err: ex.err, received: ex.in, sent: ex.out, began: ex.began,
+		status: ex.status, err: ex.err, received: ex.in, sent: ex.out, began: ex.began, operator: ex.operator, replayed: c.replayed,
 	}
 	if ex.first != 0 {
 		r.first = time.Duration(ex.first - ex.began)
@@ -206,6 +213,7 @@ func (ex *exchange) account() {
 		r := ex.record()
 		l.log(&r)
 	}
+	ex.seen()
 	ex.remember()
 }
 
@@ -285,6 +293,9 @@ func (ex *exchange) body(p []byte) {
 			return
 		}
 	}
+	if c := ex.capture; c != nil {
+		ex.loop.relay.inspector.body(c, &c.sent, p)
+	}
 	ex.back.body(p)
 }
 
@@ -347,6 +358,9 @@ func (ex *exchange) respond(res *http1.Response, end bool) {
 	if p := ex.service.policy.Load(); p != nil {
 		p.answered(res)
 	}
+	if c := ex.capture; c != nil {
+		ex.loop.relay.inspector.head(c, res)
+	}
 	ex.answered, ex.received = true, end
 	ex.last = ex.front.head(res, end)
 }
@@ -354,6 +368,9 @@ func (ex *exchange) respond(res *http1.Response, end bool) {
 // payload takes a piece of the response's body from the back, which is lent.
 func (ex *exchange) payload(p []byte) {
 	if len(p) > 0 {
+		if c := ex.capture; c != nil {
+			ex.loop.relay.inspector.body(c, &c.answer, p)
+		}
 		ex.front.body(p)
 	}
 }
@@ -404,6 +421,7 @@ func (ex *exchange) switched(res *http1.Response, st stream) bool {
 		}
 		j.logs(r)
 		s.count(ex.client.proto, ex.status, fine, time.Duration(ex.first-ex.began))
+		ex.seen()
 		ex.remember()
 	} else {
 		ex.account()

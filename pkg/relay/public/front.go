@@ -14,15 +14,17 @@ import (
 // HTTP. Policy, the access log and the forwarding fields read it. The fields are
 // set before the first request is decided, but for proto in HTTP/1.
 type client struct {
-	addr    netip.AddrPort
-	sni     string              // server name of the TLS handshake; "" if there was none
-	proto   string              // "HTTP/1.0", "HTTP/1.1", "HTTP/2" or "HTTP/3"
-	certs   []*x509.Certificate // that the visitor has sent, the first of which it has proved to have the key of. Nobody has vouched for them, see authority
-	tls     uint16              // version; 0: none
-	port    uint16              // that the visitor came in by
-	secure  bool                // TLS
-	verdict verdict             // of admission, about the connection
-	proof   *proof              // what Relay.Challenge has said about the request; nil: it has not been asked
+	addr               netip.AddrPort
+	sni                string              // server name of the TLS handshake; "" if there was none
+	proto              string              // "HTTP/1.0", "HTTP/1.1", "HTTP/2" or "HTTP/3"
+	certs              []*x509.Certificate // that the visitor has sent, the first of which it has proved to have the key of. Nobody has vouched for them, see authority
+	tls                uint16              // version; 0: none
+	port               uint16              // that the visitor came in by
+	secure             bool                // TLS
+	verdict            verdict             // of admission, about the connection
+	replayer           *replayer           // whose request it is; nil: a visitor's
+	operator, replayed string              // with replayer: who has sent it, and the ID of the request that it was
+	proof              *proof              // what Relay.Challenge has said about the request; nil: it has not been asked
 
 	// What policies have found, on any loop.
 	met     atomic.Pointer[met]     // those that have let this connection in, the last one first

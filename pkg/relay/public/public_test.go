@@ -224,7 +224,7 @@ func (r *testRelay) connectAs(h relay.Hello, targets map[string]string, publish 
 }
 
 // announcements makes a list of name, publish, and so on. The target of a name that
-// begins with h2c speaks HTTP/2.
+// begins with h2c speaks HTTP/2, and inspected may be.
 func announcements(publish ...string) (list []relay.Announcement) {
 	for i := 0; i < len(publish); i += 2 {
 		scheme := "http"
@@ -239,7 +239,7 @@ func announcements(publish ...string) (list []relay.Announcement) {
 		if strings.HasPrefix(publish[i], "h2c") {
 			scheme = "h2c"
 		}
-		list = append(list, relay.Announcement{Name: publish[i], Publish: publish[i+1], TargetScheme: scheme})
+		list = append(list, relay.Announcement{Name: publish[i], Publish: publish[i+1], TargetScheme: scheme, Inspect: publish[i] == "inspected"})
 	}
 	return list
 }

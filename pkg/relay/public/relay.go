@@ -183,6 +183,10 @@ type Relay struct {
 	// HideRequests keeps no requests for operators: Requests, FollowRequests and captures have nothing.
 	HideRequests bool
 
+	// InspectMemory is how many bytes captures may take, which are of requests to services that are announced with inspect. 0: 64
+	// MiB; negative: nothing is captured, whatever is announced.
+	InspectMemory int
+
 	// Published is told the hosts that services are published under by https and wss,
 	// as published ("*.example.com" among them), whenever those change: one call at a
 	// time. If nil, nobody is.
@@ -229,6 +233,7 @@ type Relay struct {
 	sayings   rate[said]
 	unserved  rate[netip.Addr] // requests by TFTP that came to nothing and are logged all the same: their address may be forged
 	loops     []*loop
+	inspector inspector
 
 	followed  atomic.Bool // there are followers
 	follow    sync.Mutex
@@ -300,6 +305,7 @@ func (r *Relay) prepare() {
 			r.ResponseTimeout = 60 * time.Second
 		}
 		r.windows = http2.NewBudget(maxWindows)
+		r.inspector.limit = cmp.Or(r.InspectMemory, defaultInspection)
 		r.salt = rand.Uint64N(1 << 40)
 		r.byLoop = make(map[*evloop.Loop]*loop)
 		start := time.Now()

@@ -254,6 +254,7 @@ func (r *Relay) finish(q *Request) {
 	if path, query, ok := bytes.Cut([]byte(q.Path), question); ok {
 		q.Path = string(path) + "?" + string(redactForm(nil, query))
 	}
+	q.Inspectable = r.captured(q.ID) != nil
 }
 
 // follower is somebody who follows requests.

@@ -33,6 +33,7 @@ type service struct {
 
 	// Owned by the session's loop.
 	*tally
+	inspect   bool               // operators may see what is said
 	held      map[netip.Addr]int // visitors by address, if their number is limited
 	stock     upstreams          // idle streams
 	leaving   upstreams          // streams that have to end

@@ -444,6 +444,7 @@ func (g *group) publish(s *session, list []relay.Announcement) []relay.AnnounceR
 			if p := made[i].policy.Load(); !p.equal(o.policy.Load()) {
 				o.policy.Store(p) // what is under way goes on
 			}
+			o.inspect = made[i].inspect
 			made[i] = o
 		}
 		errs[i] = taken.claim(made[i], s.open)
@@ -486,6 +487,9 @@ func (g *group) publish(s *session, list []relay.Announcement) []relay.AnnounceR
 		return nil
 	}
 	for _, svc := range services {
+		if !svc.inspect {
+			r.inspector.forget(serviceName{g.site, svc.name})
+		}
 		svc.tally = g.tally(svc.name)
 	}
 	g.forget(services)
@@ -540,7 +544,7 @@ func (s *session) newService(a relay.Announcement, allowed []relay.Pattern) (*se
 	if err != nil {
 		return nil, err
 	}
-	if err := (relay.Service{Name: a.Name, Publish: p, Target: relay.Target{Scheme: a.TargetScheme}, Policy: a.Policy, Camera: a.Camera, Files: a.Files}).Validate(); err != nil {
+	if err := (relay.Service{Name: a.Name, Publish: p, Target: relay.Target{Scheme: a.TargetScheme}, Policy: a.Policy, Camera: a.Camera, Files: a.Files, Inspect: a.Inspect}).Validate(); err != nil {
 		return nil, err
 	}
 	if p.Scheme == "tftp" && s.relay.TFTP == "" {
@@ -549,6 +553,7 @@ func (s *session) newService(a relay.Announcement, allowed []relay.Pattern) (*se
 	for _, pattern := range allowed {
 		if pattern.Allows(p) {
 			svc := newService(s, a, p)
+			svc.inspect = a.Inspect
 			made, err := newPolicy(a.Policy, cmp.Or(strings.TrimPrefix(p.Host, "*."), "culvert"))
 			if err != nil {
 				return nil, err

@@ -202,6 +202,7 @@ func (g *group) forget(services []*service) {
 		if now[name] == t {
 			continue
 		}
+		g.relay.inspector.forget(serviceName{g.site, name})
 		if t.recent.free(g.loop); t.open() {
 			g.gone = append(g.gone, orphan{t, name})
 		}
