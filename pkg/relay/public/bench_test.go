@@ -1,6 +1,8 @@
 package public
 
 import (
+	"bytes"
+	"context"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -189,5 +191,53 @@ func benchmarkSilentPlayer(b *testing.B, how string) {
 		for _, c := range conns {
 			c.Close()
 		}
+	}
+}
+
+// BenchmarkRequests is requests at full speed, many at a time on several connections, without and with what operators may see of
+// them.
+func BenchmarkRequests(b *testing.B) {
+	for _, c := range []struct {
+		name, service string
+		change        func(*Relay)
+		follow        bool
+	}{
+		{"hidden", "app", func(r *Relay) { r.HideRequests = true }, false},
+		{"remembered", "app", nil, false},
+		{"followed", "app", nil, true},
+		{"inspected", "inspected", nil, false},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			r := newTestRelay(b, false, c.change)
+			s := r.connect("office", nil, c.service, "http://app.test")
+			answer := []byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok")
+			s.handle(func(st *tunnel.Stream, _ relay.Header) bool {
+				st.SetHandler(&funcHandler{data: func(b []byte) int { st.Write(answer); return len(b) }})
+				return true
+			})
+			if c.follow {
+				ctx, cancel := context.WithCancel(b.Context())
+				ended := make(chan struct{})
+				go func() {
+					r.FollowRequests(ctx, Filter{}, func(Request, uint64) error { return nil })
+					close(ended)
+				}()
+				defer func() { cancel(); <-ended }()
+			}
+			// As many requests are on their way as a pipeline holds.
+			const deep = 32
+			v := r.dial(false)
+			req := bytes.Repeat([]byte("GET /some/path/to/a/thing?with=query HTTP/1.1\r\nHost: app.test\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"), deep)
+			res := make([]byte, len(answer)*deep)
+			b.ReportAllocs()
+			b.ResetTimer()
+			for i := 0; i < b.N; i += deep {
+				v.Conn.Write(req)
+				if _, err := io.ReadFull(v.Conn, res); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
+		})
 	}
 }
