@@ -47,6 +47,8 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	logs := new(daemon.LogRing)
+	log = slog.New(logs.Handler(log.Handler()))
 	sockets, err := daemon.InheritedSockets()
 	if err != nil {
 		return err
@@ -149,6 +151,9 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 			return fmt.Errorf("listener admin %q: %w", s.Listen.Admin, err)
 		}
 		api := (&door{state: st, relay: r, turning: turning, access: access, audit: audit.Audit, drain: time.Duration(s.DrainTimeout), stop: drainNow, log: log}).handler(ln.Addr())
+		inside := &insight{relay: r, logs: logs}
+		inside.serve(api)
+		defer inside.start()()
 		defer serveAdmin(ln, api, log)()
 		adminAddress = ln.Addr().String()
 		ready = append(ready, "admin", adminAddress)

@@ -378,17 +378,19 @@ type Request struct {
 	Path        string    `json:"path"`
 	Proto       string    `json:"proto"`
 	Status      int       `json:"status"`
-	Word        string    `json:"word,omitempty"` // of the access log, if something went wrong
-	Received    uint64    `json:"received"`       // bytes of its body
-	Sent        uint64    `json:"sent"`           // bytes of the answer's
-	Wait        float64   `json:"wait_ms"`        // until the head of the answer came
-	Took        float64   `json:"took_ms"`        // until its end
+	Operator    string    `json:"operator,omitempty"` // who has sent it again; empty: it is a visitor's
+	Word        string    `json:"word,omitempty"`     // of the access log, if something went wrong
+	Received    uint64    `json:"received"`           // bytes of its body
+	Sent        uint64    `json:"sent"`               // bytes of the answer's
+	Wait        float64   `json:"wait_ms"`            // until the head of the answer came
+	Took        float64   `json:"took_ms"`            // until its end
 	Inspectable bool      `json:"inspectable,omitempty"`
 }
 
 // Exchange is a request with what was said, as far as that was kept. Secrets are redacted.
 type Exchange struct {
 	Request
+	ReplayOf       string        `json:"replay_of,omitempty"` // ID of the request that it is a copy of
 	RequestHeader  []HeaderField `json:"request_header"`
 	ResponseHeader []HeaderField `json:"response_header"`
 	RequestBody    Body          `json:"request_body"`
