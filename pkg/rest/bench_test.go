@@ -31,7 +31,7 @@ func BenchmarkLocal(b *testing.B) {
 // BenchmarkHandler measures a call without a network, beside a handler that does the same by hand.
 func BenchmarkHandler(b *testing.B) {
 	s, _ := newServer(b)
-	for name, h := range map[string]http.Handler{"rest": s, "plain": plain()} {
+	for name, h := range map[string]http.Handler{"rest": s, "plain": byHand()} {
 		for _, verb := range []string{"GET", "POST"} {
 			b.Run(name+"/"+verb, func(b *testing.B) {
 				w := discard{http.Header{}}
@@ -63,8 +63,8 @@ type nothing struct{}
 
 func (nothing) Close() error { return nil }
 
-// plain is calc/Sum by hand.
-func plain() http.Handler {
+// byHand is calc/Sum by hand.
+func byHand() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var in terms
 		if r.Method == "GET" {
@@ -89,7 +89,7 @@ func (d discard) WriteHeader(int)             {}
 // BenchmarkHTTP measures requests over connections that are kept, on package httpd and on net/http, beside a plain handler.
 func BenchmarkHTTP(b *testing.B) {
 	s, _ := newServer(b)
-	for name, h := range map[string]http.Handler{"rest": s, "plain": plain()} {
+	for name, h := range map[string]http.Handler{"rest": s, "plain": byHand()} {
 		for _, loop := range []bool{true, false} {
 			server := "nethttp"
 			if loop {

@@ -25,6 +25,7 @@ type Server struct {
 	Prefix string
 
 	Title, Version string // of the document
+	Bearer         bool   // the document says that calls want a bearer token; it is Admit that looks at it
 
 	// Admit is asked before each call, whatever its transport, before its parameters are looked at. It may set
 	// Call.Identity. An *Error chooses the answer; other errors are as those of functions. nil: everybody may call.
