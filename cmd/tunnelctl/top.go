@@ -148,6 +148,7 @@ type news struct {
 	figures admin.Figures
 	streams []admin.Stream
 	err     error
+	over    bool // it will not get better
 }
 
 // run shows the view until q, Ctrl-C or the end of ctx. It fails if the relay cannot be asked at all, and goes on for a relay that
@@ -191,10 +192,10 @@ func (l *liveView) run(ctx context.Context) error {
 		case <-resized:
 			fmt.Fprint(s.out, clearScreen)
 		case n := <-heard:
+			if n.over {
+				return n.err
+			}
 			if n.err != nil {
-				if code := exitCode(n.err); code == exitDenied { // it will not get better
-					return n.err
-				}
 				l.model.lose(n.err.Error(), time.Now())
 				continue
 			}
@@ -252,13 +253,16 @@ func (l *liveView) listen(ctx context.Context, heard chan<- news, done chan<- st
 	for {
 		var err error
 		var status *admin.Status
-		if again { // it may be another version now
-			status, err = l.first(ctx)
+		isOver := false
+		if again { // it may be another version now, and not want this token any more
+			if status, err = l.first(ctx); err != nil {
+				isOver = exitCode(explain(l.client, err)) == exitDenied
+			}
 		}
 		if err == nil {
 			err = l.follow(ctx, status, tell)
 		}
-		if ctx.Err() != nil || !tell(news{err: explain(l.client, err)}) || !pause(ctx, retryTime) {
+		if ctx.Err() != nil || !tell(news{err: explain(l.client, err), over: isOver}) || isOver || !pause(ctx, retryTime) {
 			return
 		}
 		again = true

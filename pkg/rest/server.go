@@ -317,7 +317,7 @@ func (s *Server) do(ctx context.Context, c *Call, f func(ctx context.Context, se
 		}
 		defer s.pushed(c)
 		defer func() {
-			if cause := context.Cause(u.Context); cause == errDropped {
+			if cause := context.Cause(u.Context); cause == errDropped || cause == errClosed {
 				err = cause
 			}
 		}()
@@ -389,9 +389,13 @@ func (s *Server) answer(c *Call, err error) *Error {
 func (s *Server) Drop(such func(c *Call) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	why := errDropped
+	if s.closed {
+		why = errClosed
+	}
 	for c, cancel := range s.pushing {
 		if such(c) {
-			cancel(errDropped)
+			cancel(why)
 		}
 	}
 	for k := range s.sockets {
