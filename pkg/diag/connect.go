@@ -126,7 +126,7 @@ func dialFirst(ctx context.Context, list []netip.Addr, port uint16) (net.Conn, t
 func classify(err error) (class, text string) {
 	var certificate *tls.CertificateVerificationError
 	var record tls.RecordHeaderError
-	var alert tls.AlertError
+	var op *net.OpError
 	var netErr net.Error
 	var refused *rest.Error
 	var kiss KissError
@@ -139,8 +139,8 @@ func classify(err error) (class, text string) {
 		return classCertificate, printable(certificate.Err.Error())
 	case errors.As(err, &record):
 		return classTLS, "the server does not speak TLS here"
-	case errors.As(err, &alert):
-		return classTLS, "the server breaks the TLS handshake off: " + printable(alert.Error())
+	case errors.As(err, &op) && op.Op == "remote error": // crypto/tls has no type for it
+		return classTLS, "the server breaks the TLS handshake off: " + printable(op.Err.Error())
 	case isNoName(err):
 		return classNoName, "there is no such name"
 	case isErrno(err, syscall.ECONNREFUSED, 10061):
@@ -245,9 +245,9 @@ func (h *Handshake) shake(ctx context.Context, conn net.Conn, name string, proto
 		h.Version, h.Cipher, h.Protocol = tls.VersionName(st.Version), tls.CipherSuiteName(st.CipherSuite), printable(st.NegotiatedProtocol)
 		return
 	}
-	h.OK, h.Verified = false, false
+	h.OK = false
 	h.Class, h.Problem = classify(err)
-	if h.Reason == "" {
+	if h.Reason == "" && !h.Verified {
 		h.Reason = h.Problem
 	}
 }

@@ -270,7 +270,7 @@ func (s *Site) checkOne(ctx context.Context, t Target) Checked {
 			h.Name = host
 			h.shake(ctx, conn, host, protocols, t.Roots, checkTime)
 			c.TLS = h
-			if !h.Verified {
+			if !h.OK || !h.Verified {
 				c.OK, c.Class, c.Problem = false, h.Class, either(h.Problem, "its certificate is not good: "+h.Reason)
 			}
 		}
