@@ -24,6 +24,7 @@ import (
 type door struct {
 	state   *state
 	relay   *public.Relay
+	alerts  *alerts
 	turning *daemon.Probe
 	access  *accessLog // nil: there is none
 	audit   *admin.Audit
@@ -61,9 +62,11 @@ func (d *door) handler(here net.Addr) *admin.Handler {
 			d.stop()
 			return nil
 		},
-		Forward: http.HandlerFunc(r.ServeForward),
-		Operate: http.HandlerFunc(r.ServeOperate),
-		Healthy: d.turning.Turn,
+		Alerts:     d.alerts.list,
+		TestAlerts: d.alerts.test,
+		Forward:    http.HandlerFunc(r.ServeForward),
+		Operate:    http.HandlerFunc(r.ServeOperate),
+		Healthy:    d.turning.Turn,
 		Ready: func(context.Context) error {
 			if err := r.Ready(); err != nil {
 				return err

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"culvert.dev/pkg/alert"
 	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/daemon"
 	"culvert.dev/pkg/relay"
@@ -44,6 +45,9 @@ type config struct {
 
 	// AccessLog has a line for what each visitor did.
 	AccessLog accessConfig `toml:"access_log"`
+
+	// Alerts says who is told of what an operator should look after.
+	Alerts alertsConfig `toml:"alerts"`
 
 	// DrainTimeout is how long visitors may go on after SIGTERM. The default is "30s"; "0s" cuts them.
 	DrainTimeout daemon.Duration `toml:"drain_timeout"`
@@ -197,6 +201,7 @@ type settings struct {
 	state       string // absolute or relative to the working directory
 	certificate *tls.Certificate
 	acme        *acmeSettings // nil without [acme]
+	senders     []alert.Sender
 	proxies     []netip.Prefix
 	sites       []public.Site
 }
@@ -211,6 +216,7 @@ func defaults() config {
 			TFTPTransfers: 16_384, TFTPTransfersPerAddress: 256, TFTPCache: 256 << 20,
 		},
 		AccessLog:    accessConfig{MaxSize: 100 << 20, Keep: 5},
+		Alerts:       defaultAlerts(),
 		DrainTimeout: daemon.Duration(30 * time.Second),
 	}
 }
@@ -236,6 +242,7 @@ func (s *settings) check(f *daemon.File, dir string) {
 	s.state = daemon.InDir(dir, s.State)
 
 	s.checkListen(f)
+	s.senders = s.Alerts.check(f, dir)
 	if f.Has("acme") {
 		s.acme = s.ACME.check(f, dir, s.Listen.HTTP != "")
 	}

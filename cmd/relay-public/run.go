@@ -66,7 +66,8 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer st.closeACME()
-	access, err := openAccessLog(s.AccessLog, stdout, log)
+	warn := newAlerts(s, st, log)
+	access, err := openAccessLog(s.AccessLog, stdout, log, warn)
 	if err != nil {
 		return err
 	}
@@ -132,6 +133,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	}
 	r.Published, r.Challenge, r.Challenging = st.publishedHosts, st.challenge, st.challenging
 	st.changed = func() { r.Reload(st.sites()) }
+	warn.relay = r
 	r.Reload(st.sites())
 	if err := r.Listen(); err != nil {
 		return err
@@ -150,7 +152,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		if err != nil {
 			return fmt.Errorf("listener admin %q: %w", s.Listen.Admin, err)
 		}
-		api := (&door{state: st, relay: r, turning: turning, access: access, audit: audit.Audit, drain: time.Duration(s.DrainTimeout), stop: drainNow, log: log}).handler(ln.Addr())
+		api := (&door{state: st, relay: r, alerts: warn, turning: turning, access: access, audit: audit.Audit, drain: time.Duration(s.DrainTimeout), stop: drainNow, log: log}).handler(ln.Addr())
 		inside := &insight{relay: r, logs: logs}
 		inside.serve(api)
 		defer inside.start()()
@@ -168,7 +170,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 			access.Reopen()
 		}
 		audit.Reopen()
-		reload(o.config, s, st, log)
+		reload(o.config, s, st, warn, log)
 	})
 	defer stop()
 	go daemon.Trim(running)
@@ -176,6 +178,9 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	defer end()
 	go daemon.Watchdog(alive, turning)
 	go daemon.Report(alive, func() string { return summary(alive, r) })
+	watched := make(chan struct{})
+	go func() { defer close(watched); warn.run(running) }()
+	defer func() { <-watched }()
 	saved := make(chan struct{})
 	go st.saveUses(alive, saved)
 	defer func() { end(); <-saved }()
@@ -201,10 +206,11 @@ type accessLog struct {
 }
 
 // openAccessLog opens what the configuration says, nil if that is nothing.
-func openAccessLog(c accessConfig, stdout io.Writer, log *slog.Logger) (*accessLog, error) {
+func openAccessLog(c accessConfig, stdout io.Writer, log *slog.Logger, warn *alerts) (*accessLog, error) {
 	config := accesslog.Config{
 		Path: c.File, MaxSize: c.MaxSize, Keep: c.Keep,
 		OnTrouble: func(dropped uint64, err error) {
+			warn.accessLog(c.File, err)
 			if err == nil {
 				log.Info("the access log is written again", "dropped", dropped)
 				return
@@ -305,7 +311,7 @@ func maxVisitors(wanted, files int) int {
 }
 
 // reload takes the sites and the certificate of the file as it is now. A bad file changes nothing.
-func reload(file string, running *settings, st *state, log *slog.Logger) {
+func reload(file string, running *settings, st *state, warn *alerts, log *slog.Logger) {
 	daemon.Reloading()
 	defer daemon.Reloaded()
 	s, err := load(file)
@@ -320,6 +326,7 @@ func reload(file string, running *settings, st *state, log *slog.Logger) {
 		return
 	}
 	st.changed()
+	warn.apply(s)
 	if s.Domain != running.Domain || s.state != running.state || !reflect.DeepEqual(s.Listen, running.Listen) || s.Limits != running.Limits || s.AccessLog != running.AccessLog {
 		log.Warn("reload: a change of domain, state, listeners, limits or the access log needs a restart")
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -10,7 +11,7 @@ import (
 )
 
 func alertsCommand(at *where) *cobra.Command {
-	return &cobra.Command{
+	list := &cobra.Command{
 		Use:   "alerts",
 		Short: "List what an operator should look after",
 		Args:  usage(cobra.NoArgs),
@@ -32,6 +33,48 @@ func alertsCommand(at *where) *cobra.Command {
 					}
 					v.tableOr(t, "no alerts")
 				})
+			})
+		},
+	}
+	list.AddCommand(testAlertsCommand(at))
+	return list
+}
+
+func testAlertsCommand(at *where) *cobra.Command {
+	return &cobra.Command{
+		Use:   "test",
+		Short: "Tell all who are told of alerts that this is a test",
+		Long: "Have the relay tell all whom [alerts] of its public.toml names that this is a test, and say what came of it:\n" +
+			"the exit code is 1 if one of them was not reached.",
+		Args: usage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return askFor(cmd.Context(), at, time.Minute, func(ctx context.Context, c *admin.Client) error {
+				came, err := c.TestAlerts(ctx)
+				if err != nil {
+					return err
+				}
+				failed := 0
+				for _, t := range came {
+					if t.Error != "" {
+						failed++
+					}
+				}
+				v := at.view(cmd)
+				if err := v.print(came, func() {
+					for _, t := range came {
+						if t.Error == "" {
+							v.printf("%s: sent\n", oneLine(t.To))
+						} else {
+							v.printf("%s: %s\n", oneLine(t.To), oneLine(t.Error))
+						}
+					}
+				}); err != nil {
+					return err
+				}
+				if failed > 0 {
+					return fmt.Errorf("%d of %d were not reached: [alerts] of the relay's public.toml says where they are", failed, len(came))
+				}
+				return nil
 			})
 		},
 	}

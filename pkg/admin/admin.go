@@ -101,8 +101,9 @@ type Handler struct {
 	// History returns the rates of the past.
 	History func(context.Context, Span) (*History, error)
 
-	// Alerts lists those that there are, and the last that were.
-	Alerts func(context.Context) ([]Alert, error)
+	// Alerts lists those that there are, and the last that were. TestAlerts has those who are to be told be told of nothing.
+	Alerts     func(context.Context) ([]Alert, error)
+	TestAlerts func(context.Context) ([]AlertDelivery, error)
 
 	// Logs returns the last lines of the relay's log. FollowLogs sends these, and then those that come.
 	Logs       func(context.Context, Lines) ([]LogLine, error)

@@ -443,6 +443,7 @@ const (
 	AlertSiteAway    = "site-away"
 	AlertCertificate = "certificate"
 	AlertDisk        = "disk"
+	AlertAccessLog   = "access-log"
 	AlertTest        = "test"
 )
 
@@ -454,6 +455,12 @@ type Alert struct {
 	Text     string     `json:"text"`
 	Since    time.Time  `json:"since"`
 	Resolved *time.Time `json:"resolved,omitempty"` // nil: it is still so
+}
+
+// AlertDelivery is what came of a test.
+type AlertDelivery struct {
+	To    string `json:"to"`              // who was told, without secrets
+	Error string `json:"error,omitempty"` // why not; empty: the message has arrived
 }
 
 // Me says who the caller is.

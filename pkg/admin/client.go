@@ -253,6 +253,11 @@ func (c *Client) History(ctx context.Context, in Span) (*History, error) {
 	return call[*History](ctx, c, "history/Get", in)
 }
 
+// TestAlerts has those who are told of alerts be told of nothing, and returns what came of it.
+func (c *Client) TestAlerts(ctx context.Context) ([]AlertDelivery, error) {
+	return call[[]AlertDelivery](ctx, c, "alerts/Test", None{})
+}
+
 // Alerts lists what an operator should look after.
 func (c *Client) Alerts(ctx context.Context) ([]Alert, error) {
 	return call[[]Alert](ctx, c, "alerts/List", None{})

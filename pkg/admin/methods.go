@@ -62,6 +62,7 @@ func (h *Handler) services() []*rest.Service {
 		}},
 		{Root: "alerts", Doc: "What an operator should look after.", Methods: []*rest.Method{
 			method("List", viewer, "alerts", none(h.Alerts), "Alerts that there are, and the last ones that were."),
+			method("Test", operator, "alerts", none(h.TestAlerts), "Tells all who are to be told of alerts that this is a test, and says what came of it.", rest.Changes()),
 		}},
 		{Root: "logs", Doc: "The relay's log.", Methods: []*rest.Method{
 			method("List", operator, "log in memory", h.Logs, "The last lines, the oldest first."),
