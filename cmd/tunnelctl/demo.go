@@ -243,6 +243,7 @@ func (d *demo) join(ctx context.Context, program string) error {
 name    = "intranet"
 publish = "https://%s"
 target  = "http://%s"
+inspect = true
 
 [[service]]
 name    = "files"
@@ -686,8 +687,8 @@ func (d *demo) printCommands() {
 			self = rel
 		}
 	}
-	tunnelctl := fmt.Sprintf("  %s --admin %s --state %s", self, d.admin, filepath.Join(d.dir, "state"))
 	for _, line := range []string{
+		"As a visitor:",
 		curl(ca, webHost, "/", "--http2 "),
 		curl(ca, webHost, "/", "--http1.1 "),
 		curl(ca, chatHost, "/chat", "-i --http2 -d hello "),
@@ -702,8 +703,14 @@ func (d *demo) printCommands() {
 		fmt.Sprintf("  a browser:  https://%s%s  as %s, password %s (its certificate is of %s)", net.JoinHostPort(camHost, port), camPath, demoUser, demoSecret, ca),
 		fmt.Sprintf("  curl -o /dev/null tftp://%s/%s", d.tftp, tftpPath+bigFile),
 		fmt.Sprintf("  %s tftp get %s %shello.txt -", self, d.tftp, tftpPath),
-		tunnelctl + " status",
-		tunnelctl + " forward " + demoSite + "/operators-echo",
+		"As the operator, in another terminal:",
+		fmt.Sprintf("  export CULVERT_ADMIN=%s CULVERT_TOKEN_FILE=%s", d.admin, filepath.Join(d.dir, "state", "admin.token")),
+		"  " + self + " status                              # or sites, services, streams, requests, logs",
+		"  " + self + " top                                 # the same, live; ? explains its keys",
+		"  " + self + " requests -f                         # what visitors ask for; requests show ID has it all",
+		"  " + self + " forward " + demoSite + "/operators-echo 7777  # then: nc 127.0.0.1 7777",
+		"  " + self + " --help                              # and everything else",
+		fmt.Sprintf("  a browser:  http://%s/  asks for the token, which is in the file above", d.admin),
 	} {
 		fmt.Fprintln(d.out, line)
 	}
