@@ -22,9 +22,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
-	path, ok := strings.CutPrefix(r.URL.EscapedPath(), or(s.Prefix, "/"))
+	path, ok := strings.CutPrefix(r.URL.EscapedPath(), s.prefix())
 	if !ok {
-		s.refuse(w, Errorf(http.StatusNotFound, "not found: the services are below %s", s.Prefix))
+		s.refuse(w, Errorf(http.StatusNotFound, "not found: the services are below %s", s.prefix()))
 		return
 	}
 	switch {
@@ -167,6 +167,9 @@ func (s *Server) refuse(w http.ResponseWriter, e *Error) {
 		if h.Get("Retry-After") == "" {
 			h.Set("Retry-After", "1")
 		}
+	}
+	if e.status() == http.StatusUnauthorized && s.Bearer && h.Get("WWW-Authenticate") == "" {
+		h.Set("WWW-Authenticate", "Bearer") // rfc9110#section-15.5.2
 	}
 	b, _ := json.Marshal(e)
 	w.WriteHeader(e.status())

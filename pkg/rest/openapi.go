@@ -100,7 +100,7 @@ func (s *Server) document(t *table) []byte {
 		}
 		tags = append(tags, tag)
 		for _, m := range e.service.Methods {
-			path := or(s.Prefix, "/") + root + "/" + m.name
+			path := s.prefix() + root + "/" + m.name
 			if m.item != "" {
 				path += "/{" + m.item + "}"
 			}

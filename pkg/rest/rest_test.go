@@ -3,6 +3,7 @@ package rest
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"reflect"
 	"runtime"
 	"strings"
 	"testing"
@@ -330,6 +332,102 @@ func TestBodyLimit(t *testing.T) {
 	if got := ask(s, "POST", "/api/calc/Sum", `{"a":1,"b":2       }`); got != `200 {"result":3}` {
 		t.Error(got)
 	}
+}
+
+func TestPrefix(t *testing.T) {
+	for prefix, path := range map[string]string{"": "/", "/": "/", "/api": "/api/", "api": "/api/", "/a/b/": "/a/b/"} {
+		s := &Server{Prefix: prefix}
+		s.Set(services()...)
+		if got := ask(s, "GET", path+"calc/Sum?a=1&b=2", ""); got != `200 {"result":3}` {
+			t.Errorf("%q: %s", prefix, got)
+		}
+		if w := askFor(s, "GET", path+"openapi.json", ""); !strings.Contains(w.Body.String(), `"`+path+`calc/Sum"`) {
+			t.Errorf("%q: the document has other paths", prefix)
+		}
+	}
+}
+
+// TestBusy has one call too many, of each kind.
+func TestBusy(t *testing.T) {
+	s, _ := newServer(t)
+	s.SetLimits(Limits{MaxCalls: 1, HTTPFeeds: 1, CallTimeout: time.Minute})
+	begun, goOn := make(chan bool), make(chan bool)
+	s.Set(&Service{Root: "slow", Methods: []*Method{
+		Of("Wait", func(context.Context, struct{}) (int, error) {
+			begun <- true
+			<-goOn
+			return 1, nil
+		}),
+		Feed("Feed", func(_ context.Context, _ struct{}, send func(int) error) error {
+			begun <- true
+			<-goOn
+			return nil
+		}),
+	}})
+	got := make(chan string)
+	for _, method := range []string{"Wait", "Feed"} {
+		go func() { got <- ask(s, "GET", "/api/slow/"+method, "") }()
+		<-begun
+		w := askFor(s, "GET", "/api/slow/"+method, "")
+		if w.Code != 503 || w.Header().Get("Retry-After") == "" {
+			t.Error(method, w.Code, w.Header())
+		}
+	}
+	// In process nobody is turned away.
+	if sum, err := Invoke[float64](t.Context(), s.Local(nil), "calc/Sum", terms{1, 2}); err != nil || sum != 3 {
+		t.Error(sum, err)
+	}
+	close(goOn)
+	<-got
+	<-got
+	if got := ask(s, "GET", "/api/calc/Sum?a=1&b=2", ""); got != `200 {"result":3}` {
+		t.Error(got)
+	}
+}
+
+// FuzzParameters wants what a query or a body makes of the parameters to come back the same, and no panic.
+func FuzzParameters(f *testing.F) {
+	f.Add("int=1&uint=2&float=0.5&text=t&bool=1&list=a&list=b&point=%7B%22x%22:1%7D", "")
+	f.Add("", `{"int":1,"uint":1,"float":1,"text":"a\n","bool":true,"bytes":"/+8","time":"2026-11-23T00:00:00Z","points":[{"x":1}],"any":{"a":[]},"map":{"a":1}}`)
+	f.Add("wait=1h&addr=%3A%3A1&opt=", ` { "INT" : -1 , "\u0075int":2, "float": 1e-300,"text":"","bool":false,"limit":0,"header":{"}":"{"} } `)
+	p, err := paramsOf(reflect.TypeFor[every](), "")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, query, body string) {
+		g := new(given)
+		g.query, _ = url.ParseQuery(query)
+		if json.Valid([]byte(body)) {
+			g.body = []byte(body)
+			names := 0
+			if members(g.body, func(name, value []byte) error {
+				names++
+				if !json.Valid(value) {
+					t.Errorf("%q: member %q is %q", body, name, value)
+				}
+				return nil
+			}) == nil {
+				var m map[string]json.RawMessage
+				if json.Unmarshal(g.body, &m); len(m) > names {
+					t.Errorf("%q: %d members, want %d", body, names, len(m))
+				}
+			}
+		}
+		var in, again every
+		if g.into(p, &in) != nil {
+			return
+		}
+		b, err := json.Marshal(in)
+		if err != nil {
+			return // a year beyond 9999
+		}
+		if err := (&given{body: b}).into(p, &again); err != nil {
+			t.Fatalf("%s: %v", b, err)
+		}
+		if c, _ := json.Marshal(again); string(c) != string(b) {
+			t.Errorf("%s became %s", b, c)
+		}
+	})
 }
 
 // TestReplaced has a method replaced while a call of it is under way.

@@ -20,7 +20,7 @@ import (
 // Server calls the methods of its services: for callers in this process (Local), and as an http.Handler for those over HTTP
 // and WebSocket. Its fields are set before it serves, and not changed after: SetLimits and SetLog do that.
 type Server struct {
-	// Prefix is what all paths begin with: "/api/". "" is "/". Below it are the methods (root/Method), the document of
+	// Prefix is what all paths begin with: "/api/", which may be written "/api". "" is "/". Below it are the methods (root/Method), the document of
 	// OpenAPI (openapi.json), a page that shows it (docs) and the WebSocket (ws).
 	Prefix string
 
@@ -35,7 +35,8 @@ type Server struct {
 	// Identity is that of each call on the socket, until Admit changes it. nil: everybody may.
 	Connect func(ctx context.Context, c *Call) error
 
-	// Disconnected is told when a WebSocket that was let in is gone, with the same Call. nil: nobody is told.
+	// Disconnected is told when a WebSocket that was let in is gone, with the same Call, which has no Header any more. nil:
+	// nobody is told.
 	Disconnected func(c *Call)
 
 	// Done is told of each call that was made, when it is over: what it was given (an In; nil if that was not understood, or
@@ -59,6 +60,7 @@ type Server struct {
 	log    atomic.Pointer[slog.Logger] // of SetLog
 	calls  atomic.Int64                // under way
 	feeds  atomic.Int64
+	lines  atomic.Int64 // of feeds: those over HTTP
 
 	partial atomic.Int64 // bytes of messages that have not come whole
 
@@ -76,6 +78,7 @@ type Limits struct {
 	MaxBody     int64         // bytes of a request's body, and of a message in a WebSocket, both ways for Content. 0: 1 MiB
 	MaxCalls    int           // calls under way, of all clients; one more gets 503. Those in process count, and are not refused. 0: 1024
 	MaxFeeds    int           // feeds under way, of all clients. 0: 16384
+	HTTPFeeds   int           // of those: over HTTP, where each has a connection and a goroutine of the server. 0: 256
 	MaxSockets  int           // WebSockets. 0: 65536
 	MaxPartial  int64         // bytes of all messages that have not come whole yet. 0: 64 MiB
 	SocketCalls int           // calls under way on one WebSocket; one more gets 429. 0: 64
@@ -99,6 +102,7 @@ func (l Limits) withDefaults() Limits {
 		MaxBody:     or(l.MaxBody, 1<<20),
 		MaxCalls:    or(l.MaxCalls, 1024),
 		MaxFeeds:    or(l.MaxFeeds, 16384),
+		HTTPFeeds:   or(l.HTTPFeeds, 256),
 		MaxSockets:  or(l.MaxSockets, 65536),
 		MaxPartial:  or(l.MaxPartial, 64<<20),
 		SocketCalls: or(l.SocketCalls, 64),
@@ -122,6 +126,15 @@ func (s *Server) bounds() *Limits {
 	l := s.Limits.withDefaults()
 	s.limits.CompareAndSwap(nil, &l)
 	return s.limits.Load()
+}
+
+// prefix is Prefix with all its slashes.
+func (s *Server) prefix() string {
+	p := "/" + strings.Trim(s.Prefix, "/")
+	if p != "/" {
+		p += "/"
+	}
+	return p
 }
 
 // SetLog replaces Log while the server serves.
@@ -275,22 +288,30 @@ var errBusy = &Error{http.StatusServiceUnavailable, "too many calls are under wa
 // enter admits a call to the limits; leave undoes it.
 func (s *Server) enter(c *Call) error {
 	l := s.bounds()
-	n, limit := &s.calls, l.MaxCalls
+	full := false
 	if c.Feed {
-		n, limit = &s.feeds, l.MaxFeeds
+		full = s.feeds.Add(1) > int64(l.MaxFeeds)
+		if c.Transport == HTTP {
+			full = s.lines.Add(1) > int64(l.HTTPFeeds) || full
+		}
+	} else {
+		full = s.calls.Add(1) > int64(l.MaxCalls)
 	}
-	if n.Add(1) > int64(limit) && c.Transport != Local {
-		n.Add(-1)
+	if full && c.Transport != Local {
+		s.leave(c)
 		return errBusy
 	}
 	return nil
 }
 
 func (s *Server) leave(c *Call) {
-	if c.Feed {
-		s.feeds.Add(-1)
-	} else {
+	if !c.Feed {
 		s.calls.Add(-1)
+		return
+	}
+	s.feeds.Add(-1)
+	if c.Transport == HTTP {
+		s.lines.Add(-1)
 	}
 }
 

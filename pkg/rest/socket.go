@@ -123,6 +123,8 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	c.Header = nil // the connection may be silent for days
+	c.UserAgent = strings.Clone(c.UserAgent)
 	k := &socket{s: s, base: c, fields: packHeader(r.Header)}
 	k.dec.Masked = true
 	if err := s.register(k); err != nil {
@@ -132,8 +134,6 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, err.(*Error))
 		return
 	}
-	c.Header = nil // the connection may be silent for days
-	c.UserAgent = strings.Clone(c.UserAgent)
 	answer := http.Header{"Upgrade": {"websocket"}, "Sec-Websocket-Accept": {websocket.AcceptKey(key)}}
 	if u, ok := w.(httpd.Upgrader); ok {
 		err = u.Upgrade(http.StatusSwitchingProtocols, answer, k.take)
