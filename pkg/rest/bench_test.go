@@ -172,7 +172,7 @@ func BenchmarkWebSocket(b *testing.B) {
 					return err
 				}
 				defer c.Close()
-				p := handshake(b, c)
+				p := shake(b, c)
 				var batch []byte
 				for i := range at {
 					batch = websocket.AppendFrame(batch, websocket.Text, fmt.Appendf(nil, `{"id":%d,"call":"calc/Sum","in":{"a":3.12,"b":4.2}}`, i), &websocket.Key{1, 2, 3, 4})
@@ -230,7 +230,7 @@ func silent(t testing.TB, s *Server, addr string, n int) (each, goroutines int) 
 					return
 				}
 				clients[i] = c
-				p := handshake(t, c,
+				p := shake(t, c,
 					"User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/143.0.0.0 Safari/537.36",
 					"Pragma: no-cache", "Cache-Control: no-cache", "Origin: http://example.com", "Accept-Encoding: gzip, deflate, br, zstd",
 					"Accept-Language: en-GB,en;q=0.9", "Cookie: session=0123456789abcdef0123456789abcdef", "Sec-WebSocket-Extensions: permessage-deflate")
@@ -261,7 +261,7 @@ func BenchmarkSilent(b *testing.B) {
 		b.Run(server, func(b *testing.B) {
 			s, _ := newServer(b)
 			addr := serveBench(b, s, server == "httpd")
-			bytes, goroutines := silent(b, s, addr, 8000)
+			bytes, goroutines := silent(b, s, addr, 9500)
 			b.ReportMetric(float64(bytes), "B/socket")
 			b.ReportMetric(float64(goroutines), "goroutines")
 			b.ReportMetric(0, "ns/op")

@@ -104,7 +104,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, Errorf(http.StatusMethodNotAllowed, "a WebSocket wants GET"))
 		return
 	}
-	key, err := websocket.CheckRequest(func(name string) string { return strings.Join(r.Header.Values(name), ",") })
+	key, err := handshake(r)
 	if err != nil {
 		h.Set("Upgrade", "websocket")
 		h.Set("Sec-WebSocket-Version", "13")
@@ -134,7 +134,10 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, err.(*Error))
 		return
 	}
-	answer := http.Header{"Upgrade": {"websocket"}, "Sec-Websocket-Accept": {websocket.AcceptKey(key)}}
+	answer := http.Header{"Upgrade": {"websocket"}}
+	if key != "" {
+		answer.Set("Sec-WebSocket-Accept", websocket.AcceptKey(key))
+	}
 	if u, ok := w.(httpd.Upgrader); ok {
 		err = u.Upgrade(http.StatusSwitchingProtocols, answer, k.take)
 	} else {
@@ -143,6 +146,22 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		k.unregister()
 	}
+}
+
+// handshake checks the request for a WebSocket and returns its key. Over HTTP/2, where package httpd makes such a request of an
+// extended CONNECT, there is none: rfc8441#section-5.
+func handshake(r *http.Request) (key string, err error) {
+	get := func(name string) string { return strings.Join(r.Header.Values(name), ",") }
+	if r.ProtoMajor < 2 {
+		return websocket.CheckRequest(get)
+	}
+	switch {
+	case get("Upgrade") != "websocket":
+		return "", errors.New("no :protocol websocket")
+	case get("Sec-WebSocket-Version") != "13":
+		return "", errors.New("want version 13")
+	}
+	return "", nil
 }
 
 // register counts k, or refuses it.

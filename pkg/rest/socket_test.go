@@ -3,8 +3,11 @@ package rest
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -20,6 +23,8 @@ import (
 	"culvert.dev/pkg/httpd"
 	"culvert.dev/pkg/memnet"
 	"culvert.dev/pkg/websocket"
+
+	"golang.org/x/net/http2"
 )
 
 // peer is a client that does what it is told, on the bytes of a connection.
@@ -31,8 +36,8 @@ type peer struct {
 	in  []byte // read, not decoded
 }
 
-// handshake makes the handshake, with more header fields.
-func handshake(t testing.TB, c net.Conn, fields ...string) *peer {
+// shake makes the handshake, with more header fields.
+func shake(t testing.TB, c net.Conn, fields ...string) *peer {
 	t.Helper()
 	p := &peer{t: t, c: c, r: bufio.NewReader(c)}
 	head := "GET /api/ws HTTP/1.1\r\nHost: example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
@@ -170,7 +175,7 @@ func inBubble(t *testing.T, f func(t *testing.T, s *Server, connect func() net.C
 
 func TestMessages(t *testing.T) {
 	sockets(t, func(*Server) {}, func(t *testing.T, s *Server, connect func() net.Conn) {
-		p := handshake(t, connect())
+		p := shake(t, connect())
 		for message, want := range map[string]string{
 			`{"id":1,"call":"calc/Sum","in":{"a":3.12,"b":4.2}}`: `{"id":1,"result":7.32}`,
 			`{"call":"bare/Point","in":{"X":1,"y":2},"id":"a"}`:  `{"id":"a","result":{"x":1,"y":2}}`,
@@ -223,7 +228,7 @@ func TestParallel(t *testing.T) {
 				}
 			}),
 		}})
-		p := handshake(t, connect(), "User-Agent: tester", "X-Test: field")
+		p := shake(t, connect(), "User-Agent: tester", "X-Test: field")
 		p.send(`{"id":1,"call":"slow/Wait"}`, `{"id":2,"call":"slow/Wait"}`, `{"id":3,"call":"calc/Sum","in":{"a":1,"b":2}}`)
 		p.want(`{"id":3,"result":3}`)
 		p.send(`{"id":1,"cancel":true}`)
@@ -245,7 +250,7 @@ func TestSocketLimits(t *testing.T) {
 		s.Set(&Service{Root: "slow", Methods: []*Method{
 			Of("Wait", func(ctx context.Context, in struct{}) (string, error) { <-ctx.Done(); return "", ctx.Err() }),
 		}})
-		p := handshake(t, connect())
+		p := shake(t, connect())
 		p.send(`{"id":1,"call":"slow/Wait"}`, `{"id":2,"call":"slow/Wait"}`, `{"id":3,"call":"slow/Wait"}`,
 			`{"id":4,"call":"calc/Forever"}`, `{"id":5,"call":"calc/Forever"}`)
 		p.want(`{"id":3,"error":{"errorCode":429,"errorText":"2 calls are under way on this WebSocket: wait for their answers"}}`,
@@ -254,11 +259,11 @@ func TestSocketLimits(t *testing.T) {
 		p.want(`{"id":4,"error":{"errorCode":499,"errorText":"cancelled"}}`)
 
 		// Messages are bounded, and so is what has come of all that are not whole.
-		q := handshake(t, connect())
+		q := shake(t, connect())
 		half := websocket.AppendFrame(nil, websocket.Text, make([]byte, 1000), &websocket.Key{})[:900]
 		q.c.Write(half)
 		q.frame(websocket.Ping, "") // part of the message
-		r := handshake(t, connect())
+		r := shake(t, connect())
 		q.t, r.t = t, t
 		for s.partial.Load() < 800 {
 			time.Sleep(time.Millisecond)
@@ -294,6 +299,61 @@ func refused(t *testing.T, c net.Conn, fields ...string) string {
 	return res.Status
 }
 
+// TestHTTP2 has a WebSocket on a stream of HTTP/2.
+func TestHTTP2(t *testing.T) {
+	s, _ := newServer(t)
+	web := httptest.NewUnstartedServer(nil)
+	web.StartTLS() // for its certificate
+	defer web.Close()
+	core, err := evloop.New(evloop.Config{Loops: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &httpd.Server{Handler: s}
+	defer srv.Wait()
+	defer core.Close()
+	ln, err := srv.Listen(core, "tcp", "127.0.0.1:0", &tls.Config{Certificates: web.TLS.Certificates})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(web.Certificate())
+	transport := &http2.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: "example.com"}}
+	defer transport.CloseIdleConnections()
+	r, w := io.Pipe()
+	req, err := http.NewRequestWithContext(t.Context(), "CONNECT", "https://"+ln.Addr().String()+"/api/ws", r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = http.Header{":protocol": {"websocket"}, "Sec-Websocket-Version": {"13"}}
+	res, err := transport.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != 200 {
+		t.Fatal(res.Status)
+	}
+	p := &peer{t: t, c: half{w}, r: bufio.NewReader(res.Body)}
+	p.send(`{"id":1,"call":"calc/Sum","in":{"a":1,"b":2}}`)
+	p.want(`{"id":1,"result":3}`)
+	p.send(`{"id":2,"call":"calc/Count","in":{"to":2}}`)
+	p.want(`{"id":2,"event":0}`, `{"id":2,"event":1}`, `{"id":2,"end":true}`)
+	p.frame(websocket.Close, "")
+	p.want("CLOSE 1000", "END")
+	w.Close()
+}
+
+// half is a writer as a connection.
+type half struct{ io.WriteCloser }
+
+func (half) Read([]byte) (int, error)         { return 0, io.EOF }
+func (half) LocalAddr() net.Addr              { return nil }
+func (half) RemoteAddr() net.Addr             { return nil }
+func (half) SetDeadline(time.Time) error      { return nil }
+func (half) SetReadDeadline(time.Time) error  { return nil }
+func (half) SetWriteDeadline(time.Time) error { return nil }
+
 func TestConnect(t *testing.T) {
 	left := make(chan any, 10)
 	sockets(t, func(s *Server) {
@@ -315,8 +375,8 @@ func TestConnect(t *testing.T) {
 		if w := askFor(s, "GET", "/api/ws", ""); w.Code != 426 || w.Header().Get("Upgrade") != "websocket" {
 			t.Error(w.Code, w.Header())
 		}
-		ann := handshake(t, connect(), "Authorization: ann", "Origin: http://example.com")
-		bob := handshake(t, connect(), "Authorization: bob")
+		ann := shake(t, connect(), "Authorization: ann", "Origin: http://example.com")
+		bob := shake(t, connect(), "Authorization: bob")
 		ann.send(`{"id":1,"call":"calc/Forever"}`)
 		bob.send(`{"id":1,"call":"bare/Who"}`)
 		bob.want(`{"id":1,"result":"bare Who bob websocket  true "}`)
@@ -367,7 +427,7 @@ func TestBackpressure(t *testing.T) {
 				}
 			}),
 		}})
-		p := handshake(t, connect())
+		p := shake(t, connect())
 		p.send(`{"id":1,"call":"feed/Fast"}`)
 		p.next()
 		synctest.Wait() // it has filled what buffers there are, and stands still
@@ -394,7 +454,7 @@ func TestBackpressure(t *testing.T) {
 // TestAhead has a feed wait for one who has asked for no more.
 func TestAhead(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *Server, connect func() net.Conn) {
-		p := handshake(t, connect())
+		p := shake(t, connect())
 		p.send(`{"id":1,"call":"calc/Count","in":{"to":5},"ahead":2}`)
 		p.want(`{"id":1,"event":0}`, `{"id":1,"event":1}`)
 		synctest.Wait()
@@ -411,7 +471,7 @@ func TestAhead(t *testing.T) {
 
 func TestSilence(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *Server, connect func() net.Conn) {
-		p := handshake(t, connect())
+		p := shake(t, connect())
 		start := time.Now()
 		p.want("PING")
 		if d := time.Since(start); d < 30*time.Second || d > time.Minute+time.Second {
@@ -426,7 +486,7 @@ func TestSilence(t *testing.T) {
 		}
 
 		// Who begins a message ends it.
-		p = handshake(t, connect())
+		p = shake(t, connect())
 		p.c.Write(websocket.AppendFrame(nil, websocket.Text, []byte(`{"id":1}`), &websocket.Key{})[:10])
 		start = time.Now()
 		for p.c.SetReadDeadline(start.Add(10 * time.Minute)); ; {
@@ -445,7 +505,7 @@ func TestSilence(t *testing.T) {
 		}
 
 		// Who takes nothing has nothing.
-		p = handshake(t, connect())
+		p = shake(t, connect())
 		p.send(`{"id":1,"call":"calc/Count","in":{"to":10000000}}`)
 		p.next()
 		time.Sleep(5 * time.Minute)
