@@ -239,6 +239,9 @@ func fakeHandler(operators *auth.Operators) *admin.Handler {
 				{ID: "a1", Kind: admin.AlertDisk, Subject: "/var/lib/culvert", Text: "95 % are in use", Since: since, Resolved: &resolved},
 			}, nil
 		},
+		TestAlerts: func(context.Context) ([]admin.AlertDelivery, error) {
+			return []admin.AlertDelivery{{To: "https://hooks.example.com"}, {To: "ops@example.com", Error: "no such host"}}, nil
+		},
 		Logs: func(_ context.Context, in admin.Lines) ([]admin.LogLine, error) {
 			return logs[max(0, len(logs)-in.Lines):], nil
 		},
