@@ -30,12 +30,15 @@ var arrows = map[string][]string{
 		"pkg/accesslog", "pkg/acme", "pkg/acmetoml", "pkg/admin", "pkg/alert", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/history", "pkg/metrics", "pkg/relay", "pkg/relay/public", "pkg/rest", "pkg/tftp",
 	},
 	"cmd/relay-private": {
-		"pkg/acme", "pkg/acmetoml", "pkg/auth", "pkg/daemon", "pkg/diag", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/relay/private", "pkg/rest",
+		"pkg/acme", "pkg/acmetoml", "pkg/auth", "pkg/daemon", "pkg/diag", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/relay/private", "pkg/rest", "pkg/site",
 	},
 	"cmd/tunnelctl": {
 		"pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/tftp", "pkg/tftpd",
 	},
 
+	"docs/example": {"pkg/rest", "pkg/site"},
+
+	"pkg/site":    {"pkg/auth", "pkg/evloop", "pkg/relay", "pkg/relay/private"},
 	"pkg/admin":   {"pkg/accesslog", "pkg/auth", "pkg/rest"},
 	"pkg/metrics": {"pkg/relay/public"},
 

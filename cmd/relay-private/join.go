@@ -10,7 +10,6 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/daemon"
 	"culvert.dev/pkg/relay"
+	"culvert.dev/pkg/site"
 )
 
 // joinTimeout bounds all of the conversation with the public relay.
@@ -110,14 +110,9 @@ func join(ctx context.Context, o joinOptions, stdin io.Reader, stdout io.Writer)
 	if err != nil {
 		return daemon.UsageError(err.Error())
 	}
-	answer, err := redeem(ctx, token, tlsConfig, way, relay.JoinRequest{
-		Version:  relay.WireVersion,
-		Secret:   token.Secret,
-		Key:      auth.FormatPublicKey(public),
-		Software: "culvert " + version,
-	})
+	answer, err := site.Redeem(ctx, token, auth.FormatPublicKey(public), "culvert "+version, tlsConfig, way.dialer())
 	if err != nil {
-		return err
+		return fmt.Errorf("%w%s", err, hint(err, token))
 	}
 	authority := pinned()
 	if authority != nil {
@@ -162,42 +157,6 @@ func (o joinOptions) tls(token auth.Token) (_ *tls.Config, authority func() []by
 		return c, authority, nil
 	}
 	return &tls.Config{MinVersion: tls.VersionTLS13, ServerName: host}, func() []byte { return nil }, nil
-}
-
-// redeem asks the relay to take the key.
-func redeem(ctx context.Context, token auth.Token, c *tls.Config, way *outbound, in relay.JoinRequest) (relay.JoinResponse, error) {
-	transport := &http.Transport{TLSClientConfig: c, DialContext: way.dialer()}
-	defer transport.CloseIdleConnections()
-	client := &http.Client{
-		Transport:     transport,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the secret goes nowhere else
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+token.Relay+relay.JoinPath, bytes.NewReader(relay.Encode(in)))
-	if err != nil {
-		return relay.JoinResponse{}, err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := client.Do(req)
-	if err != nil {
-		return relay.JoinResponse{}, fmt.Errorf("join %s: %w%s", token.Relay, err, hint(err, token))
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, relay.MaxJoin+1))
-	if err != nil {
-		return relay.JoinResponse{}, fmt.Errorf("join %s: %w", token.Relay, err)
-	}
-	answer, err := relay.DecodeJoinResponse(b)
-	switch {
-	case err != nil && resp.StatusCode != http.StatusOK:
-		return answer, fmt.Errorf("join %s: it answers %s: is it a public relay?", token.Relay, resp.Status)
-	case err != nil:
-		return answer, fmt.Errorf("join %s: %w", token.Relay, err)
-	case answer.Error != nil:
-		return answer, fmt.Errorf("join %s: refused: %w", token.Relay, answer.Error)
-	case answer.Site != token.Site:
-		return answer, fmt.Errorf("join %s: the token is for site %q, the relay made it %q", token.Relay, token.Site, answer.Site)
-	}
-	return answer, nil
 }
 
 // hint says what to look at when the relay was not reached.

@@ -76,6 +76,9 @@ func (a *announcement) OnEOF() {
 	a.answered, a.peer.announceTries = true, 0
 	a.peer.published = nil
 	for _, reply := range list {
+		if r.Announced != nil {
+			r.Announced(a.peer.address, reply.Name, reply.Addresses, reply.Error)
+		}
 		if reply.Error != "" {
 			r.log.Warn("service refused", "relay", a.peer.address, "service", reply.Name, "err", reply.Error)
 			continue

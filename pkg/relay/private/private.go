@@ -104,6 +104,11 @@ type Relay struct {
 	// that is no *relay.OperateError is told as unreachable. If nil, operators reach services alone.
 	Socks func(ctx context.Context, network, address string) ([]netip.AddrPort, error)
 
+	// Announced is told what a public relay has answered of each service whenever services were announced: the addresses at
+	// which visitors reach it, if it is published, or why it is not. It is called on a loop, and must not wait. If nil, the
+	// log alone says it.
+	Announced func(relay, service string, addresses []string, problem string)
+
 	// OnReady is called once, when the first public relay has answered what it publishes. If nil, nobody is.
 	OnReady func()
 
@@ -214,7 +219,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 	defer r.closeListeners()
 	r.mu.Lock()
-	r.given = r.Services
+	if r.given == nil {
+		r.given = r.Services
+	}
 	list, err := r.makeServices(r.offeredLocked())
 	if err == nil {
 		r.services.Store(list)
@@ -287,12 +294,15 @@ func (r *Relay) drain() {
 
 // Reload replaces the services and announces the new ones. Streams that are open stay as they are, to the
 // end. After an error, such as a folder that is not there, the old services stay. It may be called from any
-// goroutine while Run runs.
+// goroutine, before Run, too, which then returns the error.
 func (r *Relay) Reload(list []Service) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	before := r.given
-	r.given = list
+	r.given = append([]Service{}, list...)
+	if r.services.Load() == nil { // Run announces them
+		return nil
+	}
 	err := r.offerLocked()
 	if err != nil {
 		r.given = before
