@@ -217,15 +217,21 @@ func upper(t *testing.T, network, address string) net.Listener {
 
 func serveUpper(ln net.Listener, done chan<- struct{}) {
 	defer close(done)
+	var conns sync.WaitGroup
+	defer conns.Wait()
 	for {
 		c, err := ln.Accept()
 		if err != nil {
 			return
 		}
-		b, _ := io.ReadAll(c)
-		io.WriteString(c, strings.ToUpper(string(b)))
-		c.Close()
+		conns.Go(func() { answerUpper(c) })
 	}
+}
+
+func answerUpper(c net.Conn) {
+	defer c.Close()
+	b, _ := io.ReadAll(c)
+	io.WriteString(c, strings.ToUpper(string(b)))
 }
 
 // A stream reaches the target, what is sent before the target is there is not lost, and the end of one
