@@ -71,6 +71,12 @@ type config struct {
 	// does not look.
 	FFmpeg string `toml:"ffmpeg"`
 
+	// Operators are the keys ("ed25519:…", as `tunnelctl operator key` prints them) of those operators who may reach the services, with
+	// `tunnelctl forward` and the like: this relay checks them itself, so that somebody who has broken into the public relay does not get
+	// in. "none" lets nobody in. By default whoever the public relay takes for an operator may. A change is taken up by SIGHUP, for
+	// new connections.
+	Operators daemon.Strings `toml:"operators"`
+
 	// Discovery lets operators of the public relay have this one look for cameras on its networks, with `tunnelctl cameras`:
 	// they see which devices there are and what they show, and may try a user and a password on them. The default is
 	// false. `relay-private cameras` looks without it.
@@ -219,6 +225,7 @@ type settings struct {
 	services     []private.Service
 	listen       listenConfig
 
+	operators []ed25519.PublicKey // nil: whoever the public relay takes for one
 	discovery bool
 	probed    []netip.AddrPort // of discovery, beside the networks
 
@@ -241,10 +248,34 @@ func load(name string) (s *settings, err error) {
 	return s, err
 }
 
+// operators reads the keys of operators.
+func (c *config) operators(f *daemon.File) (keys []ed25519.PublicKey) {
+	if len(c.Operators) == 1 && c.Operators[0] == "none" {
+		return []ed25519.PublicKey{nil} // whose key nobody has
+	}
+	if f.Has("operators") && len(c.Operators) == 0 {
+		f.Addf("operators", "operators is empty: name keys, or \"none\" to let nobody in, or leave it out to let in whoever the public relay takes for an operator")
+	}
+	for i, text := range c.Operators {
+		key, err := auth.ParsePublicKey(text)
+		if err != nil {
+			at := "operators"
+			if e := fmt.Sprintf("operators[%d]", i); f.Has(e) {
+				at = e
+			}
+			f.Addf(at, "operators: %q: %v: `tunnelctl operator key` prints it", text, err)
+			continue
+		}
+		keys = append(keys, key)
+	}
+	return keys
+}
+
 // settings checks the config and reads the files that it names. Mistakes go to f.
 func (c *config) settings(f *daemon.File, dir string) *settings {
 	s := &settings{site: c.Site, transport: c.Transport, links: c.Links, drainTimeout: time.Duration(c.DrainTimeout), discovery: c.Discovery, listen: c.Listen}
 	c.Listen.check(f)
+	s.operators = c.operators(f)
 	for i, a := range c.DiscoveryAddresses {
 		at, err := onvif.ParseAddress(a)
 		if err != nil {

@@ -4,6 +4,7 @@
 //	relay-private --config private.toml       runs
 //	relay-private --config private.toml --check
 //	relay-private cameras [--user NAME]       looks for cameras on the networks of this machine
+//	relay-private key [FILE]                  prints the public half of the site's key, for operators to compare
 //	relay-private keygen FILE                 makes a key by hand and prints its public half
 //	relay-private --relay HOST --key FILE --site NAME --publish https://app.example.com=http://127.0.0.1:8080
 //
@@ -12,7 +13,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"io"
 	"os"
@@ -98,8 +101,42 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cobra.Command {
 			return nil
 		},
 	}
-	root.AddCommand(joinCommand, camerasCommand(stdin, stdout, stderr), keygen)
+	root.AddCommand(joinCommand, camerasCommand(stdin, stdout, stderr), keygen, keyCommand(stdout))
 	return root
+}
+
+// keyCommand prints the public half of a key.
+func keyCommand(stdout io.Writer) *cobra.Command {
+	var config string
+	cmd := &cobra.Command{
+		Use:   "key [FILE]",
+		Short: "Print the public half of the site's key",
+		Long: "Print the public half of the site's key: of the key file FILE, or of the one that private.toml names.\n\n" +
+			"Operators compare it with what tunnelctl says when it reaches the site for the first time, or give it to tunnelctl as --site-key.",
+		Args: usage(cobra.MaximumNArgs(1)),
+		RunE: func(_ *cobra.Command, args []string) error {
+			var key ed25519.PrivateKey
+			switch {
+			case len(args) == 1 && config != "":
+				return daemon.UsageError("FILE and --config exclude each other")
+			case len(args) == 1:
+				var err error
+				if key, err = auth.ReadKey(args[0]); err != nil {
+					return err
+				}
+			default:
+				s, err := load(cmp.Or(config, "private.toml"))
+				if err != nil {
+					return err
+				}
+				key = s.key
+			}
+			fmt.Fprintln(stdout, auth.FormatPublicKey(key.Public().(ed25519.PublicKey)))
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", "", "`private.toml` (default: that in this folder)")
+	return cmd
 }
 
 // usage makes usage errors of a check of arguments.

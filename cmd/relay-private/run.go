@@ -140,6 +140,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		Links:        s.links,
 		Machine:      s.machine,
 		Services:     s.services,
+		Operators:    s.operators,
 		MaxFlows:     maxFlows(daemon.MaxFiles(), len(s.relays)),
 		FFmpeg:       s.ffmpeg,
 		DrainTimeout: s.drainTimeout,
@@ -233,6 +234,7 @@ func reload(r *private.Relay, o options, old *settings, certs *certificates, sea
 		log.Warn("reload: a change of relay, site, key, ca, transport, links, proxy, state, listen, acme, ffmpeg or drain_timeout needs a restart")
 	}
 	certs.retry()
+	r.SetOperators(s.operators)
 	search.settings.Store(s)
 	told.settings.Store(s)
 	log.Info("reloaded", "services", len(s.services))
