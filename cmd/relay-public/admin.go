@@ -64,7 +64,6 @@ func (d *door) handler(here net.Addr) *admin.Handler {
 		},
 		Alerts:     d.alerts.list,
 		TestAlerts: d.alerts.test,
-		Forward:    http.HandlerFunc(r.ServeForward),
 		Operate:    http.HandlerFunc(r.ServeOperate),
 		Healthy:    d.turning.Turn,
 		Ready: func(context.Context) error {

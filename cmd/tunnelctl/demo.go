@@ -32,6 +32,7 @@ import (
 
 	"culvert.dev/pkg/admin"
 	"culvert.dev/pkg/auth"
+	"culvert.dev/pkg/operate"
 )
 
 // The names of the demo. Browsers and curl take every name under localhost for this machine.
@@ -600,7 +601,10 @@ func (d *demo) visitTCP(ctx context.Context) (string, error) {
 }
 
 func (d *demo) visitForward(ctx context.Context) (string, error) {
-	c, err := d.client.Forward(ctx, demoSite, "operators-echo")
+	known := &operate.KnownSites{File: filepath.Join(d.dir, "known_sites"), Relay: d.admin}
+	o := &operate.Client{Address: d.admin, Plain: true, Token: d.client.Token, Trust: known.Trust}
+	defer o.Close()
+	c, err := o.Open(ctx, demoSite, "operators-echo")
 	if err != nil {
 		return "", err
 	}

@@ -6,16 +6,17 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
+	"net/netip"
+	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"culvert.dev/pkg/admin"
 	"culvert.dev/pkg/daemon"
+	"culvert.dev/pkg/operate"
+	"culvert.dev/pkg/relay"
 )
 
 // duplex is a connection each of whose directions ends on its own.
@@ -33,65 +34,70 @@ func (l local) Abort() {
 	l.Close()
 }
 
-// remote is a stream to a service whose reads say why they can have failed.
-type remote struct{ duplex }
+const (
+	// maxUDPFlows bounds the programs that use a forward of datagrams at a time; a flow ends when it has been silent for udpIdle.
+	maxUDPFlows = 256
+	udpIdle     = 2 * time.Minute
 
-var errBroken = errors.New("broken off: its target cannot be reached or has reset it, or a relay was stopped; the private relay's log says more")
-
-func (r remote) Read(p []byte) (int, error) {
-	n, err := r.duplex.Read(p)
-	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.ErrUnexpectedEOF) { // without TLS, and with it
-		err = errBroken
-	}
-	return n, err
-}
+	// udpWaiting bounds the datagrams that wait for their flow to the site.
+	udpWaiting = 64
+)
 
 func forwardCommand(at *where) *cobra.Command {
-	return &cobra.Command{
-		Use:   "forward SITE/SERVICE [LOCAL]",
-		Short: "Offer a site's service on a port of this machine",
-		Long: "Offer a site's service on a port of this machine, until Ctrl-C.\n\n" +
-			"LOCAL is a port or HOST:PORT; without it, a free port of 127.0.0.1 is taken and printed.",
-		Args:              usage(cobra.RangeArgs(1, 2)),
-		ValidArgsFunction: completeServices(at, 1),
+	r := &reach{at: at}
+	udp := false
+	cmd := &cobra.Command{
+		Use:   "forward SITE/SERVICE [LOCAL] [SITE/SERVICE [LOCAL]]...",
+		Short: "Offer services of sites on ports of this machine",
+		Long: "Offer services of sites on ports of this machine, until Ctrl-C.\n\n" +
+			"LOCAL is a port or HOST:PORT; without it, a free port of 127.0.0.1 is taken and printed. Several services may be named, each with or without LOCAL.\n\n" +
+			"What goes over a connection is encrypted from here to the private relay: the public relay reads none of it. Connections that are open live on while this machine " +
+			"sleeps, moves to another network or loses its own for a while. With --udp, services with datagrams (udp:// targets) are forwarded.",
+		Example: "  tunnelctl forward office/db 5432\n" +
+			"  tunnelctl forward office/db 5432 office/wiki 8080 lab/ssh\n" +
+			"  tunnelctl forward --udp office/dns 5353",
+		Args:              usage(cobra.MinimumNArgs(1)),
+		ValidArgsFunction: completeServices(at, 100),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			site, service, err := splitService(args[0])
+			list, err := parseForwards(args)
 			if err != nil {
 				return err
 			}
-			listen := "127.0.0.1:0"
-			if len(args) == 2 {
-				if listen, err = localAddress(args[1]); err != nil {
-					return err
-				}
-			}
-			c, err := at.client()
+			c, err := r.open(cmd)
 			if err != nil {
 				return err
 			}
-			ln, err := net.Listen("tcp", listen)
-			if err != nil {
-				return fmt.Errorf("%w: choose another LOCAL, or none for a free port", err)
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s -> %s/%s\n", ln.Addr(), site, service)
-			f := &forwarder{client: c, site: site, service: service, errs: cmd.ErrOrStderr()}
-			return f.serve(cmd.Context(), ln)
+			defer c.Close()
+			c.OnLink = r.linked()
+			return r.forward(cmd, list, udp)
 		},
 	}
+	r.flags(cmd)
+	cmd.Flags().BoolVar(&udp, "udp", false, "forward datagrams: the services have udp:// targets, and LOCAL are UDP ports")
+	return cmd
 }
 
-// explainForward adds what to do next to a refusal of a stream.
-func explainForward(c *admin.Client, err error, site, service string) error {
-	var refused *admin.Error
-	if errors.As(err, &refused) {
-		switch refused.Code {
-		case http.StatusNotFound:
-			return failf(exitNotFound, "the relay knows no service %s/%s: tunnelctl services lists them", site, service)
-		case http.StatusServiceUnavailable:
-			return fmt.Errorf("%s/%s: %w tunnelctl sites shows its state", site, service, err)
+// forwarding is a service and where it is to be offered.
+type forwarding struct{ site, service, listen string }
+
+func (f forwarding) String() string { return f.site + "/" + f.service }
+
+// parseForwards reads SITE/SERVICE [LOCAL] as often as it comes.
+func parseForwards(args []string) (list []forwarding, err error) {
+	for i := 0; i < len(args); i++ {
+		f := forwarding{listen: "127.0.0.1:0"}
+		if f.site, f.service, err = splitService(args[i]); err != nil {
+			return nil, err
 		}
+		if i+1 < len(args) && !strings.Contains(args[i+1], "/") {
+			i++
+			if f.listen, err = localAddress(args[i]); err != nil {
+				return nil, err
+			}
+		}
+		list = append(list, f)
 	}
-	return explain(c, err)
+	return list, nil
 }
 
 func splitService(s string) (site, service string, err error) {
@@ -119,13 +125,85 @@ func localAddress(s string) (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
+// linked tells a person when the way to a relay is lost, and when it is back.
+func (r *reach) linked() func(site string, err error) {
+	lost := make(map[string]bool)
+	return func(site string, err error) { // on one loop
+		switch {
+		case err != nil:
+			lost[site] = true
+			r.errs.printf("%s: the way to the relay is lost: connections wait (%v)", site, err)
+		case lost[site]:
+			delete(lost, site)
+			r.errs.printf("%s: the way to the relay is back", site)
+		}
+	}
+}
+
+// forward listens, and serves until ctx ends.
+func (r *reach) forward(cmd *cobra.Command, list []forwarding, udp bool) error {
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	network := "tcp"
+	if udp {
+		network = "udp"
+	}
+	var serve []func(context.Context) error
+	defer func() {
+		for range serve { // those that were not begun end with ctx
+			cancel()
+		}
+	}()
+	for _, f := range list {
+		_, err := r.client.Check(ctx, f.site, f.service, network)
+		if e, ok := errors.AsType[*operate.Error](err); ok && e.Code == relay.OperateAway {
+			r.errs.printf("%v: %v", f, err) // it may come back
+		} else if err != nil {
+			return r.explain(f.String(), err)
+		}
+	}
+	var lines []string
+	for _, f := range list {
+		w := &forwarder{reach: r, forwarding: f}
+		if udp {
+			pc, err := net.ListenPacket("udp", f.listen)
+			if err != nil {
+				return fmt.Errorf("%w: choose another LOCAL, or none for a free port", err)
+			}
+			defer pc.Close()
+			serve = append(serve, func(ctx context.Context) error { return w.serveUDP(ctx, pc.(*net.UDPConn)) })
+			lines = append(lines, fmt.Sprintf("%s/udp -> %v\n", pc.LocalAddr(), f))
+			continue
+		}
+		ln, err := net.Listen("tcp", f.listen)
+		if err != nil {
+			return fmt.Errorf("%w: choose another LOCAL, or none for a free port", err)
+		}
+		defer ln.Close()
+		serve = append(serve, func(ctx context.Context) error { return w.serve(ctx, ln) })
+		lines = append(lines, fmt.Sprintf("%s -> %v\n", ln.Addr(), f))
+	}
+	for _, line := range lines { // when all of them can be had
+		io.WriteString(cmd.OutOrStdout(), line)
+	}
+	ended := make(chan error, len(serve))
+	for _, f := range serve {
+		go func() { ended <- f(ctx) }()
+	}
+	var err error
+	for range serve {
+		if e := <-ended; e != nil && err == nil {
+			err = e
+			cancel()
+		}
+	}
+	return err
+}
+
 // forwarder gives each connection to a local listener a stream to one service.
 type forwarder struct {
-	client        *admin.Client
-	site, service string
-
-	mu   sync.Mutex
-	errs io.Writer // guarded by mu
+	*reach
+	forwarding
 }
 
 // serve accepts until ctx ends, which is no error, and returns when every connection is closed.
@@ -166,28 +244,145 @@ func pause(ctx context.Context, d time.Duration) bool {
 // or the site may be back for the next one.
 func (f *forwarder) carry(ctx context.Context, conn local) {
 	defer conn.Close()
-	stream, err := f.client.Forward(ctx, f.site, f.service)
+	stream, err := f.client.Open(ctx, f.site, f.service)
 	if err != nil {
 		if ctx.Err() == nil {
-			f.report(explainForward(f.client, err, f.site, f.service))
+			f.report(err)
 		}
 		conn.Abort() // an orderly end would look like an empty answer
 		return
 	}
 	defer stream.Close()
-	err = splice(ctx, conn, remote{stream})
-	if errors.Is(err, errBroken) {
-		err = errBroken // without the local address
-	}
-	if err != nil && ctx.Err() == nil {
+	if err = splice(ctx, conn, stream); err != nil && ctx.Err() == nil {
 		f.report(err)
 	}
 }
 
 func (f *forwarder) report(err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	fmt.Fprintf(f.errs, "%s %s/%s: %s\n", time.Now().Format(time.TimeOnly), f.site, f.service, printable(err.Error()))
+	text := f.explain(f.String(), err).Error()
+	if !strings.HasPrefix(text, f.String()) {
+		text = f.String() + ": " + text
+	}
+	f.errs.printf("%s", text)
+}
+
+// serveUDP forwards datagrams until ctx ends. Each address that sends some has a flow of its own, as it would have at the service.
+func (f *forwarder) serveUDP(ctx context.Context, pc *net.UDPConn) error {
+	defer context.AfterFunc(ctx, func() { pc.Close() })()
+	u := &udpForward{forwarder: f, pc: pc, flows: make(map[netip.AddrPort]*udpFlow)}
+	defer u.over.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	buf := make([]byte, 64<<10)
+	for {
+		n, from, err := pc.ReadFromUDPAddrPort(buf)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		case err != nil: // of a datagram before, that nobody took
+			if !pause(ctx, 10*time.Millisecond) {
+				return nil
+			}
+			continue
+		}
+		u.send(ctx, from, buf[:n])
+	}
+}
+
+// udpForward is the flows of one local port.
+type udpForward struct {
+	*forwarder
+	pc   *net.UDPConn
+	over sync.WaitGroup
+
+	mu    sync.Mutex
+	flows map[netip.AddrPort]*udpFlow
+	full  bool // it was reported that there are too many
+}
+
+// udpFlow is the datagrams of one address.
+type udpFlow struct {
+	out chan []byte // to the site
+}
+
+// send passes a datagram on. When there is no room it is lost, as on any path.
+func (u *udpForward) send(ctx context.Context, from netip.AddrPort, b []byte) {
+	u.mu.Lock()
+	flow := u.flows[from]
+	if flow == nil {
+		if len(u.flows) >= maxUDPFlows {
+			if !u.full {
+				u.full = true
+				u.report(fmt.Errorf("more than %d addresses use it at a time: the others are not heard", maxUDPFlows))
+			}
+			u.mu.Unlock()
+			return
+		}
+		flow = &udpFlow{out: make(chan []byte, udpWaiting)}
+		u.flows[from] = flow
+		u.over.Go(func() { u.carry(ctx, from, flow) })
+	}
+	u.mu.Unlock()
+	select {
+	case flow.out <- append([]byte(nil), b...):
+	default:
+	}
+}
+
+// carry serves one address until it is silent, or the flow ends.
+func (u *udpForward) carry(ctx context.Context, from netip.AddrPort, flow *udpFlow) {
+	defer func() {
+		u.mu.Lock()
+		delete(u.flows, from)
+		u.full = false
+		u.mu.Unlock()
+	}()
+	conn, err := u.client.OpenPacket(ctx, u.site, u.service)
+	if err != nil {
+		if ctx.Err() == nil {
+			u.report(err)
+			pause(ctx, time.Second) // before the next try
+		}
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	idle := time.AfterFunc(udpIdle, cancel)
+	defer idle.Stop()
+	back := make(chan struct{})
+	go func() {
+		defer close(back)
+		defer cancel()
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := conn.Read(buf)
+			if err != nil {
+				if ctx.Err() == nil && err != io.EOF {
+					u.report(err)
+				}
+				return
+			}
+			idle.Reset(udpIdle)
+			u.pc.WriteToUDPAddrPort(buf[:n], from)
+		}
+	}()
+	defer func() {
+		conn.Close()
+		<-back
+	}()
+	for {
+		select {
+		case b := <-flow.out:
+			idle.Reset(udpIdle)
+			if _, err := conn.Write(b); err != nil {
+				return
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // splice copies both ways and returns when both directions have ended. If one fails, or ctx ends, it
@@ -218,11 +413,12 @@ func copyHalf(c chan<- error, to, from duplex) {
 }
 
 func connectCommand(at *where) *cobra.Command {
-	return &cobra.Command{
+	r := &reach{at: at}
+	cmd := &cobra.Command{
 		Use:   "connect SITE/SERVICE",
 		Short: "Connect stdin and stdout to a site's service",
-		Long: "Connect stdin and stdout to a site's service. With OpenSSH:\n\n" +
-			"  ssh -o ProxyCommand='tunnelctl connect office/ssh-jump' user@office",
+		Long: "Connect stdin and stdout to a site's service, encrypted from here to the private relay. With OpenSSH:\n\n" +
+			"  ssh -o ProxyCommand='tunnelctl connect office/ssh' user@office",
 		Args:              usage(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeServices(at, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -230,28 +426,27 @@ func connectCommand(at *where) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c, err := at.client()
+			c, err := r.open(cmd)
 			if err != nil {
 				return err
 			}
-			stream, err := c.Forward(cmd.Context(), site, service)
+			defer c.Close()
+			stream, err := c.Open(cmd.Context(), site, service)
 			if err != nil {
-				return explainForward(c, err, site, service)
+				return r.explain(args[0], err)
 			}
-			err = connect(cmd.Context(), remote{stream}, cmd.InOrStdin(), cmd.OutOrStdout())
-			if errors.Is(err, errBroken) {
-				return fmt.Errorf("%s: %w", args[0], errBroken)
-			}
-			return err
+			return r.explain(args[0], connect(cmd.Context(), stream, cmd.InOrStdin(), cmd.OutOrStdout()))
 		},
 	}
+	r.flags(cmd)
+	return cmd
 }
 
 // connect copies until the service has finished. The end of in is passed on and ends nothing else;
 // a read of in that blocks is left behind, the process ends anyway.
 func connect(ctx context.Context, stream duplex, in io.Reader, out io.Writer) error {
 	defer stream.Close()
-	defer context.AfterFunc(ctx, func() { stream.Close() })()
+	defer context.AfterFunc(ctx, stream.Abort)()
 	go sendInput(stream, in)
 	_, err := io.Copy(out, stream)
 	if ctx.Err() != nil {
@@ -261,8 +456,8 @@ func connect(ctx context.Context, stream duplex, in io.Reader, out io.Writer) er
 }
 
 func sendInput(stream duplex, in io.Reader) {
-	if _, err := io.Copy(stream, in); err != nil {
-		stream.Close() // the reader of the stream reports why
+	if _, err := io.Copy(stream, in); err != nil && !errors.Is(err, os.ErrClosed) {
+		stream.Abort() // the reader of the stream reports why
 		return
 	}
 	_ = stream.CloseWrite()

@@ -4,16 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -27,7 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const token = "operators-token-of-a-test"
 
-// startRelay serves an admin API whose forwarded streams end at an echo, and returns the flags
+// startRelay serves an admin API, and returns the flags
 // that lead to it.
 func startRelay(t *testing.T, status *admin.Status) []string {
 	dir := t.TempDir()
@@ -72,47 +69,12 @@ func startRelay(t *testing.T, status *admin.Status) []string {
 			}
 			return &admin.Cameras{Devices: json.RawMessage(`[{"id":"x","address":"10.0.0.20","name":"Gate of ` + in.User + " by " + in.Password + `","streams":[{"url":"rtsp://10.0.0.20/h264"}]}]`)}, nil
 		},
-		Forward: http.HandlerFunc(echoStream),
 	}
 	srv := httptest.NewServer(h)
 	t.Cleanup(srv.Close)
 	t.Cleanup(func() { h.Close() })
 	return []string{"--admin", srv.Listener.Addr().String(), "--token-file", file}
 }
-
-func echoStream(w http.ResponseWriter, r *http.Request) {
-	switch r.URL.Path {
-	case admin.ForwardPath + "office/echo", admin.ForwardPath + "office/upload", admin.ForwardPath + "office/broken":
-	case admin.ForwardPath + "office/away":
-		http.Error(w, "The site is away.", http.StatusServiceUnavailable)
-		return
-	default:
-		http.Error(w, "no such service", http.StatusNotFound)
-		return
-	}
-	conn, rw, err := w.(http.Hijacker).Hijack()
-	if err != nil {
-		panic(err)
-	}
-	defer conn.Close()
-	io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+admin.Upgrade+"\r\n\r\n")
-	if strings.HasSuffix(r.URL.Path, "/broken") {
-		io.ReadFull(rw, make([]byte, 1))
-		local{conn.(*net.TCPConn)}.Abort()
-		return
-	}
-	if strings.HasSuffix(r.URL.Path, "/upload") {
-		conn.Write([]byte("ok"))
-		_, err := io.Copy(io.Discard, rw)
-		uploadc <- err
-		return
-	}
-	io.Copy(conn, rw)
-	io.WriteString(conn, "|end")
-}
-
-// uploadc gets how each upload to office/upload ended.
-var uploadc = make(chan error, 1)
 
 // tunnelctl runs the program and returns its exit code and output.
 func tunnelctl(ctx context.Context, stdin string, args ...string) (code int, stdout, stderr string) {
@@ -191,8 +153,6 @@ func TestCommands(t *testing.T) {
 		{"nonsense", 2, nil, []string{"nonsense"}},
 		{"status --nonsense", 2, nil, []string{"nonsense"}},
 		{"connect office", 2, nil, []string{"want SITE/SERVICE"}},
-		{"connect office/away", 5, nil, []string{"office/away: The site is away. tunnelctl sites"}},
-		{"connect office/nothing", 4, nil, []string{"no service office/nothing: tunnelctl services"}},
 		{"forward office/echo 999999", 2, nil, []string{"is no port"}},
 		{"status --admin 192.0.2.1:7070", 2, nil, []string{"in the clear"}},
 		{"status --admin relay", 2, nil, []string{"want HOST:PORT"}},
@@ -258,133 +218,8 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-// The end of stdin reaches the service, and what it says afterwards still arrives.
-func TestConnect(t *testing.T) {
-	relay := startRelay(t, nil)
-	code, stdout, stderr := tunnelctl(t.Context(), "some input", append(relay, "connect", "office/echo")...)
-	if code != 0 || stdout != "some input|end" {
-		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
-	}
-}
-
-func TestForward(t *testing.T) {
-	relay := startRelay(t, nil)
-	ctx, cancel := context.WithCancel(t.Context())
-	r, w := io.Pipe()
-	codec := make(chan int, 1)
-	go runForward(ctx, codec, w, append(relay, "forward", "office/echo"))
-
-	// It prints where it listens.
-	line := make([]byte, 100)
-	n, err := r.Read(line)
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr, service, ok := strings.Cut(strings.TrimSpace(string(line[:n])), " -> ")
-	if !ok || service != "office/echo" || !strings.HasPrefix(addr, "127.0.0.1:") {
-		t.Fatalf("it printed %q", line[:n])
-	}
-
-	// Each connection is a stream of its own; half-close passes both ways.
-	for i := range 3 {
-		c, err := net.Dial("tcp", addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Fprintf(c, "hello %d", i)
-		c.(*net.TCPConn).CloseWrite()
-		if b, err := io.ReadAll(c); string(b) != fmt.Sprintf("hello %d|end", i) || err != nil {
-			t.Errorf("read %q, %v", b, err)
-		}
-		c.Close()
-	}
-
-	// A connection that is open when it is told to end does not hold it, and ending so is no error.
-	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	io.WriteString(c, "x")
-	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	if code := <-codec; code != 0 {
-		t.Errorf("exit code %d", code)
-	}
-}
-
 func runForward(ctx context.Context, codec chan<- int, stdout io.Writer, args []string) {
 	codec <- command(ctx, args, strings.NewReader(""), stdout, io.Discard)
-}
-
-// A connection that cannot be forwarded is reset, so that its client does not take it for an empty
-// answer; the next one is tried again.
-func TestForwardRefused(t *testing.T) {
-	relay := startRelay(t, nil)
-	ctx, cancel := context.WithCancel(t.Context())
-	r, w := io.Pipe()
-	codec := make(chan int, 1)
-	go runForward(ctx, codec, w, append(relay, "forward", "office/away"))
-	line := make([]byte, 100)
-	n, err := r.Read(line)
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr, _, _ := strings.Cut(string(line[:n]), " -> ")
-	for range 2 {
-		c, err := net.Dial("tcp", addr)
-		if errors.Is(err, syscall.ECONNRESET) {
-			continue // the reset was faster than the dialler
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF {
-			t.Errorf("read: %v, want a reset", err)
-		}
-		c.Close()
-	}
-	cancel()
-	<-codec
-}
-
-// A stream that breaks off, as when its target cannot be reached, is named by its service: the addresses of the
-// connection to the relay help nobody.
-func TestConnectBroken(t *testing.T) {
-	var stderr strings.Builder
-	code := command(t.Context(), append(startRelay(t, nil), "connect", "office/broken"), strings.NewReader("x"), io.Discard, &stderr)
-	if want := "tunnelctl: office/broken: broken off: "; code != 1 || !strings.HasPrefix(stderr.String(), want) {
-		t.Errorf("exit code %d, %q, want %q", code, &stderr, want)
-	}
-}
-
-// A client that breaks off is not one that has finished: the service sees it break off, too.
-func TestForwardAborted(t *testing.T) {
-	relay := startRelay(t, nil)
-	ctx, cancel := context.WithCancel(t.Context())
-	r, w := io.Pipe()
-	codec := make(chan int, 1)
-	go runForward(ctx, codec, w, append(relay, "forward", "office/upload"))
-	line := make([]byte, 100)
-	n, err := r.Read(line)
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr, _, _ := strings.Cut(string(line[:n]), " -> ")
-	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(c, make([]byte, 2)); err != nil {
-		t.Fatal(err)
-	}
-	local{c.(*net.TCPConn)}.Abort()
-	if err := <-uploadc; err == nil {
-		t.Error("the service took a broken upload for a whole one")
-	}
-	cancel()
-	<-codec
 }
 
 func TestSizeAndAge(t *testing.T) {

@@ -8,7 +8,7 @@
 //	POST /api/login, /api/logout             a cookie for a token, for browsers
 //	     /api/ROOT/METHOD                    the methods, see methods.go; /api/ws for many on one WebSocket
 //	GET  /api/openapi.json, /api/docs        what they are
-//	GET  /.culvert/forward/SITE/SERVICE      Upgrade: a stream to the service (see package relay)
+//	GET  /.culvert/operate/SITE              WebSocket: a link of an operator, for streams to services (see package operate)
 //	GET  /...                                files of a page for browsers, which need no token
 //
 // A server is a Handler with its func fields filled in:
@@ -119,10 +119,6 @@ type Handler struct {
 	// anybody who has a token may call those that do not.
 	Services []*rest.Service
 
-	// Forward serves the upgrade to a stream. Handler has checked the token; OperatorOf(r.Context()) has the operator.
-	// nil: 404.
-	Forward http.Handler
-
 	// Operate serves what is below OperatePath. It checks the token itself. nil: 404.
 	Operate http.Handler
 
@@ -158,11 +154,8 @@ type Handler struct {
 	held   map[string]*held // by operator
 }
 
-// ForwardPath begins the path of a forward request, on the admin listener and on the relay's own
-// domain alike: ForwardPath + SITE + "/" + SERVICE.
-const ForwardPath = "/.culvert/forward/"
-
-// OperatePath begins the path of a link of an operator, as that of ForwardPath: OperatePath + SITE.
+// OperatePath begins the path of a link of an operator, on the admin listener and on the relay's own domain alike:
+// OperatePath + SITE.
 const OperatePath = "/.culvert/operate/"
 
 // signature is the header field of every answer to who has been let in, so that a client knows whom it speaks to.
@@ -219,7 +212,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	isOperate := strings.HasPrefix(path, OperatePath)
-	isFile := !isOperate && !strings.HasPrefix(path, "/api/") && !strings.HasPrefix(path, "/debug/") && !strings.HasPrefix(path, ForwardPath) && path != "/metrics"
+	isFile := !isOperate && !strings.HasPrefix(path, "/api/") && !strings.HasPrefix(path, "/debug/") && path != "/metrics"
 	if err := h.ours(r, isFile); err != nil {
 		h.refuse(w, r, nil, err)
 		return
@@ -255,8 +248,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case strings.HasPrefix(path, "/api/"):
 		h.api.ServeHTTP(w, r)
 		return
-	case strings.HasPrefix(path, ForwardPath):
-		need, next = auth.Operate, h.Forward
 	case path == "/metrics":
 		need, next = auth.Viewer, h.Metrics
 	case strings.HasPrefix(path, "/debug/"):

@@ -1,14 +1,12 @@
 package admin
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -83,7 +81,6 @@ func (r *relay) handler(t *testing.T) *Handler {
 			r.promoted = append(r.promoted, p)
 			return &Promoted{Session: "3f2a9c01"}, nil
 		},
-		Forward: http.HandlerFunc(echoUpgrade),
 		Metrics: ok,
 		Debug:   ok,
 		Healthy: func(context.Context) error { return r.sick },
@@ -92,22 +89,6 @@ func (r *relay) handler(t *testing.T) *Handler {
 	}
 	t.Cleanup(func() { h.Close() })
 	return h
-}
-
-// echoUpgrade sends back what it is sent, and a last word after the peer's half-close.
-func echoUpgrade(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path != ForwardPath+"office/ssh" {
-		http.Error(w, "no such service", http.StatusNotFound)
-		return
-	}
-	conn, rw, err := w.(http.Hijacker).Hijack()
-	if err != nil {
-		panic(err)
-	}
-	defer conn.Close()
-	io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+Upgrade+"\r\n\r\nhello ")
-	io.Copy(conn, rw)
-	io.WriteString(conn, " bye")
 }
 
 func start(t *testing.T, r *relay) *Client {
@@ -171,13 +152,11 @@ func TestClient(t *testing.T) {
 		{second(c.AddSite(ctx, Invite{Name: "x"})), 400, "publish pattern"},
 		{second(c.AddSite(ctx, Invite{Name: "x", Publish: []string{"tcp://:1"}, Standby: true})), 400, "leave the patterns out"},
 		{second(c.AddSite(ctx, Invite{Name: "x", Publish: []string{"tcp://:1"}, TTL: 1e9})), 400, "31 days"},
-		{second(c.Forward(ctx, "office", "nothing")), 404, "no such service"},
 		{second(c.Site(ctx, "nowhere")), 404, `no site "nowhere": `},
 		{second(c.Services(ctx, "nowhere")), 404, `no site "nowhere": `},
 		{second(c.Streams(ctx, Filter{})), 404, "this relay has no list of streams"},
 		{c.KickStream(ctx, "s1"), 404, "this relay has no way to end streams"},
 		{second((&Client{Base: c.Base, Token: "guess"}).Status(ctx)), 401, "admin.token"},
-		{second((&Client{Base: c.Base, Token: "guess"}).Forward(ctx, "office", "ssh")), 401, "admin.token"},
 	} {
 		var e *Error
 		if !errors.As(tc.err, &e) || e.Code != tc.code || !strings.Contains(e.Text, tc.text) {
@@ -187,51 +166,6 @@ func TestClient(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
-
-func TestForwardHalfClose(t *testing.T) {
-	c := start(t, &relay{})
-	s, err := c.Forward(t.Context(), "office", "ssh")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	io.WriteString(s, "ping")
-	if err := s.CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
-	if b, err := io.ReadAll(s); string(b) != "hello ping bye" || err != nil {
-		t.Fatalf("read %q, %v: the answer after our half-close is missing", b, err)
-	}
-}
-
-// A relay that accepts and says nothing does not hold the caller longer than its context.
-func TestForwardSilentRelay(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	acceptc := make(chan struct{})
-	go acceptAndCancel(ln, cancel, acceptc)
-	c := &Client{Base: &url.URL{Scheme: "http", Host: ln.Addr().String()}, Token: token}
-	if _, err := c.Forward(ctx, "office", "ssh"); !errors.Is(err, context.Canceled) {
-		t.Errorf("Forward = %v, want it to end with the context", err)
-	}
-	<-acceptc
-}
-
-func acceptAndCancel(ln net.Listener, cancel func(), donec chan struct{}) {
-	defer close(donec)
-	conn, err := ln.Accept()
-	if err != nil {
-		return
-	}
-	defer conn.Close()
-	http.ReadRequest(bufio.NewReader(conn))
-	cancel()
-	io.Copy(io.Discard, conn)
-}
 
 func TestAdmission(t *testing.T) {
 	const auth = "Bearer " + token
@@ -283,7 +217,6 @@ func TestAdmission(t *testing.T) {
 		{"promote", "POST", "/api/sites/Promote", map[string]string{"Host": "localhost", "Authorization": auth, "Content-Type": jsonType}, `{"name":"office"}`, 200},
 		{"no page", "GET", "/", map[string]string{"Host": "localhost", "Authorization": auth}, "", 404},
 		{"no page, and no token", "GET", "/", map[string]string{"Host": "localhost"}, "", 401},
-		{"forward needs the token", "GET", ForwardPath + "office/ssh", map[string]string{"Host": "localhost"}, "", 401},
 		{"login by a form", "POST", "/api/login", map[string]string{"Host": "localhost", "Content-Type": "application/x-www-form-urlencoded"}, "token=" + token, 415},
 		{"login by a link", "GET", "/api/login", map[string]string{"Host": "localhost"}, "", 405},
 		{"login of another page", "POST", "/api/login", map[string]string{"Host": "localhost", "Content-Type": jsonType, "Origin": "http://evil.example"}, `{"token":"` + token + `"}`, 403},

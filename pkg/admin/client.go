@@ -1,7 +1,6 @@
 package admin
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -13,8 +12,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
-	"time"
 
 	"culvert.dev/pkg/rest"
 )
@@ -335,120 +332,4 @@ func (c *Client) Version(ctx context.Context) (Version, error) {
 func (c *Client) Drain(ctx context.Context) error {
 	_, err := call[None](ctx, c, "relay/Drain", None{})
 	return err
-}
-
-// Conn is a connection to a service through the relay. Closing one direction leaves the other.
-type Conn struct {
-	net.Conn
-	r *bufio.Reader // what follows the answer's header may already be in here
-}
-
-func (s *Conn) Read(p []byte) (int, error) { return s.r.Read(p) }
-
-// CloseWrite tells the service that no more data comes.
-func (s *Conn) CloseWrite() error { return s.Conn.(interface{ CloseWrite() error }).CloseWrite() }
-
-// Abort ends both directions at once, so that the service does not take what it has got for all.
-func (s *Conn) Abort() {
-	conn := s.Conn
-	if t, ok := conn.(*tls.Conn); ok {
-		conn = t.NetConn() // without close_notify
-	}
-	if t, ok := conn.(*net.TCPConn); ok {
-		t.SetLinger(0)
-	}
-	conn.Close()
-}
-
-// Upgrade is the protocol a forward request upgrades to: the raw bytes of the stream.
-const Upgrade = "culvert-forward"
-
-// forwardTimeout bounds dialling, handshake and the relay's answer, which does not wait for the target.
-const forwardTimeout = 30 * time.Second
-
-// Forward opens a stream to a service of a site.
-func (c *Client) Forward(ctx context.Context, site, service string) (*Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, forwardTimeout)
-	defer cancel()
-	conn, err := c.dial(ctx)
-	if err != nil {
-		return nil, err
-	}
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	s, err := c.upgrade(conn, ForwardPath+url.PathEscape(site)+"/"+url.PathEscape(service))
-	if !stop() && err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		conn.Close()
-		if ctx.Err() != nil {
-			err = fmt.Errorf("no answer from %s: %w", c.Base.Host, ctx.Err())
-		}
-		return nil, err
-	}
-	return s, nil
-}
-
-func (c *Client) dial(ctx context.Context) (net.Conn, error) {
-	addr := c.Base.Host
-	if c.Base.Port() == "" {
-		addr = net.JoinHostPort(c.Base.Hostname(), map[string]string{"http": "80", "https": "443"}[c.Base.Scheme])
-	}
-	dial := c.DialContext
-	if dial == nil {
-		dial = new(net.Dialer).DialContext
-	}
-	conn, err := dial(ctx, "tcp", addr)
-	if err != nil || c.Base.Scheme == "http" {
-		return conn, err
-	}
-	cfg := &tls.Config{}
-	if c.TLS != nil {
-		cfg = c.TLS.Clone()
-	}
-	cfg.NextProtos = []string{"http/1.1"} // an upgrade needs HTTP/1.1
-	if cfg.ServerName == "" {
-		cfg.ServerName = c.Base.Hostname()
-	}
-	tc := tls.Client(conn, cfg)
-	if err := tc.HandshakeContext(ctx); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return tc, nil
-}
-
-func (c *Client) upgrade(conn net.Conn, path string) (*Conn, error) {
-	_, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nAuthorization: Bearer %s\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n",
-		path, c.Base.Host, c.Token, Upgrade)
-	if err != nil {
-		return nil, err
-	}
-	r := bufio.NewReaderSize(conn, 64<<10)
-	resp, err := http.ReadResponse(r, nil)
-	if err != nil {
-		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-			err = fmt.Errorf("%s closed the connection without an answer", c.Base.Host)
-		}
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusSwitchingProtocols {
-		return nil, c.refusal(resp)
-	}
-	return &Conn{conn, r}, nil
-}
-
-// refusal makes an *Error of an answer that is not a success. A relay answers API requests in JSON
-// and others with a line of text.
-func (c *Client) refusal(resp *http.Response) error {
-	b, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
-	e := new(Error)
-	if json.Unmarshal(b, e) != nil || e.Text == "" {
-		e.Text = strings.TrimSpace(string(b))
-	}
-	e.Code = resp.StatusCode
-	if e.Text == "" || strings.HasPrefix(e.Text, "<") {
-		e.Text = resp.Status
-	}
-	return e
 }

@@ -63,8 +63,13 @@ func (c *Client) try(ctx context.Context, site string, req relay.OperateRequest)
 	}
 	stop := context.AfterFunc(ctx, func() { t.nc.SetDeadline(time.Unix(1, 0)) })
 	err = t.ask(c, req)
-	if !stop() && err == nil {
+	stopped := stop()
+	if !stopped && err == nil {
 		err = ctx.Err()
+	}
+	if _, refused := errors.AsType[*Error](err); refused && stopped {
+		t.nc.Close() // in good order: it is no fault of the service
+		return nil, err
 	}
 	if err != nil {
 		t.Abort()

@@ -26,7 +26,6 @@ const WireVersion = 6
 const (
 	LinkPath    = "/.culvert/link"     // WebSocket upgrade: a link of a session
 	JoinPath    = "/.culvert/join"     // POST JoinRequest: redeem a join token
-	ForwardPath = "/.culvert/forward/" // + SITE/SERVICE: an operator's connection to a service
 	OperatePath = "/.culvert/operate/" // + SITE; WebSocket upgrade with an operator's token: a link of a session of his
 )
 

@@ -296,7 +296,7 @@ func TestServiceValidate(t *testing.T) {
 		{"gate", "tcp://:8554", "rtsp://10.0.0.20/h264", `service "gate": a tcp:// publish needs`},
 		{"gate", "udp://:8554", "rtsp://10.0.0.20/h264", `service "gate": a udp:// publish needs`},
 		{"gate", "tls://cams.example.com", "rtsps://10.0.0.20/h264", `service "gate": a tls:// publish is passed through`},
-		{"log", "", "udp://10.0.0.6:514", `service "log": a udp:// target needs a udp:// publish`},
+		{"log", "", "udp://10.0.0.6:514", ""},
 		{"boot", "tftp:///boot/", "file:///srv/tftp", ""},
 		{"boot", "tftp:///", "tftp://10.0.0.7/boot", ""},
 		{"boot", "tftp:///boot", "http://10.0.0.8/images/", ""},

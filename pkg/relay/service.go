@@ -65,10 +65,7 @@ func (s Service) Validate() error {
 		return fmt.Errorf("service %q: a rest:// target is published by https:// or tls://, not %s://: what it tells is not for everybody on the way", s.Name, s.Publish.Scheme)
 	case s.Target.Scheme == "rest" && s.Publish.Scheme == "https" && (s.Policy == nil || len(s.Policy.Users) == 0 && s.Policy.ClientCA == ""):
 		return fmt.Errorf("service %q: a rest:// target is for operators: leave publish out, or demand users or client_ca of visitors", s.Name)
-	case s.Publish.IsZero():
-		if s.Target.Scheme == "udp" {
-			return fmt.Errorf("service %q: a udp:// target needs a udp:// publish: operators' forwards carry no datagrams", s.Name)
-		}
+	case s.Publish.IsZero(): // operators reach any target
 	case s.Publish.Scheme == "tcp":
 		if s.Target.Scheme != "tcp" && s.Target.Scheme != "unix" && s.Target.Scheme != SchemeListen {
 			return fmt.Errorf("service %q: a tcp:// publish needs a tcp:// or unix:// target, not %s://", s.Name, s.Target.Scheme)

@@ -103,7 +103,7 @@ func (p *peer) acceptCamera(s *tunnel.Stream, svc *service, h relay.Header) {
 		return
 	}
 	svc.open.Add(1)
-	newProxy(p, svc, s, h.Scheme == "forward").dial()
+	newProxy(p, svc, s, h.Scheme == "operate").dial()
 }
 
 func newProxy(p *peer, svc *service, visitor forward.End, operator bool) *proxy {

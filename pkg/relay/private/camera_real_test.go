@@ -192,8 +192,8 @@ func TestRealCamera(t *testing.T) {
 		{name: "all", user: "admin", password: "p@ss", given: "admin:p%40ss@", scheme: "rtsp", path: "/gate", methods: []auth.VerifyMethod{auth.VerifyMethodBasic, auth.VerifyMethodDigestMD5, auth.VerifyMethodDigestSHA256}},
 		{name: "none given", user: "admin", password: "p@ss", scheme: "rtsp", path: "/gate", log: "wants a user name and password"},
 		{name: "wrong", user: "admin", password: "p@ss", given: "admin:pass@", scheme: "rtsp", path: "/gate", log: "refuses the password"},
-		{name: "operator", user: "admin", password: "p@ss", given: "admin:p%40ss@", scheme: "forward", path: ""},
-		{name: "operator with path", scheme: "forward", path: "/gate"},
+		{name: "operator", user: "admin", password: "p@ss", given: "admin:p%40ss@", scheme: "operate", path: ""},
+		{name: "operator with path", scheme: "operate", path: "/gate"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := newRealCamera(t, test.user, test.password, test.methods, nil)

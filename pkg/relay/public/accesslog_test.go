@@ -20,21 +20,21 @@ import (
 
 // line is one of the access log.
 type line struct {
-	Time, Site, Service, Visitor, User, Subject, Proto, TLS string
-	Method, Host, Path, Query, Session, Link, Error         string
-	Status                                                  int
-	Received, Sent                                          uint64
-	DatagramsReceived                                       uint64   `json:"datagrams_received"`
-	DatagramsSent                                           uint64   `json:"datagrams_sent"`
-	Duration                                                float64  `json:"duration_ms"`
-	FirstByte                                               *float64 `json:"first_byte_ms"`
-	Stream                                                  *uint32
+	Time, Site, Service, Visitor, User, Subject, Operator, Proto, TLS string
+	Method, Host, Path, Query, Session, Link, Error                   string
+	Status                                                            int
+	Received, Sent                                                    uint64
+	DatagramsReceived                                                 uint64   `json:"datagrams_received"`
+	DatagramsSent                                                     uint64   `json:"datagrams_sent"`
+	Duration                                                          float64  `json:"duration_ms"`
+	FirstByte                                                         *float64 `json:"first_byte_ms"`
+	Stream                                                            *uint32
 }
 
 // String is what a test expects of the line.
 func (l line) String() string {
 	s := l.Proto
-	for _, part := range []string{l.TLS, l.Site, l.Service, l.Method, l.Host, l.Path, l.Query} {
+	for _, part := range []string{l.Operator, l.TLS, l.Site, l.Service, l.Method, l.Host, l.Path, l.Query} {
 		if part != "" {
 			s += " " + part
 		}
@@ -221,13 +221,10 @@ func TestAccessLog(t *testing.T) {
 			t.Errorf("%+v", l)
 		}
 	}
-	v = r.dial(true)
-	v.send("GET /.culvert/forward/office/echo HTTP/1.1\r\nHost: relay.test\r\nAuthorization: Bearer operator\r\nConnection: Upgrade\r\nUpgrade: culvert-forward\r\n\r\n")
-	if res, err := http.ReadResponse(v.Reader, nil); err != nil || res.StatusCode != 101 {
-		t.Fatal(res, err)
-	}
-	say(v)
-	if l = log.want("forward 1.3 office echo GET relay.test /.culvert/forward/office/echo 101"); l.Received != 5 || l.Sent != 5 {
+	o := r.operator("operator", "office")
+	c := o.mustOpen("echo")
+	say(&testVisitor{t, c, bufio.NewReader(c)})
+	if l = log.want("operate alice office echo"); l.Received != 5 || l.Sent != 5 {
 		t.Errorf("%+v", l)
 	}
 	if c, err := net.Dial("tcp", r.tcpPort("office")); err == nil { // or it has been reset already
@@ -276,7 +273,7 @@ func TestAccessLog(t *testing.T) {
 		s.received += l.Received
 		s.sent += l.Sent
 		s.total++
-		if l.Method != "" && l.Proto != "forward" {
+		if l.Method != "" && l.Proto != "operate" {
 			s.requests[protocol(l.Proto)][l.Status/100]++
 		}
 		for i, w := range Words {

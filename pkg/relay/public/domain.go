@@ -1,28 +1,18 @@
 package public
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"crypto/subtle"
 	"errors"
-	"net"
-	"net/http"
 	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/http1"
 	"culvert.dev/pkg/relay"
 )
-
-// forwardProtocol is what an operator's request asks to be upgraded to.
-const forwardProtocol = "culvert-forward"
-
-const switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + forwardProtocol + "\r\n\r\n"
 
 var (
 	troubleToken = &trouble{401, "A valid operator token is needed."}
@@ -30,9 +20,7 @@ var (
 	troubleRate  = &trouble{429, "Too many attempts. Please wait a minute."}
 	troubleLarge = &trouble{413, "The request is too large."}
 	troubleBusy  = &trouble{503, "This cannot be done right now. Please try again."}
-	troubleFlow  = &trouble{400, "This service carries datagrams, which a forward does not: use its UDP port."}
-	troubleFile  = &trouble{400, "This service has files, which a forward does not carry: use TFTP."}
-	troubleSwap  = &trouble{426, "This needs an upgrade of the connection."}
+	troubleSwap  = &trouble{426, "This needs a WebSocket of an operator."}
 )
 
 // own reports whether a request is for the relay itself: for its name, or, at the
@@ -45,7 +33,7 @@ func (r *Relay) own(host, path []byte) bool {
 	case string(host) == r.Domain:
 		return true
 	case string(path) != relay.LinkPath && string(path) != relay.JoinPath &&
-		!bytes.HasPrefix(path, []byte(relay.ForwardPath)) && !bytes.HasPrefix(path, []byte(relay.OperatePath)):
+		(len(path) < len(relay.OperatePath) || string(path[:len(relay.OperatePath)]) != relay.OperatePath):
 		return false
 	case string(host) == "localhost":
 		return true
@@ -54,85 +42,19 @@ func (r *Relay) own(host, path []byte) bool {
 	return err == nil
 }
 
-// ownDomain serves a request for the relay itself. It reports false if the
-// request is to be read again on another loop.
-func (v *visitor) ownDomain() bool {
-	req := &v.loop.req
-	path := string(req.Path)
+// ownDomain serves a request for the relay itself.
+func (v *visitor) ownDomain() {
+	path := string(v.loop.req.Path)
 	switch {
 	case path == relay.LinkPath:
 		v.link()
-		return true
 	case path == relay.JoinPath:
 		v.join()
-		return true
-	case strings.HasPrefix(path, relay.ForwardPath):
-		return v.forward(strings.TrimPrefix(path, relay.ForwardPath))
 	case strings.HasPrefix(path, relay.OperatePath):
 		v.operate(strings.TrimPrefix(path, relay.OperatePath))
-		return true
+	default:
+		v.turnDown(troublePage)
 	}
-	v.turnDown(troublePage)
-	return true
-}
-
-// forward joins an operator to a service, given as SITE/SERVICE.
-func (v *visitor) forward(name string) bool {
-	req := &v.loop.req
-	if id, ok := v.relay.operatorOf(string(http1.Get(req.Fields, "authorization")), v.addr.Addr()); !ok || id.Role < auth.Operate {
-		v.turnDown(troubleToken)
-		return true
-	}
-	if !http1.EqualFold(req.Upgrade, forwardProtocol) || req.Framing != http1.NoBody {
-		v.turnDown(troubleSwap)
-		return true
-	}
-	site, service, _ := strings.Cut(name, "/")
-	s, t := v.relay.sessionOf(site)
-	if t != nil {
-		v.turnDown(t)
-		return true
-	}
-	if s.loop != v.loop {
-		v.move(s.loop, v.serve)
-		return false
-	}
-	if v.hold(s.group) {
-		return false
-	}
-	svc := s.service(service)
-	if svc == nil {
-		v.turnDown(troubleService)
-		return true
-	}
-	if t := svc.noForward(); t != nil {
-		v.turnDown(t)
-		return true
-	}
-	st, err := svc.openStream(v.addr, "forward", "")
-	if err != nil {
-		v.turnDown(openTrouble(err))
-		return true
-	}
-	v.conn.Write([]byte(switching))
-	svc.total++
-	r := record{
-		service: svc, visitor: v.addr, proto: "forward", tls: v.tls, request: v.loop.appendRequest(nil, req),
-		status: 101, began: v.loop.since(), stream: st,
-	}
-	v.spliced(st, svc, "forward").logs(r)
-	return true
-}
-
-// noForward says why an operator cannot be forwarded to s, or nil.
-func (s *service) noForward() *trouble {
-	switch {
-	case s.flows != nil:
-		return troubleFlow
-	case s.isFiles():
-		return troubleFile
-	}
-	return nil
 }
 
 // sessionOf returns the active session of a site, or what to answer.
@@ -156,95 +78,6 @@ func (s *session) service(name string) *service {
 		}
 	}
 	return nil
-}
-
-// ServeForward is the handler of relay.ForwardPath on the operators' own
-// listener. The caller has checked who asks.
-func (r *Relay) ServeForward(w http.ResponseWriter, req *http.Request) {
-	r.prepare()
-	fail := func(t *trouble) {
-		if t.status == 503 {
-			w.Header().Set("Retry-After", retryAfter)
-		}
-		http.Error(w, t.text, t.status)
-	}
-	site, service, _ := strings.Cut(strings.TrimPrefix(req.URL.Path, relay.ForwardPath), "/")
-	if !strings.EqualFold(req.Header.Get("Upgrade"), forwardProtocol) {
-		fail(troubleSwap)
-		return
-	}
-	s, t := r.sessionOf(site)
-	if t != nil {
-		fail(t)
-		return
-	}
-	found := make(chan *trouble, 1)
-	find := func() {
-		if s = s.group.active; s == nil {
-			found <- troubleAway
-			return
-		}
-		if svc := s.service(service); svc != nil {
-			found <- svc.noForward()
-		} else {
-			found <- troubleService
-		}
-	}
-	s.loop.Post(func() {
-		if !s.group.hold(find) {
-			find()
-		}
-	})
-	select {
-	case t := <-found:
-		if t != nil {
-			fail(t)
-			return
-		}
-	case <-req.Context().Done():
-		return
-	}
-	nc, rw, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		r.log.Error("forward", "site", site, "service", service, "err", err)
-		fail(troubleBusy)
-		return
-	}
-	nc.SetDeadline(time.Time{})
-	if !s.loop.Post(func() { s.forward(service, nc, rw.Reader) }) {
-		nc.Close()
-	}
-}
-
-var errWithdrawn = errors.New("the service is not there any more")
-
-// forward joins a connection that was taken over from net/http to a service. On
-// the loop.
-func (s *session) forward(service string, nc net.Conn, unread *bufio.Reader) {
-	c, err := s.loop.Attach(nc)
-	if err != nil {
-		return
-	}
-	svc := s.service(service)
-	if svc == nil || svc.noForward() != nil {
-		c.Abort(errWithdrawn)
-		return
-	}
-	st, err := svc.openStream(c.RemoteAddr(), "forward", "")
-	if err != nil {
-		c.Abort(err)
-		return
-	}
-	c.Write([]byte(switching))
-	if n := unread.Buffered(); n > 0 {
-		b, _ := unread.Peek(n)
-		st.Write(b)
-	}
-	svc.total++
-	v := s.relay.admission.count(c.RemoteAddr().Addr())
-	join(c, st, c.RemoteAddr(), v, svc, "forward").logs(record{
-		service: svc, visitor: c.RemoteAddr(), proto: "forward", status: 101, began: s.loop.since(), stream: st,
-	})
 }
 
 // join redeems a join token: a POST of a relay.JoinRequest.

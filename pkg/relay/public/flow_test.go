@@ -299,15 +299,3 @@ func TestFlowsDrain(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-// Whoever forwards to a udp service is told why that cannot be.
-func TestForwardOfDatagrams(t *testing.T) {
-	r := newTestRelay(t, false, nil)
-	flowsOf(r.connect("office", nil, "echo", "udp://127.0.0.1:0"), "office")
-	v := r.dial(true)
-	v.send("GET " + relay.ForwardPath + "office/echo HTTP/1.1\r\nHost: relay.test\r\nAuthorization: Bearer operator\r\n" +
-		"Connection: Upgrade\r\nUpgrade: " + forwardProtocol + "\r\n\r\n")
-	if res, _ := v.response("GET"); res.StatusCode != 400 {
-		t.Errorf("status %d", res.StatusCode)
-	}
-}

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -995,54 +994,5 @@ func TestUnseenDuringTakeover(t *testing.T) {
 	seen.SetDeadline(time.Now().Add(50 * time.Millisecond))
 	if _, err := seen.Read(make([]byte, 5)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("who was there before: %v", err)
-	}
-}
-
-// An operator's connections come through a takeover as visitors do.
-func TestForwardDuringTakeover(t *testing.T) {
-	r := newTestRelay(t, false, nil)
-	echo := target(t, func(c net.Conn, br *bufio.Reader) { io.Copy(c, br) })
-	a := r.connectAs(machine('a', '1'), nil, "ssh", "", "port", "tcp://127.0.0.1:0")
-	r.connectAs(machine('b', '1'), map[string]string{"ssh": echo, "port": echo}, "ssh", "", "port", "tcp://127.0.0.1:0")
-	var port string
-	onLoop(a.session.loop.Loop, func() {
-		for _, p := range a.session.group.ports {
-			port = p.Addr().String()
-		}
-		a.cut()
-	})
-	const request = "GET /.culvert/forward/office/ssh HTTP/1.1\r\nHost: relay.test\r\nAuthorization: Bearer operator\r\n" +
-		"Connection: Upgrade\r\nUpgrade: culvert-forward\r\n\r\nhello"
-	v := r.dial(true)
-	v.send(request)
-	c, err := net.Dial("tcp", port)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
-	io.WriteString(c, "hello")
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := &http.Server{Handler: http.HandlerFunc(r.ServeForward)}
-	done := make(chan struct{})
-	go func() { srv.Serve(ln); close(done) }()
-	defer func() { srv.Close(); <-done }()
-	admin, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer admin.Close()
-	admin.SetDeadline(time.Now().Add(10 * time.Second))
-	io.WriteString(admin, request)
-
-	v.expect(switching + "hello")
-	for c, want := range map[net.Conn]string{c: "hello", admin: switching + "hello"} {
-		b := make([]byte, len(want))
-		if n, err := io.ReadFull(c, b); err != nil || string(b) != want {
-			t.Errorf("%q, %v", b[:n], err)
-		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -230,63 +229,6 @@ func TestPublish(t *testing.T) {
 	if _, refusal := r.admit(relay.Hello{Site: "office", Key: "k"}, r.loops[0]); refusal == nil || refusal.Code != relay.RefuseRevoked {
 		t.Errorf("a link with a key that was revoked: %v", refusal)
 	}
-}
-
-func TestForward(t *testing.T) {
-	r := newTestRelay(t, false, nil)
-	echo := target(t, func(c net.Conn, br *bufio.Reader) { io.Copy(c, br); io.WriteString(c, " bye") })
-	s := r.connect("office", map[string]string{"ssh": echo}, "ssh", "")
-	request := func(path, token, upgrade string) string {
-		return "GET /.culvert/forward/" + path + " HTTP/1.1\r\nHost: relay.test\r\nAuthorization: Bearer " + token +
-			"\r\nConnection: Upgrade\r\nUpgrade: " + upgrade + "\r\n\r\n"
-	}
-	for _, test := range []struct {
-		request string
-		want    int
-	}{
-		{request("office/ssh", "guess", "culvert-forward"), 401},
-		{request("office/ssh", "operator", "websocket"), 426},
-		{request("office/none", "operator", "culvert-forward"), 404},
-		{request("nobody/ssh", "operator", "culvert-forward"), 404},
-		{request("home/ssh", "operator", "culvert-forward"), 503},
-		{"GET /.culvert/link HTTP/1.1\r\nHost: relay.test\r\n\r\n", 426},
-		// By whatever name the machine is reached.
-		{"GET /.culvert/link HTTP/1.1\r\nHost: 127.0.0.1:443\r\n\r\n", 426},
-		{"GET /.culvert/link HTTP/1.1\r\nHost: [::1]\r\n\r\n", 426},
-		{"GET /.culvert/link HTTP/1.1\r\nHost: localhost\r\n\r\n", 426},
-		{"GET /.culvert/join HTTP/1.1\r\nHost: localhost\r\n\r\n", 404},
-		{strings.Replace(request("office/none", "operator", "culvert-forward"), "relay.test", "127.0.0.1", 1), 404},
-		{"GET /.culvert/linked HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 404},
-		{"GET /.culvert/link HTTP/1.1\r\nHost: app.test\r\n\r\n", 503},
-	} {
-		if got := r.status(true, test.request); got != test.want {
-			t.Errorf("%q: %d, want %d", test.request, got, test.want)
-		}
-	}
-	check := func(c net.Conn, br *bufio.Reader) {
-		t.Helper()
-		v := &testVisitor{t, c, br}
-		v.expect(switching + "hello")
-		closeWrite(c)
-		v.expect(" bye")
-		v.expectEOF()
-		c.Close()
-	}
-	v := r.dial(true)
-	v.send(request("office/ssh", "operator", "culvert-forward") + "hello")
-	check(v.Conn, v.Reader)
-
-	// The same on the operators' own listener.
-	admin := httptest.NewServer(http.HandlerFunc(r.ServeForward))
-	defer admin.Close()
-	c, err := net.Dial("tcp", admin.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.SetDeadline(time.Now().Add(10 * time.Second))
-	io.WriteString(c, request("office/ssh", "", "culvert-forward")+"hello")
-	check(c, bufio.NewReader(c))
-	waitFor(t, func() bool { return s.visitors("ssh") == 0 && r.admission.connected() == 0 })
 }
 
 // Each request of a connection goes where its own Host says.

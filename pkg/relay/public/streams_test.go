@@ -214,7 +214,7 @@ func TestStreamsUpgraded(t *testing.T) {
 		switch {
 		case h.Kind == relay.KindFlow:
 			st.SetHandler(&testFlow{Stream: st, site: "office"})
-		case h.Scheme == "forward":
+		case h.Kind == relay.KindOperate:
 			st.SetHandler(&funcHandler{data: func(b []byte) int { st.Write(b); return len(b) }})
 		default:
 			st.SetHandler(&funcHandler{data: func(b []byte) int {
@@ -279,10 +279,8 @@ func TestStreamsUpgraded(t *testing.T) {
 		}
 	})
 
-	f := r.dial(true)
-	f.send("GET /.culvert/forward/office/app HTTP/1.1\r\nHost: relay.test\r\nAuthorization: Bearer operator\r\nConnection: Upgrade\r\nUpgrade: culvert-forward\r\n\r\n")
-	f.expect(switching)
-	if one := r.list(t, 1, Filter{})[0]; one.Scheme != "forward" {
+	r.operator("operator", "office").mustOpen("app")
+	if one := r.list(t, 1, Filter{})[0]; one.Scheme != "operate" || one.Operator != "alice" {
 		t.Errorf("got %+v", one)
 	}
 }

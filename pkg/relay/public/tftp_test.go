@@ -39,18 +39,6 @@ func (ts *testSite) announceTo(list []relay.Announcement) []relay.AnnounceReply 
 	return <-replies
 }
 
-// Whoever forwards to a service of files is told why that cannot be.
-func TestFileForward(t *testing.T) {
-	r := newFileRelay(t, false, nil)
-	r.connect("office", nil, "boot", "tftp:///")
-	v := r.dial(true)
-	v.send("GET " + relay.ForwardPath + "office/boot HTTP/1.1\r\nHost: relay.test\r\nAuthorization: Bearer operator\r\n" +
-		"Connection: Upgrade\r\nUpgrade: " + forwardProtocol + "\r\n\r\n")
-	if res, _ := v.response("GET"); res.StatusCode != 400 {
-		t.Errorf("status %d", res.StatusCode)
-	}
-}
-
 // The longest prefix decides whose a file is, whatever site it is of.
 func TestFileRoutes(t *testing.T) {
 	r := newFileRelay(t, false, nil)
