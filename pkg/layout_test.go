@@ -30,7 +30,7 @@ var arrows = map[string][]string{
 		"pkg/accesslog", "pkg/acme", "pkg/acmetoml", "pkg/admin", "pkg/alert", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/history", "pkg/metrics", "pkg/relay", "pkg/relay/public", "pkg/rest", "pkg/tftp",
 	},
 	"cmd/relay-private": {
-		"pkg/acme", "pkg/acmetoml", "pkg/auth", "pkg/daemon", "pkg/diag", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/relay/private", "pkg/rest", "pkg/site",
+		"pkg/acme", "pkg/acmetoml", "pkg/auth", "pkg/daemon", "pkg/diag", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/relay/private", "pkg/rest", "pkg/site", "pkg/socks",
 	},
 	"cmd/tunnelctl": {
 		"pkg/admin", "pkg/auth", "pkg/daemon", "pkg/evloop", "pkg/onvif", "pkg/operate", "pkg/relay", "pkg/tftp", "pkg/tftpd",
@@ -71,6 +71,7 @@ var arrows = map[string][]string{
 	"pkg/onvif":     {"pkg/rtsp"},
 	"pkg/relay":     {},
 	"pkg/rtsp":      {},
+	"pkg/socks":     {},
 	"pkg/tftp":      {},
 	"pkg/tftpd":     {"pkg/evloop", "pkg/relay", "pkg/tftp"},
 	"pkg/tunnel":    {},

@@ -26,6 +26,7 @@ import (
 	"culvert.dev/pkg/onvif"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/relay/private"
+	"culvert.dev/pkg/socks"
 )
 
 // config is private.toml. Paths in it are relative to the folder that it is in.
@@ -100,6 +101,9 @@ type config struct {
 	// DiagnosticsNTP are the servers, HOST or HOST:PORT, that tell operators how far the clock is off. They need not be among the
 	// targets. The default is time.cloudflare.com; a network without a way out names its own.
 	DiagnosticsNTP daemon.Strings `toml:"diagnostics_ntp"`
+
+	// Socks says what operators may reach besides the services.
+	Socks socksConfig `toml:"socks"`
 
 	// DrainTimeout is how long streams may go on after SIGTERM. The default is "30s"; "0s" cuts them.
 	DrainTimeout daemon.Duration `toml:"drain_timeout"`
@@ -231,6 +235,8 @@ type settings struct {
 
 	allowed []diag.Rule // nil: the default
 	ntp     []string
+
+	socks *socks.Rules
 }
 
 // defaults is the config before anything is read into it.
@@ -437,6 +443,7 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		s.services = append(s.services, svc)
 	}
 	c.checkDiagnostics(f, s)
+	s.socks = c.Socks.check(f)
 	return s
 }
 

@@ -153,7 +153,7 @@ func throughProxy(ctx context.Context, u *url.URL, address string) (net.Conn, er
 	case "http":
 		err = connect(c, u.User, address)
 	default:
-		err = socks(c, u.User, address)
+		err = throughSocks(c, u.User, address)
 	}
 	switch {
 	case !stop():
@@ -243,8 +243,8 @@ var socksReplies = [...]string{
 	8: "it does not take this kind of address",
 }
 
-// socks asks a SOCKS5 proxy for a tunnel (rfc1928), by the relay's name, which the proxy looks up.
-func socks(c io.ReadWriter, user *url.Userinfo, address string) error {
+// throughSocks asks a SOCKS5 proxy for a tunnel (rfc1928), by the relay's name, which the proxy looks up.
+func throughSocks(c io.ReadWriter, user *url.Userinfo, address string) error {
 	host, service, err := net.SplitHostPort(address)
 	if err != nil {
 		return err

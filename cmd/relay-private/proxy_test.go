@@ -196,7 +196,7 @@ func TestSOCKSProxy(t *testing.T) {
 		}
 	}
 	var out bytes.Buffer
-	socks(struct {
+	throughSocks(struct {
 		io.Reader
 		io.Writer
 	}{strings.NewReader("\x05\x00"), &out}, nil, "[2001:db8::1]:8443")
@@ -303,7 +303,7 @@ func FuzzProxyAnswer(f *testing.F) {
 		}{r, io.Discard}
 		ask, most := connect, maxProxyAnswer
 		if isSOCKS {
-			ask, most = socks, 2+2+5+255+2
+			ask, most = throughSocks, 2+2+5+255+2
 		}
 		err := ask(c, url.UserPassword("site", "secret"), "relay.example.com:443")
 		if used := len(answer) - r.Len(); used > most {

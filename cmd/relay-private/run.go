@@ -154,6 +154,9 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		Names:        certs.manage,
 	}
 	r.Discover = search.run
+	var reach reachable
+	reach.rules.Store(s.socks)
+	r.Socks = reach.resolve
 	told.begin(r, log)
 	r.OnReady = func() {
 		if unused := sockets.Unused(); len(unused) > 0 {
@@ -165,7 +168,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		}
 		daemon.Ready(log, attrs...)
 	}
-	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, certs, &search, told, log) })
+	running, stop := daemon.Signals(ctx, func() { reload(r, o, s, certs, &search, &reach, told, log) })
 	defer stop()
 	go daemon.Trim(running)
 	alive, end := context.WithCancel(context.Background()) // and so while it drains
@@ -216,7 +219,7 @@ func summary(running context.Context, r *private.Relay, certs *certificates) str
 }
 
 // reload takes the services of the file as it is now. A bad file changes nothing.
-func reload(r *private.Relay, o options, old *settings, certs *certificates, search *discovery, told *diagnostics, log *slog.Logger) {
+func reload(r *private.Relay, o options, old *settings, certs *certificates, search *discovery, reach *reachable, told *diagnostics, log *slog.Logger) {
 	daemon.Reloading()
 	defer daemon.Reloaded()
 	s, err := o.settings()
@@ -237,6 +240,7 @@ func reload(r *private.Relay, o options, old *settings, certs *certificates, sea
 	r.SetOperators(s.operators)
 	search.settings.Store(s)
 	told.settings.Store(s)
+	reach.rules.Store(s.socks)
 	log.Info("reloaded", "services", len(s.services))
 }
 
