@@ -2,6 +2,7 @@ package rest
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -46,10 +47,12 @@ func (c *Content) Read(limit int64) ([]byte, error) {
 		}
 	}
 	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("content is longer than %d bytes", limit)
+		return nil, errLong
 	}
 	return b, nil
 }
+
+var errLong = errors.New("content is longer than that")
 
 // carried is a Content in a message.
 type carried struct {

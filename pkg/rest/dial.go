@@ -18,16 +18,18 @@ const (
 	socketCalls = 64 // that a Socket has under way: more wait here; the default of Limits.SocketCalls
 	ahead       = 64 // events that may be on the way to a Follow; half as many are asked for at once
 	writeTime   = 30 * time.Second
+	pingTime    = 30 * time.Second // between pings of a Socket, and for their answers
 )
 
 // A Socket calls methods over one WebSocket, many at a time. It may be used from several goroutines. DialWebSocket makes it, and
 // Close ends it. When the connection is lost what is under way fails with an error that is a *LostError; to connect again is
-// the caller's. It has one goroutine.
+// the caller's. It has two goroutines: one reads, one asks every 30 s whether the server is still there.
 type Socket struct {
-	conn  *websocket.Conn
-	slots chan struct{} // one for each call under way
-	ended chan struct{} // closed when the reader has
-	stop  context.CancelFunc
+	conn    *websocket.Conn
+	slots   chan struct{} // one for each call under way
+	ended   chan struct{} // closed when the reader has
+	watched chan struct{} // closed when the other one has, too
+	stop    context.CancelFunc
 
 	mu      sync.Mutex
 	last    uint64             // id
@@ -79,11 +81,39 @@ func DialWebSocket(ctx context.Context, url string, header http.Header, client *
 		conn:    conn,
 		slots:   make(chan struct{}, socketCalls),
 		ended:   make(chan struct{}),
+		watched: make(chan struct{}),
 		stop:    stop,
 		waiting: make(map[uint64]*waiter),
 	}
 	go k.read(reading)
+	go k.watch(reading)
 	return k, nil
+}
+
+// watch ends the connection when its server does not answer any more, and ends with it.
+func (k *Socket) watch(ctx context.Context) {
+	t := time.NewTicker(pingTime)
+	defer t.Stop()
+	defer close(k.watched)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		answer, cancel := context.WithTimeout(ctx, pingTime)
+		err := k.conn.Ping(answer)
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			k.mu.Lock()
+			if k.lost == nil {
+				k.lost = &LostError{fmt.Errorf("the server has not answered for %v", pingTime)}
+			}
+			k.mu.Unlock()
+			k.stop()
+			return
+		}
+	}
 }
 
 // read deals the answers out until the connection ends.
@@ -136,6 +166,7 @@ func (k *Socket) Close() error {
 	err := k.conn.Close(websocket.StatusNormalClosure, "")
 	k.stop()
 	<-k.ended
+	<-k.watched
 	return err
 }
 

@@ -194,11 +194,13 @@ func (s *Server) content(w http.ResponseWriter, r *http.Request, c *Call, out *C
 		return
 	}
 	// What the stream has leaves before it is asked for more: it may be slow on purpose.
-	flush := http.NewResponseController(w)
+	flush, stall := http.NewResponseController(w), s.bounds().Stall
+	defer flush.SetWriteDeadline(time.Time{})
 	b := make([]byte, 32<<10)
 	for {
 		n, err := out.Stream.Read(b)
 		if n > 0 {
+			flush.SetWriteDeadline(time.Now().Add(stall)) // as far as the server has such
 			if _, err := w.Write(b[:n]); err != nil {
 				return
 			}
@@ -219,6 +221,9 @@ type lines struct {
 	mu    sync.Mutex
 	w     http.ResponseWriter
 	flush *http.ResponseController
+	stall time.Duration
+	ping  time.Duration
+	timer *time.Timer // begins the answer, and then says now and then that the feed is there
 	began bool
 	over  bool
 }
@@ -232,32 +237,51 @@ func (l *lines) begin() {
 	l.w.Header().Set("Content-Type", "application/x-ndjson")
 	l.w.WriteHeader(http.StatusOK)
 	l.flush.Flush()
+	l.timer.Reset(l.ping)
 }
 
 func (l *lines) write(b []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.begin()
+	return l.line(b)
+}
+
+// line writes a line. Locked.
+func (l *lines) line(b []byte) error {
+	l.flush.SetWriteDeadline(time.Now().Add(l.stall)) // as far as the server has such
 	if _, err := l.w.Write(append(b, '\n')); err != nil {
 		return err
 	}
+	l.timer.Reset(l.ping)
 	return l.flush.Flush()
+}
+
+// quiet is called by timer.
+func (l *lines) quiet() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.over:
+	case l.began:
+		l.line(nil) // an empty one: otherwise nobody would notice that the client, or something between, has vanished
+	default:
+		l.begin()
+	}
 }
 
 // feed serves a feed: one JSON value a line. A last line that is an Error says why it has ended, if that is no good reason.
 func (s *Server) feed(w http.ResponseWriter, r *http.Request, c *Call, m *Method) {
-	l := &lines{w: w, flush: http.NewResponseController(w)}
-	var head *time.Timer
+	limits := s.bounds()
+	l := &lines{w: w, flush: http.NewResponseController(w), stall: limits.Stall, ping: limits.Ping}
+	l.timer = time.AfterFunc(time.Hour, l.quiet)
+	l.timer.Stop()
 	err := s.do(r.Context(), c, func(ctx context.Context, seen *any) error {
 		g, err := s.given(w, r, c.ID)
 		if err != nil {
 			return err
 		}
-		head = time.AfterFunc(feedHead, func() {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			l.begin()
-		})
+		l.timer.Reset(feedHead)
 		return m.push(ctx, func(in any) error { return g.into(m.params, in) }, seen, func(event any) error {
 			b, err := m.encode(event)
 			if err != nil {
@@ -269,12 +293,11 @@ func (s *Server) feed(w http.ResponseWriter, r *http.Request, c *Call, m *Method
 			return l.write(b)
 		})
 	})
-	if head != nil {
-		head.Stop()
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	defer func() { l.over = true }() // the timer may still come
+	defer l.timer.Stop()
+	defer l.flush.SetWriteDeadline(time.Time{})
 	switch {
 	case err == nil:
 		l.begin()

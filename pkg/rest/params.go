@@ -482,7 +482,7 @@ func fromJSON(v reflect.Value, b []byte) error {
 		if wrong.Field != "" {
 			at = fmt.Sprintf(" in %q", wrong.Field)
 		}
-		return fmt.Errorf("%s does not fit%s", wrong.Value, at)
+		return fmt.Errorf("%.64s does not fit%s", wrong.Value, at)
 	}
 	return fmt.Errorf("malformed: %.128s", strings.TrimPrefix(err.Error(), "json: "))
 }

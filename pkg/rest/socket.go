@@ -539,8 +539,11 @@ func (x *exchange) made(ctx context.Context, b *[]byte) (err error) {
 		}
 	}()
 	m := x.method
-	g := &given{body: x.in, item: x.call.ID}
-	fill := func(in any) error { return g.into(m.params, in) }
+	fill := func(in any) error {
+		g := given{body: x.in, item: x.call.ID}
+		x.in = nil // a feed may live for days
+		return g.into(m.params, in)
+	}
 	return x.k.s.do(ctx, x.call, func(ctx context.Context, seen *any) error {
 		if m.push != nil {
 			*b = message(x.id, "end", []byte("true"))
@@ -552,6 +555,9 @@ func (x *exchange) made(ctx context.Context, b *[]byte) (err error) {
 		}
 		if content, ok := out.(Content); ok {
 			body, err := content.Read(x.k.s.bounds().MaxBody)
+			if err == errLong {
+				return Errorf(http.StatusRequestEntityTooLarge, "the answer is too long for a message: ask for it over HTTP")
+			}
 			if err != nil {
 				return Internal(err)
 			}

@@ -578,6 +578,64 @@ func TestSocketCancelled(t *testing.T) {
 	}
 }
 
+// TestSocketLost has a Socket notice that nobody is there any more.
+func TestSocketLost(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *Server, connect func() net.Conn) {
+		c := connect()
+		client := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }}}
+		k, err := DialWebSocket(t.Context(), "ws://example.com/api/ws", nil, client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer k.Close()
+		time.Sleep(time.Hour) // in silence: both sides ask each other
+		if sum, err := Invoke[float64](t.Context(), k, "calc/Sum", terms{1, 2}); err != nil || sum != 3 {
+			t.Error(sum, err)
+		}
+		memnet.Silence(c, true)
+		start := time.Now()
+		_, err = Invoke[float64](t.Context(), k, "calc/Sum", terms{1, 2})
+		var lost *LostError
+		if d := time.Since(start); !errors.As(err, &lost) || d > 2*time.Minute {
+			t.Errorf("%v after %v", err, d)
+		}
+		<-k.Done()
+		time.Sleep(3 * time.Minute) // the server has given it up, as well
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if n := len(s.sockets); n != 0 {
+			t.Errorf("%d WebSockets are left", n)
+		}
+	})
+}
+
+// TestQuietFeed has a feed over HTTP say now and then that it is there.
+func TestQuietFeed(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *Server, connect func() net.Conn) {
+		c := connect()
+		io.WriteString(c, "GET /api/calc/Forever HTTP/1.1\r\nHost: example.com\r\n\r\n")
+		start := time.Now()
+		r := bufio.NewReader(c)
+		res, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("the head came after %v", d)
+		}
+		b := make([]byte, 3)
+		if _, err := io.ReadFull(res.Body, b); err != nil || string(b) != "\n\n\n" {
+			t.Errorf("%q %v", b, err)
+		}
+		if d := time.Since(start); d < time.Minute || d > 2*time.Minute {
+			t.Errorf("three empty lines came in %v", d)
+		}
+		memnet.Silence(c, true)
+		time.Sleep(10 * time.Minute)
+		c.Close()
+	})
+}
+
 func FuzzMessage(f *testing.F) {
 	for _, seed := range []string{
 		`{"id":1,"call":"calc/Sum","in":{"a":3.12,"b":4.2}}`, `{"id":"x","cancel":true}`, `{"id":1,"more":3}`, `{"call":"a","id":1e5,"ahead":-1}`, `{}`, `[]`, `{"\u0069d":1}`, ` { "id" : [ "}" ] } `,
