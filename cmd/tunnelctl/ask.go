@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -103,14 +102,6 @@ func distance(a, b string) int {
 func siteNames(s *admin.Status) (names []string) {
 	for _, site := range s.Sites {
 		names = append(names, site.Name)
-	}
-	return names
-}
-
-// serviceNames are those of all services, SITE/SERVICE.
-func serviceNames(s *admin.Status) (names []string) {
-	for _, v := range s.Services {
-		names = append(names, fmt.Sprintf("%s/%s", v.Site, v.Name))
 	}
 	return names
 }

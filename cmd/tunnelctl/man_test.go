@@ -47,7 +47,7 @@ func TestMan(t *testing.T) {
 	}
 	groff, err := exec.LookPath("groff")
 	if err != nil {
-		t.Fatal("groff is not installed: run .ci/tools, or apt-get install groff-base")
+		t.Skip("groff is not installed, so nobody has read them")
 	}
 	out, err := exec.Command(groff, append([]string{"-man", "-ww", "-b", "-z", "-Tutf8"}, pages...)...).CombinedOutput()
 	if err != nil || len(out) > 0 {

@@ -438,10 +438,8 @@ func TestCompletion(t *testing.T) {
 		{"logs --level w", "debug\ninfo\nwarn\nerror\n"},
 		{"help site p", "promote\tHave a stand-by take a site's visitors over\n"},
 	} {
-		args := append(f.flags("viewer"), "__complete")
-		args = append(args, strings.Split(test.args, " ")...)
 		// cobra wants the flags behind the name of the command that completes.
-		args = append(append([]string{"__complete"}, f.flags("viewer")...), strings.Split(test.args, " ")...)
+		args := append(append([]string{"__complete"}, f.flags("viewer")...), strings.Split(test.args, " ")...)
 		code, stdout, _ := tunnelctl(t.Context(), "", args...)
 		got, _, _ := strings.Cut(stdout, ":4\n")
 		if code != 0 || got != test.want {

@@ -60,7 +60,7 @@ func addCommand(at *where) *cobra.Command {
 				if in.Standby {
 					machine = "the other machine"
 				}
-				return at.view(cmd).invitation(inv, machine)
+				return at.view(cmd).invitation(inv, machine, "  relay-private join TOKEN")
 			})
 		},
 	}
@@ -71,9 +71,10 @@ func addCommand(at *where) *cobra.Command {
 }
 
 // invitation prints a join token, alone on stdout, so that a script can use it; and on stderr what to do with it.
-func (v *view) invitation(inv *admin.Invitation, machine string) error {
+func (v *view) invitation(inv *admin.Invitation, machine, commands string) error {
 	return v.print(inv, func() {
-		v.note("on %s, until %s, once:\n  relay-private join TOKEN", machine, inv.Expires.Local().Format("2006-01-02 15:04 MST"))
+		v.note("on %s, until %s, once:\n%s\n(with --token-file - instead of TOKEN it is read from stdin, and nobody sees it in ps)",
+			machine, inv.Expires.Local().Format("2006-01-02 15:04 MST"), commands)
 		v.printf("%s\n", oneLine(inv.Token))
 	})
 }
@@ -112,7 +113,7 @@ func rotateCommand(at *where) *cobra.Command {
 		Use:   "rotate NAME",
 		Short: "Make a join token that replaces a site's keys",
 		Long: "Make a join token that replaces the keys of a site: they are good until the token is used, and are forgotten then.\n" +
-			"What the site may publish stays as it is.",
+			"What the site may publish stays as it is, and so does its private.toml: the new key takes the place of the old one.",
 		Args:              usage(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeSites(at, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -124,7 +125,10 @@ func rotateCommand(at *where) *cobra.Command {
 				if err != nil {
 					return aboutSite(ctx, c, args[0], err)
 				}
-				return at.view(cmd).invitation(inv, "the site's machine")
+				name := oneLine(inv.Site)
+				return at.view(cmd).invitation(inv, "the site's machine", fmt.Sprintf("  relay-private join TOKEN --dir new\n"+
+					"  mv new/%s.key /etc/culvert/          # or where the key of its private.toml is\n"+
+					"  systemctl restart culvert-private", name))
 			})
 		},
 	}
