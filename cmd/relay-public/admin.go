@@ -15,6 +15,7 @@ import (
 
 	"culvert.dev/pkg/admin"
 	"culvert.dev/pkg/daemon"
+	"culvert.dev/pkg/dashboard"
 	"culvert.dev/pkg/metrics"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/relay/public"
@@ -48,6 +49,7 @@ func (d *door) handler(here net.Addr) *admin.Handler {
 	debug.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	return &admin.Handler{
 		Operators:        st.operators,
+		Files:            dashboard.Handler(),
 		Version:          admin.Version{Version: version, Wire: relay.WireVersion, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH},
 		Status:           func() (*admin.Status, error) { return status(st, r, started, here), nil },
 		AddSite:          st.invite,
