@@ -36,7 +36,7 @@ type reach struct {
 
 // flags are those of such a command.
 func (r *reach) flags(cmd *cobra.Command) {
-	cmd.Flags().StringArrayVar(&r.siteKeys, "site-key", nil, "the site's `KEY` (ed25519:…), as relay-private says it: it is taken instead of what is known, and remembered; several times for several private relays")
+	cmd.Flags().StringArrayVar(&r.siteKeys, "site-key", nil, "the site's `KEY` (ed25519:...), as relay-private says it: it is taken instead of what is known, and remembered; several times for several private relays")
 	cmd.Flags().StringVar(&r.keyFile, "operator-key", "", "`file` with your own key, for sites that want one (default operator.key in the folder of tunnelctl's files, if it is there)")
 }
 
@@ -158,7 +158,7 @@ func operatorKeyCommand(at *where) *cobra.Command {
 		Use:   "key",
 		Short: "Print your public key, for sites that want to know you themselves",
 		Long: "Print your public key, and make the key if there is none: in operator.key in the folder of tunnelctl's files, readable by you alone.\n\n" +
-			"A site whose private.toml has operators = [\"ed25519:…\"] lets in only those whose keys are there, whatever the public relay says. " +
+			"A site whose private.toml has operators = [\"ed25519:...\"] lets in only those whose keys are there, whatever the public relay says. " +
 			"It is the site that checks, so somebody who has broken into the public relay does not get in.",
 		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
