@@ -85,7 +85,8 @@ func newCommand(at *where, stdin io.Reader, stdout, stderr io.Writer) *cobra.Com
 	f.StringVar(&at.relay, "relay", "", "instead of --admin, for forward and connect: the relay's own `URL` (default $CULVERT_RELAY)")
 	f.StringVar(&at.ca, "ca", "", "with --relay: PEM `file` of a private CA (default $CULVERT_CA)")
 	f.StringVar(&at.tokenFile, "token-file", "", "`file` with the operators' token (default $CULVERT_TOKEN_FILE, or admin.token in --state)")
-	f.StringVar(&at.state, "state", "/var/lib/culvert", "the relay's state `folder`")
+	f.StringVar(&at.state, "state", defaultState, "the relay's state `folder`")
+	f.StringVar(&at.context, "context", "", "the relay of that `name`, which you are logged in to (default $CULVERT_CONTEXT, or the last login)")
 	f.BoolVar(&at.look.json, "json", false, "print JSON, as the relay's API has it; errors, too")
 	f.BoolVar(&at.look.plain, "plain", false, "no colours, nothing redrawn, and tables with a tab between columns")
 
@@ -104,7 +105,8 @@ func newCommand(at *where, stdin io.Reader, stdout, stderr io.Writer) *cobra.Com
 			forwardCommand(at), connectCommand(at), socksCommand(at), httpCommand(at), pingCommand(at), benchCommand(at),
 		}},
 		{groupRelay, "The relay and its operators:", []*cobra.Command{
-			operatorGroup(operatorKeyCommand(at)),
+			loginCommand(at), logoutCommand(at), contextCommand(at), whoamiCommand(at), tokenCommand(at), operatorCommand(at),
+			auditCommand(at), configCommand(at), drainCommand(at),
 		}},
 		{groupHere, "On this machine:", []*cobra.Command{
 			tftpCommand(), passwordCommand(at), demoCommand(), versionCommand(at), manCommand(at),

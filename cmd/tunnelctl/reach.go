@@ -40,22 +40,9 @@ func (r *reach) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&r.keyFile, "operator-key", "", "`file` with your own key, for sites that want one (default operator.key in the folder of tunnelctl's files, if it is there)")
 }
 
-// reachFolder is where tunnelctl keeps the keys that it knows. It may not be there yet.
-func (w *where) reachFolder() (string, error) {
-	dir := w.env("XDG_CONFIG_HOME")
-	if dir == "" || !filepath.IsAbs(dir) { // a relative one is to be ignored, says the specification
-		home := first(w.env("HOME"), w.env("USERPROFILE"))
-		if home == "" {
-			return "", errors.New("where is your home folder? Neither HOME nor XDG_CONFIG_HOME says")
-		}
-		dir = filepath.Join(home, ".config")
-	}
-	return filepath.Join(dir, "culvert"), nil
-}
-
 // open makes the client. The caller closes it.
 func (r *reach) open(cmd *cobra.Command) (*operate.Client, error) {
-	folder, err := r.at.reachFolder()
+	folder, err := r.at.configFolder()
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +150,7 @@ func operatorKeyCommand(at *where) *cobra.Command {
 		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if file == "" {
-				folder, err := at.reachFolder()
+				folder, err := at.configFolder()
 				if err != nil {
 					return err
 				}
@@ -191,17 +178,5 @@ func operatorKeyCommand(at *where) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&file, "file", "", "the key's `file`")
-	return cmd
-}
-
-// operatorGroup is the command that others are below.
-func operatorGroup(commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "operator", Short: "Your own key, for sites that want to know you", Args: usage(cobra.NoArgs),
-		RunE: func(*cobra.Command, []string) error {
-			return daemon.UsageError("which command? tunnelctl operator --help lists them")
-		},
-	}
-	cmd.AddCommand(commands...)
 	return cmd
 }

@@ -25,6 +25,7 @@ import (
 // its environment variable.
 type where struct {
 	admin, relay, ca string
+	context          string // of login
 	tokenFile, state string
 	env              func(string) string
 	look             look // how the answer is printed
@@ -32,32 +33,70 @@ type where struct {
 
 const defaultAdmin = "127.0.0.1:7070"
 
-// client returns a client of the relay.
-func (w *where) client() (*admin.Client, error) {
+const defaultState = "/var/lib/culvert"
+
+// said returns a client without a token for the relay that a flag or the environment says; its Base is nil if none does.
+func (w *where) said() (*admin.Client, error) {
 	c := &admin.Client{}
 	relay := w.relay
-	if relay == "" && w.admin == "" && w.env("CULVERT_ADMIN") == "" {
+	if relay == "" && w.admin == "" && w.context == "" && w.env("CULVERT_ADMIN") == "" {
 		relay = w.env("CULVERT_RELAY")
 	}
 	var err error
-	switch {
-	case w.relay != "" && w.admin != "":
-		return nil, daemon.UsageError("--admin and --relay exclude each other")
-	case relay != "":
-		if c.Base, err = relayURL(relay); err != nil {
-			return nil, err
-		}
-		if ca := first(w.ca, w.env("CULVERT_CA")); ca != "" {
-			if c.TLS, err = trust(ca); err != nil {
-				return nil, err
-			}
-		}
-	default:
-		if c.Base, err = adminURL(first(w.admin, w.env("CULVERT_ADMIN"), defaultAdmin)); err != nil {
+	if ca := first(w.ca, w.env("CULVERT_CA")); ca != "" && (relay != "" || w.ca != "") {
+		if c.TLS, err = trust(ca); err != nil {
 			return nil, err
 		}
 	}
-	c.Token, err = readToken(first(w.tokenFile, w.env("CULVERT_TOKEN_FILE"), filepath.Join(w.state, "admin.token")))
+	switch where := first(w.admin, w.env("CULVERT_ADMIN")); {
+	case w.relay != "" && w.admin != "":
+		return nil, daemon.UsageError("--admin and --relay exclude each other")
+	case w.context != "" && (w.relay != "" || w.admin != ""):
+		return nil, daemon.UsageError("--context says which relay: leave --relay and --admin out")
+	case relay != "":
+		c.Base, err = relayURL(relay)
+	case where != "" && w.context == "":
+		c.Base, err = adminURL(where)
+	}
+	return c, err
+}
+
+// client returns a client of the relay: the one that a flag or the environment says, or else the one that somebody has
+// logged in to last, or else the one on this machine. The token is that of a file that is named, or of the login, or else the
+// relay's own.
+func (w *where) client() (*admin.Client, error) {
+	c, err := w.said()
+	if err != nil {
+		return nil, err
+	}
+	logins, err := w.readSaved()
+	if err != nil {
+		return nil, err
+	}
+	var login *savedRelay
+	switch name := first(w.context, w.env("CULVERT_CONTEXT")); {
+	case c.Base != nil && w.state == defaultState:
+		login = logins.at(c.Base)
+	case c.Base != nil || w.state != defaultState: // this relay's own folder
+	case name != "":
+		if login, err = logins.named(name); err != nil {
+			return nil, err
+		}
+	default:
+		login = logins.find(logins.Current)
+	}
+	if login != nil {
+		if err := login.use(c); err != nil {
+			return nil, err
+		}
+	} else if c.Base == nil {
+		if c.Base, err = adminURL(defaultAdmin); err != nil {
+			return nil, err
+		}
+	}
+	if file := first(w.tokenFile, w.env("CULVERT_TOKEN_FILE")); file != "" || login == nil {
+		c.Token, err = readToken(first(file, filepath.Join(w.state, "admin.token")), c.Base)
+	}
 	return c, err
 }
 
@@ -103,20 +142,25 @@ func trust(file string) (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CA: %w", err)
 	}
+	return trustPEM(pem, file)
+}
+
+// trustPEM trusts the authorities of a PEM text, which comes from somewhere.
+func trustPEM(pem []byte, from string) (*tls.Config, error) {
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("CA: %s holds no PEM certificate", file)
+		return nil, fmt.Errorf("CA: %s holds no PEM certificate", from)
 	}
 	return &tls.Config{RootCAs: pool}, nil
 }
 
-func readToken(file string) (string, error) {
+func readToken(file string, of *url.URL) (string, error) {
 	b, err := os.ReadFile(file)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return "", failf(exitDenied, "no token file %s: the relay makes admin.token in its state folder at its first start; say where with --state, --token-file or CULVERT_TOKEN_FILE", file)
+		return "", failf(exitDenied, "no token file %s: `tunnelctl login` asks for a token for %s and keeps it; the relay's own is in admin.token in its state folder: say where with --state, --token-file or CULVERT_TOKEN_FILE", file, of.Host)
 	case errors.Is(err, os.ErrPermission):
-		return "", failf(exitDenied, "token file %s is not readable for you: try sudo, or have a copy made for you", file)
+		return "", failf(exitDenied, "token file %s is not readable for you: `tunnelctl login` keeps a token of your own, which an admin makes with `tunnelctl operator add`; or try sudo", file)
 	case err != nil:
 		return "", fmt.Errorf("token file: %w", err)
 	}
