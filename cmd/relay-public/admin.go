@@ -23,15 +23,17 @@ import (
 
 // door is what the operators' API needs.
 type door struct {
-	state   *state
-	relay   *public.Relay
-	alerts  *alerts
-	turning *daemon.Probe
-	access  *accessLog // nil: there is none
-	audit   *admin.Audit
-	drain   time.Duration // how long what is under way may go on when a stand-by is promoted with Cut
-	stop    func()        // as a signal does
-	log     *slog.Logger
+	state    *state
+	relay    *public.Relay
+	alerts   *alerts
+	turning  *daemon.Probe
+	access   *accessLog // nil: there is none
+	audit    *admin.Audit
+	drain    time.Duration // how long what is under way may go on when a stand-by is promoted with Cut
+	stop     func()        // as a signal does
+	file     string        // the configuration
+	settings *settings     // of it, when the relay began
+	log      *slog.Logger
 }
 
 // handler is the API. here is where it listens.
@@ -59,7 +61,12 @@ func (d *door) handler(here net.Addr) *admin.Handler {
 		PromoteSite: func(ctx context.Context, p admin.Promote) (*admin.Promoted, error) {
 			return promote(ctx, r, p, d.drain)
 		},
+		Expose:  st.exposed.add,
 		Cameras: func(ctx context.Context, in admin.Search) (*admin.Cameras, error) { return cameras(ctx, r, in) },
+		CheckConfig: func(_ context.Context, in admin.ConfigText) (*admin.ConfigReport, error) {
+			return checkText(d.file, in.Text, d.settings), nil
+		},
+		MaxSockets: d.settings.Operators.Sockets,
 		Drain: func(context.Context) error {
 			d.stop()
 			return nil
@@ -254,6 +261,17 @@ func session(s public.SessionStatus) admin.Session {
 		one.Refused = append(one.Refused, admin.Refused{Service: e.Name, Error: e.Error})
 	}
 	return one
+}
+
+// withSessions are the names of the sites that have a session.
+func withSessions(r *public.Relay) map[string]bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	names := make(map[string]bool)
+	for _, s := range r.Status(ctx).Sessions {
+		names[s.Site] = true
+	}
+	return names
 }
 
 // promote has a stand-by take over.

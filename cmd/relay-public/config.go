@@ -2,14 +2,17 @@ package main
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
 
+	"culvert.dev/pkg/admin"
 	"culvert.dev/pkg/alert"
 	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/daemon"
@@ -42,6 +45,9 @@ type config struct {
 
 	// Limits bound what visitors and sites may use.
 	Limits limitsConfig `toml:"limits"`
+
+	// Operators says where they may come from besides the admin listener, and what they may have.
+	Operators operatorsConfig `toml:"operators"`
 
 	// AccessLog has a line for what each visitor did.
 	AccessLog accessConfig `toml:"access_log"`
@@ -160,6 +166,21 @@ type limitsConfig struct {
 	TFTPBlock int `toml:"tftp_block"`
 }
 
+// operatorsConfig is [operators].
+type operatorsConfig struct {
+	// Domain has the API, and the page for browsers, served at https://DOMAIN/ too, for whoever has a token: what else
+	// there is on the listener of visitors. The default is false: from elsewhere operators come by ssh -L then.
+	Domain bool `toml:"domain"`
+
+	// Expose has the patterns of what operators, who are no admins, may publish from where they are with `tunnelctl
+	// expose`, such as "https://*.try.example.com". The default is none: whoever may publish a name can have everybody
+	// believe to be there.
+	Expose []string `toml:"expose"`
+
+	// Sockets is how many WebSockets of the API one operator may have open. The default is 1024.
+	Sockets int `toml:"sockets"`
+}
+
 // accessConfig is [access_log].
 type accessConfig struct {
 	// File gets one line of JSON for each request, connection and flow, when it is over. A path is relative to State,
@@ -204,6 +225,7 @@ type settings struct {
 	senders     []alert.Sender
 	proxies     []netip.Prefix
 	sites       []public.Site
+	expose      []relay.Pattern
 }
 
 // defaults is the config before anything is read into it.
@@ -215,6 +237,7 @@ func defaults() config {
 			Flows: 16_384, FlowsPerAddress: 256, SessionMemory: 256 << 20,
 			TFTPTransfers: 16_384, TFTPTransfersPerAddress: 256, TFTPCache: 256 << 20,
 		},
+		Operators:    operatorsConfig{Sockets: 1024},
 		AccessLog:    accessConfig{MaxSize: 100 << 20, Keep: 5},
 		Alerts:       defaultAlerts(),
 		DrainTimeout: daemon.Duration(30 * time.Second),
@@ -226,6 +249,45 @@ func load(name string) (*settings, error) {
 	s := &settings{config: defaults()}
 	err := daemon.ReadFile(name, &s.config, func(f *daemon.File) { s.check(f, filepath.Dir(name)) })
 	return s, err
+}
+
+// checkText says what is wrong with a file that would take the place of the one at name, which running are the settings of.
+func checkText(name, text string, running *settings) *admin.ConfigReport {
+	s := &settings{config: defaults()}
+	err := daemon.Decode(filepath.Base(name), []byte(text), &s.config, func(f *daemon.File) { s.check(f, filepath.Dir(name)) })
+	report := &admin.ConfigReport{OK: err == nil}
+	var all daemon.Problems
+	switch {
+	case errors.As(err, &all):
+		for _, p := range all {
+			report.Mistakes = append(report.Mistakes, p.Error())
+		}
+	case err != nil:
+		report.Mistakes = []string{err.Error()}
+	default:
+		report.Restart = s.needRestart(running)
+	}
+	return report
+}
+
+// needRestart are the tables of s that a relay which runs with others takes up when it starts.
+func (s *settings) needRestart(running *settings) (list []string) {
+	for _, part := range []struct {
+		name    string
+		changed bool
+	}{
+		{"domain", s.Domain != running.Domain},
+		{"state", s.state != running.state},
+		{"[listen]", !reflect.DeepEqual(s.Listen, running.Listen)},
+		{"[limits]", s.Limits != running.Limits},
+		{"[access_log]", s.AccessLog != running.AccessLog},
+		{"[operators] domain and sockets", s.Operators.Domain != running.Operators.Domain || s.Operators.Sockets != running.Operators.Sockets},
+	} {
+		if part.changed {
+			list = append(list, part.name)
+		}
+	}
+	return list
 }
 
 // check completes the settings and reads the files they name. Mistakes go to f.
@@ -272,6 +334,7 @@ func (s *settings) check(f *daemon.File, dir string) {
 		{"limits.session_memory", &s.Limits.SessionMemory, defaults().Limits.SessionMemory},
 		{"limits.tftp_transfers", &s.Limits.TFTPTransfers, defaults().Limits.TFTPTransfers},
 		{"limits.tftp_transfers_per_address", &s.Limits.TFTPTransfersPerAddress, defaults().Limits.TFTPTransfersPerAddress},
+		{"operators.sockets", &s.Operators.Sockets, defaults().Operators.Sockets},
 	} {
 		if *l.limit < 0 {
 			f.Addf(l.at, "%s is negative", l.at)
@@ -284,6 +347,13 @@ func (s *settings) check(f *daemon.File, dir string) {
 	}
 	if n := s.Limits.TFTPBlock; n != 0 && (n < tftp.MinBlock || n > tftp.MaxBlock) {
 		f.Addf("limits.tftp_block", "limits.tftp_block is %d, not between %d and %d, or 0 for what reaches the client in one packet", n, tftp.MinBlock, tftp.MaxBlock)
+	}
+	for i, pattern := range s.Operators.Expose {
+		p, err := relay.ParsePattern(pattern)
+		if err != nil {
+			f.Addf(fmt.Sprintf("operators.expose[%d]", i), "%v", err)
+		}
+		s.expose = append(s.expose, p)
 	}
 	if s.AccessLog.MaxSize < 0 {
 		f.Addf("access_log.max_size", "access_log.max_size is negative")

@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"reflect"
 	"time"
 
 	"culvert.dev/pkg/accesslog"
@@ -132,6 +131,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		r.AccessLog, r.AccessQuery, r.AccessAgent = access.Write, s.AccessLog.Query, s.AccessLog.Agent
 	}
 	r.Published, r.Challenge, r.Challenging = st.publishedHosts, st.challenge, st.challenging
+	st.exposed.sessions = func() map[string]bool { return withSessions(r) }
 	st.changed = func() { r.Reload(st.sites()) }
 	warn.relay = r
 	r.Reload(st.sites())
@@ -152,7 +152,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		if err != nil {
 			return fmt.Errorf("listener admin %q: %w", s.Listen.Admin, err)
 		}
-		api := (&door{state: st, relay: r, alerts: warn, turning: turning, access: access, audit: audit.Audit, drain: time.Duration(s.DrainTimeout), stop: drainNow, log: log}).handler(ln.Addr())
+		api := (&door{state: st, relay: r, alerts: warn, turning: turning, access: access, audit: audit.Audit, drain: time.Duration(s.DrainTimeout), stop: drainNow, file: o.config, settings: s, log: log}).handler(ln.Addr())
 		inside := &insight{relay: r, logs: logs}
 		inside.serve(api)
 		defer inside.start()()
@@ -181,9 +181,10 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	watched := make(chan struct{})
 	go func() { defer close(watched); warn.run(running) }()
 	defer func() { <-watched }()
-	saved := make(chan struct{})
+	saved, swept := make(chan struct{}), make(chan struct{})
 	go st.saveUses(alive, saved)
-	defer func() { end(); <-saved }()
+	go st.exposed.sweep(alive, swept)
+	defer func() { end(); <-saved; <-swept }()
 	daemon.Ready(log, ready...)
 	st.sayNext(adminAddress)
 
@@ -327,8 +328,8 @@ func reload(file string, running *settings, st *state, warn *alerts, log *slog.L
 	}
 	st.changed()
 	warn.apply(s)
-	if s.Domain != running.Domain || s.state != running.state || !reflect.DeepEqual(s.Listen, running.Listen) || s.Limits != running.Limits || s.AccessLog != running.AccessLog {
-		log.Warn("reload: a change of domain, state, listeners, limits or the access log needs a restart")
+	if parts := s.needRestart(running); parts != nil {
+		log.Warn("reload: some changes need a restart", "parts", parts)
 	}
 	log.Info("reloaded", "sites", len(st.sites()))
 }

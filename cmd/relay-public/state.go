@@ -37,6 +37,8 @@ type state struct {
 	quic      []byte      // see public.Relay.QUICSecret
 	files     *acme.Files // certificates of authorities, and what they need
 
+	exposed exposed // by operators, for a while
+
 	certificate atomic.Pointer[tls.Certificate] // given, or of the relay's own CA
 	given       atomic.Pointer[tls.Certificate] // from [tls], or nil
 	acme        atomic.Pointer[certificates]    // nil without [acme]
@@ -64,6 +66,8 @@ func openState(s *settings, log *slog.Logger) (*state, error) {
 	if st.quic, err = auth.OpenSecret(s.state, "quic.secret"); err != nil {
 		return nil, err
 	}
+	st.exposed.operators, st.exposed.wake = st.operators, make(chan struct{}, 1)
+	st.exposed.changed, st.exposed.taken, st.exposed.others = st.refresh, st.isTaken, st.lasting
 	if s.certificate == nil && s.acme == nil {
 		log.Info("neither [acme] nor a [tls] certificate: the relay is its own authority, which visitors have to trust", "ca", filepath.Join(st.dir, "ca.pem"))
 	}
@@ -73,6 +77,9 @@ func openState(s *settings, log *slog.Logger) (*state, error) {
 // apply takes the sites and the certificates of a configuration.
 func (st *state) apply(s *settings) error {
 	old, err := st.applyLocked(s)
+	if err == nil {
+		st.exposed.setAllowed(s.expose)
+	}
 	st.manage()
 	if old != nil {
 		old.close()
@@ -149,7 +156,29 @@ func (st *state) sitesLocked() []public.Site {
 		}
 		list = append(list, site)
 	}
+	return append(list, st.exposed.sites()...)
+}
+
+// lasting are the sites that are not ephemeral, those that are only invited included.
+func (st *state) lasting() (list []public.Site) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	list = slices.Clone(st.configured)
+	for _, s := range st.store.Sites() {
+		site := public.Site{Name: s.Name}
+		for _, text := range s.Publish {
+			if p, err := relay.ParsePattern(text); err == nil {
+				site.Publish = append(site.Publish, p)
+			}
+		}
+		list = append(list, site)
+	}
 	return list
+}
+
+// isTaken reports whether a site that is not ephemeral has that name.
+func (st *state) isTaken(name string) bool {
+	return slices.ContainsFunc(st.lasting(), func(s public.Site) bool { return s.Name == name })
 }
 
 func (st *state) isConfiguredLocked(name string) bool {
@@ -212,6 +241,13 @@ func (st *state) known() []admin.Site {
 		}
 		list = append(list, site)
 	}
+	for _, s := range st.exposed.sites() {
+		site := admin.Site{Name: s.Name, State: admin.StateAway, Keys: s.Keys, Ephemeral: true}
+		for _, p := range s.Publish {
+			site.Publish = append(site.Publish, p.String())
+		}
+		list = append(list, site)
+	}
 	return list
 }
 
@@ -233,6 +269,8 @@ func (st *state) invite(_ context.Context, in admin.Invite) (*admin.Invitation, 
 		return nil, &admin.Error{Code: http.StatusConflict, Text: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: make a key with `relay-private keygen FILE`, add it to key there, as a list, and reload", in.Name)}
 	case isConfigured:
 		return nil, &admin.Error{Code: http.StatusConflict, Text: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: change it there, or remove it and reload", in.Name)}
+	case st.exposed.has(in.Name):
+		return nil, &admin.Error{Code: http.StatusConflict, Text: fmt.Sprintf("site %q is what an operator exposes at the moment: take another name, or wait until it is gone", in.Name)}
 	}
 	own := st.ownCertificate()
 	if own == nil {
@@ -315,6 +353,9 @@ func (st *state) revoke(_ context.Context, in admin.Revoke) error {
 	st.mu.Unlock()
 	if isConfigured {
 		return &admin.Error{Code: http.StatusConflict, Text: fmt.Sprintf("site %q has a [[site]] entry in the relay's configuration: remove it, or the key, there and reload", name)}
+	}
+	if st.exposed.remove(name) {
+		return nil
 	}
 	switch err := st.store.Revoke(name, key); {
 	case errors.Is(err, auth.ErrUnknownSite):

@@ -99,6 +99,7 @@ type Site struct {
 	SuspendedSince *time.Time `json:"suspended_since,omitempty"` // when its last link was lost
 	InvitedUntil   *time.Time `json:"invited_until,omitempty"`   // when the join token expires
 	Sessions       []Session  `json:"sessions,omitempty"`        // the active one first
+	Ephemeral      bool       `json:"ephemeral,omitempty"`       // made by Expose
 }
 
 // Session is the session of one private relay.

@@ -42,8 +42,8 @@ func (r *Relay) own(host, path []byte) bool {
 	return err == nil
 }
 
-// ownDomain serves a request for the relay itself.
-func (v *visitor) ownDomain() {
+// ownDomain serves a request for the relay itself. It reports false if that is left unread, for somebody else.
+func (v *visitor) ownDomain() bool {
 	path := string(v.loop.req.Path)
 	switch {
 	case path == relay.LinkPath:
@@ -52,9 +52,20 @@ func (v *visitor) ownDomain() {
 		v.join()
 	case strings.HasPrefix(path, relay.OperatePath):
 		v.operate(strings.TrimPrefix(path, relay.OperatePath))
+	case v.relay.Own != nil && v.secure && string(v.loop.host) == v.relay.Domain:
+		v.giveOwn()
+		return false
 	default:
 		v.turnDown(troublePage)
 	}
+	return true
+}
+
+// giveOwn gives the connection to whoever serves the relay's own pages, with the request unread.
+func (v *visitor) giveOwn() {
+	state := v.conn.TLS()
+	v.leave()
+	v.relay.Own(v.conn, v.loop.Loop, v.addr, state)
 }
 
 // sessionOf returns the active session of a site, or what to answer.

@@ -172,6 +172,12 @@ type Relay struct {
 	// that he has open. 0: 12 h.
 	OperatorResume time.Duration
 
+	// Own takes over a connection on which somebody asks for a page of the Domain, which is none that sites and
+	// operators' streams come by. It is called on the loop of the connection, with the request unread, and has to set
+	// a handler before it returns. The connection speaks HTTP/1.1, and is no longer one of a visitor's. nil: there are no
+	// such pages.
+	Own func(conn *evloop.Conn, l *evloop.Loop, from netip.AddrPort, state *tls.ConnectionState)
+
 	// AccessLog gets lines of the access log, each a JSON object and a newline: one
 	// for each request, connection and flow, when it is over. It is called on the
 	// loops, must not block, and the bytes are lent. If nil, there is no such log.

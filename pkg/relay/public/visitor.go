@@ -458,7 +458,9 @@ func (v *visitor) readHead(b []byte) int {
 		v.prove(string(l.host), string(req.Path))
 		return 0
 	case doOwn:
-		v.ownDomain()
+		if !v.ownDomain() {
+			return 0
+		}
 	case doPlay:
 		v.socket(nil, req)
 	case doAnswer:
