@@ -118,7 +118,6 @@ func TestAwkwardTypes(t *testing.T) {
 		Pair     [2]int           `json:"pair"`
 		Raw      json.RawMessage  `json:"raw"`
 		Number   json.Number      `json:"number,omitempty"`
-		any
 	}
 	s := &Server{}
 	s.Set(&Service{Root: "a", Methods: []*Method{

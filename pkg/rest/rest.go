@@ -67,9 +67,6 @@ type Method struct {
 	push func(ctx context.Context, fill func(in any) error, seen *any, send func(event any) error) error // of a feed
 }
 
-// Name returns the method's name.
-func (m *Method) Name() string { return m.name }
-
 // An Option changes a Method that is being made.
 type Option func(*Method)
 
