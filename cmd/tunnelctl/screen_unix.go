@@ -18,4 +18,12 @@ func watchSize(c chan os.Signal) (stop func()) {
 }
 
 // suspend does what Ctrl-Z does in other programs, and returns when the program is in the foreground again.
-func suspend() { syscall.Kill(syscall.Getpid(), syscall.SIGSTOP) }
+// It waits to be told so: the signal that stops it may come a moment later, and the terminal is the shell's then.
+func suspend() {
+	goOn := make(chan os.Signal, 1)
+	signal.Notify(goOn, syscall.SIGCONT)
+	defer signal.Stop(goOn)
+	if syscall.Kill(syscall.Getpid(), syscall.SIGSTOP) == nil {
+		<-goOn
+	}
+}

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -64,6 +66,29 @@ func (m *terminal) shows(what ...string) (screen string) {
 	return screen
 }
 
+// goOn does what fg does in a shell: the program has been stopped.
+func (m *terminal) goOn() {
+	m.t.Helper()
+	shell := strings.TrimSpace(m.do("list-panes", "-F", "#{pane_pid}"))
+	children, err := os.ReadFile("/proc/" + shell + "/task/" + shell + "/children")
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for child := range strings.FieldsSeq(string(children)) {
+		pid, err := strconv.Atoi(child)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		eventually(m.t, "the program to be stopped", func() bool {
+			stat, err := os.ReadFile("/proc/" + child + "/stat")
+			return err != nil || strings.Contains(string(stat), ") T ")
+		})
+		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+			m.t.Fatalf("child %d of the shell: %v", pid, err)
+		}
+	}
+}
+
 func (m *terminal) press(keys ...string) { m.do(append([]string{"send-keys"}, keys...)...) }
 
 // The live view in a terminal: it fits, follows its size, knows its keys, waits for a relay that is restarted, and leaves the terminal as
@@ -109,8 +134,12 @@ func TestTop(t *testing.T) {
 	m.press("q")
 	m.shows("ended with 0", " echo ", " icanon ")
 
-	// Ctrl-C is a key, too.
+	// Ctrl-Z gives the terminal to the shell for a while; Ctrl-C is a key, too.
 	m = startTerminalAgain(m, cmd)
+	m.shows("live")
+	m.press("C-z")
+	eventually(t, "the shell's screen", func() bool { return !strings.Contains(m.do("capture-pane", "-p"), "live") })
+	m.goOn()
 	m.shows("live")
 	m.press("C-c")
 	m.shows("ended with 0", " echo ")
