@@ -216,7 +216,7 @@ func TestSSH(t *testing.T) {
 		cmd.Stdin = strings.NewReader(string(payload))
 		return cmd
 	}
-	connect := strings.Join(s.tunnelctl("connect", "office/ssh").Args, " ")
+	connect := s.inShell(s.tunnelctl("connect", "office/ssh"))
 	for name, way := range map[string][]string{
 		"forward": {"-p", localPort},
 		"connect": {"-o", "ProxyCommand=" + connect},

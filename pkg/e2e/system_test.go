@@ -248,7 +248,14 @@ func (s *system) visitor() *http.Client {
 // tunnelctl runs the operators' command.
 func (s *system) tunnelctl(args ...string) *exec.Cmd {
 	s.t.Helper()
-	return exec.Command(command(s.t, "tunnelctl"), append([]string{"--admin", s.admin, "--state", s.file("state")}, args...)...)
+	cmd := exec.Command(command(s.t, "tunnelctl"), append([]string{"--admin", s.admin, "--state", s.file("state")}, args...)...)
+	cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+s.file("config")) // the keys of other tests' sites are others
+	return cmd
+}
+
+// inShell is a tunnelctl as the line of a shell.
+func (s *system) inShell(cmd *exec.Cmd) string {
+	return "env XDG_CONFIG_HOME=" + s.file("config") + " " + strings.Join(cmd.Args, " ")
 }
 
 // token is the operators' token.
