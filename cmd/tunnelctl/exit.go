@@ -29,6 +29,7 @@ const exitHelp = `0    done, or stopped as told
 3    not allowed: no token here, the relay does not accept it, or its role is too small
 4    not found: no such site, service, session, stream, request, certificate, token or operator
 5    not reachable: the relay does not answer, or the site or target is away; later it may be there
+6    diag: it has a report, and in that something is wrong
 130  interrupted by Ctrl-C before it was done
 
 Errors go to stderr, as one line that says what to do next; with --json as one JSON object:

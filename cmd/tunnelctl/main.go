@@ -102,7 +102,7 @@ func newCommand(at *where, stdin io.Reader, stdout, stderr io.Writer) *cobra.Com
 			siteCommand(at), camerasCommand(at),
 		}},
 		{groupReach, "Services of a site, from here:", []*cobra.Command{
-			forwardCommand(at), connectCommand(at), socksCommand(at), httpCommand(at), pingCommand(at), benchCommand(at),
+			forwardCommand(at), connectCommand(at), socksCommand(at), httpCommand(at), diagCommand(at), pingCommand(at), benchCommand(at),
 		}},
 		{groupRelay, "The relay and its operators:", []*cobra.Command{
 			loginCommand(at), logoutCommand(at), contextCommand(at), whoamiCommand(at), tokenCommand(at), operatorCommand(at),

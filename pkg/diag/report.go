@@ -239,9 +239,14 @@ func (r *Report) find() []Finding {
 	for _, f := range r.Failed {
 		add(Note, f.Method, "", "was not answered: %s", f.Problem)
 	}
+	Sort(list)
+	return list
+}
+
+// Sort puts the worst first.
+func Sort(list []Finding) {
 	rank := map[string]int{Wrong: 0, Warning: 1, Note: 2}
 	slices.SortStableFunc(list, func(a, b Finding) int { return rank[a.Level] - rank[b.Level] })
-	return list
 }
 
 type finder func(level, subject, do, format string, a ...any)
