@@ -39,6 +39,7 @@ func (s *Server) serveDocs(w http.ResponseWriter, r *http.Request, path string) 
 		"docs":          "text/html; charset=utf-8",
 		"docs/page.js":  "text/javascript; charset=utf-8",
 		"docs/page.css": "text/css; charset=utf-8",
+		"docs/page.svg": "image/svg+xml",
 	}
 	typ, ok := types[path]
 	if !ok {

@@ -183,6 +183,7 @@ function show() {
   }
 }
 
+document.getElementById("bearer").addEventListener("submit", (e) => e.preventDefault());
 document.getElementById("search").addEventListener("input", (e) => {
   const words = e.target.value.toLowerCase().split(/\s+/).filter(Boolean);
   for (const d of document.querySelectorAll("details")) d.hidden = !words.every((w) => d.dataset.text.includes(w));
