@@ -27,7 +27,7 @@ const module = "culvert.dev/"
 // ours. Before adding an arrow, ask whether a return value or an optional func field carries it up.
 var arrows = map[string][]string{
 	"cmd/relay-public": {
-		"pkg/accesslog", "pkg/acme", "pkg/acmetoml", "pkg/admin", "pkg/alert", "pkg/auth", "pkg/daemon", "pkg/dashboard", "pkg/evloop", "pkg/history", "pkg/metrics", "pkg/relay", "pkg/relay/public", "pkg/rest", "pkg/tftp",
+		"pkg/accesslog", "pkg/acme", "pkg/acmetoml", "pkg/admin", "pkg/alert", "pkg/auth", "pkg/daemon", "pkg/dashboard", "pkg/evloop", "pkg/history", "pkg/http1", "pkg/httpd", "pkg/metrics", "pkg/relay", "pkg/relay/public", "pkg/rest", "pkg/tftp",
 	},
 	"cmd/relay-private": {
 		"pkg/acme", "pkg/acmetoml", "pkg/auth", "pkg/daemon", "pkg/diag", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/relay/private", "pkg/rest", "pkg/site", "pkg/socks",

@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
@@ -16,6 +18,9 @@ import (
 	"culvert.dev/pkg/admin"
 	"culvert.dev/pkg/daemon"
 	"culvert.dev/pkg/dashboard"
+	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/http1"
+	"culvert.dev/pkg/httpd"
 	"culvert.dev/pkg/metrics"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/relay/public"
@@ -36,7 +41,7 @@ type door struct {
 	log      *slog.Logger
 }
 
-// handler is the API. here is where it listens.
+// handler is the API. here is where it listens, nil if it does not.
 func (d *door) handler(here net.Addr) *admin.Handler {
 	st, r, log := d.state, d.relay, d.log
 	started := time.Now()
@@ -49,7 +54,12 @@ func (d *door) handler(here net.Addr) *admin.Handler {
 	debug.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	debug.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	debug.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	var hosts []string
+	if d.settings.Operators.Domain {
+		hosts = []string{r.Domain}
+	}
 	return &admin.Handler{
+		Hosts:            hosts,
 		Operators:        st.operators,
 		Files:            dashboard.Handler(),
 		Version:          admin.Version{Version: version, Wire: relay.WireVersion, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH},
@@ -88,33 +98,93 @@ func (d *door) handler(here net.Addr) *admin.Handler {
 	}
 }
 
-// serveAdmin serves operators on ln until stop is called, which waits for the requests.
-func serveAdmin(ln net.Listener, h *admin.Handler, log *slog.Logger) (stop func()) {
-	srv := &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       75 * time.Second,
-		MaxHeaderBytes:    32 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+// adminServer is where operators come in: at the admin listener, and at the relay's own domain if that is configured.
+type adminServer struct {
+	api  *admin.Handler
+	core *evloop.Core // of the admin listener: it answers when the loops of visitors do not turn
+	here httpd.Server // of those who come by the admin listener
+	own  httpd.Server // and by the domain, on the loops of visitors
+	addr net.Addr     // of the admin listener; nil: there is none
+}
+
+// Bounds of those who come by the domain, who may be anybody.
+const (
+	maxOwn     = 4096 // connections
+	maxOwnEach = 256  // from one address
+	ownIdle    = time.Minute
+)
+
+// newAdminServer listens at an address, unless it is "", on the socket that was there before us if there is one. api is set
+// before anybody is served: before serve is called.
+func newAdminServer(sockets *daemon.Sockets, address string, log *slog.Logger) (*adminServer, error) {
+	core, err := evloop.New(evloop.Config{Loops: 1})
+	if err != nil {
+		return nil, err
 	}
-	done := make(chan struct{})
-	go runAdmin(srv, ln, done, log)
-	return func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		h.Close()
+	a := &adminServer{core: core}
+	panicked := func(r *http.Request, value any, stack []byte) {
+		log.Error("panic in the admin API", "method", r.Method, "path", r.URL.Path, "panic", fmt.Sprint(value), "stack", string(stack))
+	}
+	limits := http1.Limits{MaxHead: 32 << 10}
+	a.here = httpd.Server{OnPanic: panicked, Limits: limits, MaxConns: 65536}
+	a.own = httpd.Server{OnPanic: panicked, Limits: limits, MaxConns: maxOwn, MaxPerAddr: maxOwnEach, IdleTimeout: ownIdle, MaxHandlers: maxOwn}
+	a.here.SetHandler(starting)
+	a.own.SetHandler(starting)
+	if address == "" {
+		return a, nil
+	}
+	accept := func(c *evloop.Conn) { a.here.Serve(c, c.Loop(), httpd.Peer{Addr: c.RemoteAddr()}) }
+	for _, f := range sockets.Files("admin", "tcp", address) {
+		ln, err := core.ListenFile(f, accept)
+		if err != nil {
+			core.Close()
+			return nil, err
+		}
+		a.addr = ln.Addr()
+		return a, nil
+	}
+	ln, err := core.Listen("tcp", address, accept)
+	if err != nil {
+		core.Close()
+		return nil, err
+	}
+	a.addr = ln.Addr()
+	return a, nil
+}
+
+// starting answers until serve is called.
+var starting = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Retry-After", "1")
+	http.Error(w, "the relay is just starting", http.StatusServiceUnavailable)
+})
+
+// serve has operators served by api.
+func (a *adminServer) serve(api *admin.Handler) {
+	a.api = api
+	a.here.SetHandler(api)
+	a.own.SetHandler(api)
+}
+
+// take serves whoever asks for a page of the relay's own domain: it is public.Relay's Own.
+func (a *adminServer) take(conn *evloop.Conn, l *evloop.Loop, from netip.AddrPort, state *tls.ConnectionState) {
+	a.own.Serve(conn, l, httpd.Peer{Addr: from, TLS: state})
+}
+
+// close ends what there is, and waits for the requests for a second.
+func (a *adminServer) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if a.api != nil {
+		a.api.Close()
+	}
+	for _, srv := range []*httpd.Server{&a.here, &a.own} {
 		if srv.Shutdown(ctx) != nil {
 			srv.Close()
 		}
-		<-done
 	}
-}
-
-func runAdmin(srv *http.Server, ln net.Listener, done chan<- struct{}, log *slog.Logger) {
-	defer close(done)
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-		log.Error("admin listener", "err", err)
-	}
+	a.core.Close()
+	a.here.Wait()
+	a.own.Wait()
 }
 
 // status is what operators see.
@@ -130,12 +200,15 @@ func status(st *state, r *public.Relay, started time.Time, here net.Addr) *admin
 		Draining:  now.Draining,
 		Visitors:  now.Visitors,
 		Counters:  admin.Counters(now.Counters),
-		Listeners: []admin.Listener{{Name: "admin", Addr: here.String()}},
+		Listeners: []admin.Listener{},
 		Sites:     []admin.Site{},
 		Services:  []admin.Service{},
 		TFTP:      overTFTP(now.TFTP),
 
 		Certificates: st.obtained(),
+	}
+	if here != nil {
+		s.Listeners = append(s.Listeners, admin.Listener{Name: "admin", Addr: here.String()})
 	}
 	for _, l := range now.Listeners {
 		s.Listeners = append(s.Listeners, admin.Listener{Name: l.Name, Addr: l.Addr.String()})

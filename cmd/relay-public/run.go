@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -135,7 +134,15 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	st.changed = func() { r.Reload(st.sites()) }
 	warn.relay = r
 	r.Reload(st.sites())
+	at, err := newAdminServer(sockets, s.Listen.Admin, log)
+	if err != nil {
+		return fmt.Errorf("listener admin %q: %w", s.Listen.Admin, err)
+	}
+	if s.Operators.Domain {
+		r.Own = at.take
+	}
 	if err := r.Listen(); err != nil {
+		at.close()
 		return err
 	}
 	ready := []any{"domain", s.Domain}
@@ -147,17 +154,19 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	}
 	turning := &daemon.Probe{N: core.NumLoops(), Post: func(i int, f func()) bool { return core.Loop(i).Post(f) }}
 	adminAddress := ""
-	if s.Listen.Admin != "" {
-		ln, err := listenAdmin(sockets, s.Listen.Admin)
-		if err != nil {
-			return fmt.Errorf("listener admin %q: %w", s.Listen.Admin, err)
-		}
-		api := (&door{state: st, relay: r, alerts: warn, turning: turning, access: access, audit: audit.Audit, drain: time.Duration(s.DrainTimeout), stop: drainNow, file: o.config, settings: s, log: log}).handler(ln.Addr())
+	if at.addr != nil || s.Operators.Domain {
+		api := (&door{
+			state: st, relay: r, alerts: warn, turning: turning, access: access, audit: audit.Audit, drain: time.Duration(s.DrainTimeout),
+			stop: drainNow, file: o.config, settings: s, log: log,
+		}).handler(at.addr)
 		inside := &insight{relay: r, logs: logs}
 		inside.serve(api)
 		defer inside.start()()
-		defer serveAdmin(ln, api, log)()
-		adminAddress = ln.Addr().String()
+		at.serve(api)
+	}
+	defer at.close()
+	if at.addr != nil {
+		adminAddress = at.addr.String()
 		ready = append(ready, "admin", adminAddress)
 	}
 
@@ -273,14 +282,6 @@ func (a *auditLog) close() {
 	if err := a.Close(); err != nil {
 		a.log.Error("audit log", "err", err)
 	}
-}
-
-// listenAdmin opens the admin listener, on the socket that was there before us if there is one.
-func listenAdmin(sockets *daemon.Sockets, address string) (net.Listener, error) {
-	for _, f := range sockets.Files("admin", "tcp", address) {
-		return net.FileListener(f)
-	}
-	return net.Listen("tcp", address)
 }
 
 // summary is the service manager's line about the relay.

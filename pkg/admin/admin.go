@@ -1,8 +1,8 @@
 // Package admin is the operators' door of a public relay: its API, which is a set of package rest's services, and the
 // client that tunnelctl uses.
 //
-//	GET  /healthz                            200 as long as the relay's event loops turn; needs no token
-//	GET  /readyz                             200 as long as it takes visitors; needs no token
+//	GET  /healthz                            200 as long as the relay's event loops turn; needs no token, and comes without TLS
+//	GET  /readyz                             200 as long as it takes visitors; needs no token, and comes without TLS
 //	GET  /metrics                            for Prometheus
 //	GET  /debug/pprof/...                    profiles
 //	POST /api/login, /api/logout             a cookie for a token, for browsers
@@ -203,11 +203,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	head.Set("X-Frame-Options", "DENY")
 	head.Set("Cross-Origin-Resource-Policy", "same-origin")
 	path := r.URL.Path
-	switch path {
-	case "/healthz":
+	switch {
+	case r.TLS != nil: // not for everybody
+	case path == "/healthz":
 		probe(w, r, h.Healthy)
 		return
-	case "/readyz":
+	case path == "/readyz":
 		probe(w, r, h.Ready)
 		return
 	}
