@@ -130,6 +130,9 @@ func (e *exposed) add(ctx context.Context, in admin.Expose) (*admin.Exposed, err
 		if err != nil {
 			return nil, &admin.Error{Code: http.StatusBadRequest, Text: err.Error()}
 		}
+		if strings.Contains(url.Host, "*") {
+			return nil, &admin.Error{Code: http.StatusBadRequest, Text: fmt.Sprintf("%s: an ephemeral site publishes one name, not all below another one", text)}
+		}
 		for _, site := range others {
 			// A pattern with a wildcard is for whatever comes, and who publishes first has it. Without one it is that
 			// site's own, whether it is there at the moment or not.

@@ -84,7 +84,7 @@ type known struct {
 
 func (k *known) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := k.next.RoundTrip(r)
-	if err != nil || resp.Header.Get(signature) != "" {
+	if err != nil || resp.Header.Get(signature) != "" || resp.StatusCode == http.StatusSwitchingProtocols {
 		return resp, err
 	}
 	defer resp.Body.Close()
