@@ -330,6 +330,11 @@ func TestOperatorsKeys(t *testing.T) {
 		c := w.operator("alice")
 		c.Key = mine
 		w.roundTrip(w.open(c, "echo"), "hello")
+		p.SetOperators([]ed25519.PublicKey{nil}) // nobody
+		for _, c := range []*Client{c, stranger, w.operator("alice")} {
+			_, err := c.Open(t.Context(), "office", "echo")
+			wantCode(t, err, relay.OperateForbidden, "operators")
+		}
 		p.SetOperators(nil)
 		w.roundTrip(w.open(stranger, "echo"), "hello")
 	})

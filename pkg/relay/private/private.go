@@ -96,7 +96,7 @@ type Relay struct {
 	Discover func(ctx context.Context, req relay.DiscoverRequest) ([]byte, error)
 
 	// Operators are the public keys of those who may open connections by tunnelctl, which has to prove one of them to this
-	// relay. SetOperators replaces them. If empty, whoever the public relay takes for an operator may.
+	// relay. SetOperators replaces them. If empty, whoever the public relay takes for an operator may; a key that is nil is nobody's.
 	Operators []ed25519.PublicKey
 
 	// Socks says where an address that an operator wants to reach is, network being "tcp" or "udp" and address HOST:PORT: it

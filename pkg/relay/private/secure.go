@@ -42,7 +42,7 @@ func (r *Relay) SetOperators(keys []ed25519.PublicKey) {
 // mayOperate reports whether the operator with that key, nil if none, may open connections.
 func (r *Relay) mayOperate(key ed25519.PublicKey) bool {
 	known := r.operators.Load()
-	return known == nil || len(*known) == 0 || (*known)[string(key)]
+	return known == nil || len(*known) == 0 || len(key) == ed25519.PublicKeySize && (*known)[string(key)]
 }
 
 // operation is an operator's stream until it is known what it is for: the TLS that ends here, in which he asks. The
