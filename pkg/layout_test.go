@@ -33,7 +33,7 @@ var arrows = map[string][]string{
 		"pkg/acme", "pkg/acmetoml", "pkg/auth", "pkg/daemon", "pkg/diag", "pkg/evloop", "pkg/onvif", "pkg/relay", "pkg/relay/private", "pkg/rest", "pkg/site", "pkg/socks",
 	},
 	"cmd/tunnelctl": {
-		"pkg/admin", "pkg/auth", "pkg/daemon", "pkg/diag", "pkg/evloop", "pkg/onvif", "pkg/operate", "pkg/relay", "pkg/rest", "pkg/socks", "pkg/tftp", "pkg/tftpd",
+		"pkg/admin", "pkg/auth", "pkg/daemon", "pkg/diag", "pkg/evloop", "pkg/onvif", "pkg/operate", "pkg/relay", "pkg/relay/private", "pkg/rest", "pkg/socks", "pkg/tftp", "pkg/tftpd",
 	},
 
 	"docs/example": {"pkg/rest", "pkg/site"},

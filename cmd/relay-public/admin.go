@@ -336,13 +336,13 @@ func session(s public.SessionStatus) admin.Session {
 	return one
 }
 
-// withSessions are the names of the sites that have a session.
+// withSessions are the names of the sites that have a session; true: with a link.
 func withSessions(r *public.Relay) map[string]bool {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	names := make(map[string]bool)
 	for _, s := range r.Status(ctx).Sessions {
-		names[s.Site] = true
+		names[s.Site] = names[s.Site] || s.Lost.IsZero()
 	}
 	return names
 }

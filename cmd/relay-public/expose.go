@@ -29,18 +29,20 @@ const (
 // exposed are the ephemeral sites: those that operators have made by `tunnelctl expose`. They are in memory alone. One is
 // gone exposedTime after its last session, or as soon as the token is not good any more that it was made with.
 type exposed struct {
-	operators *auth.Operators        // immutable, as is the rest of this group
-	sessions  func() map[string]bool // names of sites that have some
-	changed   func()                 // the sites have changed; not called with mu held
-	taken     func(name string) bool // there is another site of that name
-	others    func() []public.Site   // those that are not ephemeral
-	wake      chan struct{}          // of one: a token is not good any more
+	operators *auth.Operators                        // immutable, as is the rest of this group
+	sessions  func() map[string]bool                 // names of sites that have some; true: with a link
+	changed   func()                                 // the sites have changed; not called with mu held
+	taken     func(name string) bool                 // there is another site of that name
+	others    func() []public.Site                   // those that are not ephemeral
+	reached   func() (address, ca string, err error) // where private relays find this one; see admin.Exposed
+	wake      chan struct{}                          // of one: a token is not good any more
 
-	now atomic.Pointer[[]public.Site] // what list has; it is read with another lock held
+	// Both are read with another lock held.
+	now   atomic.Pointer[[]public.Site]   // what list has
+	allow atomic.Pointer[[]relay.Pattern] // of what operators may publish who are no admins
 
-	mu    sync.Mutex
-	allow []relay.Pattern // of what operators may publish who are no admins
-	list  []*ephemeral
+	mu   sync.Mutex
+	list []*ephemeral
 }
 
 type ephemeral struct {
@@ -52,10 +54,14 @@ type ephemeral struct {
 }
 
 // setAllowed takes what a configuration says.
-func (e *exposed) setAllowed(patterns []relay.Pattern) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.allow = patterns
+func (e *exposed) setAllowed(patterns []relay.Pattern) { e.allow.Store(&patterns) }
+
+// allowed are the patterns of what operators may publish.
+func (e *exposed) allowed() []relay.Pattern {
+	if p := e.allow.Load(); p != nil {
+		return *p
+	}
+	return nil
 }
 
 // sites are those that there are.
@@ -103,6 +109,11 @@ func (e *exposed) add(ctx context.Context, in admin.Expose) (*admin.Exposed, err
 	if !ok {
 		return nil, &admin.Error{Code: http.StatusForbidden, Text: "nobody knows who asks"}
 	}
+	return e.addFor(who, in)
+}
+
+// addFor makes one for an operator.
+func (e *exposed) addFor(who auth.Identity, in admin.Expose) (*admin.Exposed, error) {
 	one := &ephemeral{operator: who.Operator, seen: time.Now(), site: public.Site{Name: in.Name, Keys: []string{in.Key}}}
 	if in.Name == "" {
 		one.site.Name = "expose-" + strings.ToLower(rand.Text()[:8])
@@ -113,8 +124,19 @@ func (e *exposed) add(ctx context.Context, in admin.Expose) (*admin.Exposed, err
 	if _, err := auth.ParsePublicKey(in.Key); err != nil {
 		return nil, &admin.Error{Code: http.StatusBadRequest, Text: err.Error()}
 	}
-	if len(in.Publish) == 0 || len(in.Publish) > maxExposedPublish {
-		return nil, &admin.Error{Code: http.StatusBadRequest, Text: fmt.Sprintf("publish has %d URLs: want one, such as https://demo.example.com, and at most %d", len(in.Publish), maxExposedPublish)}
+	if len(in.Publish) > maxExposedPublish {
+		return nil, &admin.Error{Code: http.StatusBadRequest, Text: fmt.Sprintf("publish has %d URLs: want %d at most", len(in.Publish), maxExposedPublish)}
+	}
+	if len(in.Publish) == 0 {
+		url, err := e.choose()
+		if err != nil {
+			return nil, err
+		}
+		in.Publish = []string{url}
+	}
+	address, ca, err := e.reached()
+	if err != nil {
+		return nil, err
 	}
 	if e.taken(one.site.Name) {
 		return nil, &admin.Error{Code: http.StatusConflict, Text: fmt.Sprintf("there is a site %q already: leave the name out, and one is chosen", one.site.Name)}
@@ -143,18 +165,33 @@ func (e *exposed) add(ctx context.Context, in admin.Expose) (*admin.Exposed, err
 		one.site.Publish = append(one.site.Publish, pattern)
 		urls = append(urls, url)
 	}
+	sessions := e.sessions()
 	e.mu.Lock()
-	err := e.addLocked(one, in.Publish, urls, who)
+	old, err := e.addLocked(one, in.Publish, urls, who, sessions)
 	e.mu.Unlock()
 	if err != nil {
 		return nil, err
+	}
+	for _, o := range old {
+		o.stop()
 	}
 	stop := e.operators.Follow(who, func() { e.end(one) })
 	e.mu.Lock()
 	one.stop = stop
 	e.mu.Unlock()
 	e.changed()
-	return &admin.Exposed{Site: one.site.Name}, nil
+	return &admin.Exposed{Site: one.site.Name, Publish: in.Publish, Relay: address, CA: ca}, nil
+}
+
+// choose makes a URL that operators may publish.
+func (e *exposed) choose() (string, error) {
+	for _, p := range e.allowed() {
+		if rest, ok := strings.CutPrefix(p.Host, "*."); ok && p.Scheme == "https" {
+			p.Host = strings.ToLower(rand.Text()[:10]) + "." + rest
+			return p.String(), nil
+		}
+	}
+	return "", &admin.Error{Code: http.StatusBadRequest, Text: "the relay has no name to choose: say which with --publish, or add \"https://*.try.DOMAIN\" to [operators] expose in its public.toml"}
 }
 
 // isWide reports whether a pattern is for more than one name or port.
@@ -162,33 +199,45 @@ func isWide(p relay.Pattern) bool {
 	return strings.HasPrefix(p.Host, "*") || p.MinPort != p.MaxPort
 }
 
-func (e *exposed) addLocked(one *ephemeral, texts []string, urls []relay.Publish, who auth.Identity) error {
+// addLocked adds one, and returns those that it takes the place of: what the same operator has exposed at the same URL, by a
+// program that is not there any more.
+func (e *exposed) addLocked(one *ephemeral, texts []string, urls []relay.Publish, who auth.Identity, sessions map[string]bool) (old []*ephemeral, err error) {
 	for i, url := range urls {
-		allowed := slices.ContainsFunc(e.allow, func(p relay.Pattern) bool { return p.Allows(url) })
+		allowed := slices.ContainsFunc(e.allowed(), func(p relay.Pattern) bool { return p.Allows(url) })
 		if !allowed && who.Role < auth.Administer {
-			return &admin.Error{Code: http.StatusForbidden, Text: fmt.Sprintf("operators may not expose %s here: [operators] expose in the relay's public.toml has the patterns of what they may; admins may expose anything", texts[i])}
+			return nil, &admin.Error{Code: http.StatusForbidden, Text: fmt.Sprintf("operators may not expose %s here: [operators] expose in the relay's public.toml has the patterns of what they may; admins may expose anything", texts[i])}
 		}
 		for _, other := range e.list {
-			if slices.ContainsFunc(other.site.Publish, func(p relay.Pattern) bool { return p.Allows(url) }) {
-				return &admin.Error{Code: http.StatusConflict, Text: fmt.Sprintf("%s is exposed by %q already, as site %q: take another name", texts[i], other.operator, other.site.Name)}
+			switch {
+			case !slices.ContainsFunc(other.site.Publish, func(p relay.Pattern) bool { return p.Allows(url) }):
+			case other.operator == who.Operator && !sessions[other.site.Name] && other.stop != nil && other.site.Name != one.site.Name:
+				old = append(old, other)
+			case other.operator == who.Operator && other.site.Name == one.site.Name && slices.Equal(other.site.Keys, one.site.Keys) && other.stop != nil:
+				old = append(old, other) // the same program once more
+			default:
+				return nil, &admin.Error{Code: http.StatusConflict, Text: fmt.Sprintf("%s is exposed by %q already, as site %q: take another name", texts[i], other.operator, other.site.Name)}
 			}
 		}
 	}
 	n := 0
 	for _, other := range e.list {
+		if slices.Contains(old, other) {
+			continue
+		}
 		if other.site.Name == one.site.Name {
-			return &admin.Error{Code: http.StatusConflict, Text: fmt.Sprintf("there is a site %q already: leave the name out, and one is chosen", one.site.Name)}
+			return nil, &admin.Error{Code: http.StatusConflict, Text: fmt.Sprintf("there is a site %q already: leave the name out, and one is chosen", one.site.Name)}
 		}
 		if other.operator == who.Operator {
 			n++
 		}
 	}
-	if n >= maxExposedOfOne || len(e.list) >= maxExposed {
-		return &admin.Error{Code: http.StatusTooManyRequests, Text: fmt.Sprintf("%q has %d ephemeral sites, and there are %d: end some, and wait a minute", who.Operator, n, len(e.list))}
+	if n >= maxExposedOfOne || len(e.list)-len(old) >= maxExposed {
+		return nil, &admin.Error{Code: http.StatusTooManyRequests, Text: fmt.Sprintf("%q has %d ephemeral sites, and there are %d: end some, and wait a minute", who.Operator, n, len(e.list))}
 	}
+	e.list = slices.DeleteFunc(e.list, func(other *ephemeral) bool { return slices.Contains(old, other) })
 	e.list = append(e.list, one)
 	e.storeLocked()
-	return nil
+	return old, nil
 }
 
 // end is called when a token is not good any more.
@@ -230,7 +279,7 @@ func (e *exposed) look(now time.Time) {
 	var gone []*ephemeral
 	e.mu.Lock()
 	e.list = slices.DeleteFunc(e.list, func(one *ephemeral) bool {
-		if sessions[one.site.Name] {
+		if _, ok := sessions[one.site.Name]; ok {
 			one.seen = now
 		}
 		if isOver := one.over || now.Sub(one.seen) >= exposedTime; !isOver || one.stop == nil {

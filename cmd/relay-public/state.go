@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -67,7 +67,7 @@ func openState(s *settings, log *slog.Logger) (*state, error) {
 		return nil, err
 	}
 	st.exposed.operators, st.exposed.wake = st.operators, make(chan struct{}, 1)
-	st.exposed.changed, st.exposed.taken, st.exposed.others = st.refresh, st.isTaken, st.lasting
+	st.exposed.changed, st.exposed.taken, st.exposed.others, st.exposed.reached = st.refresh, st.isTaken, st.lasting, st.reached
 	if s.certificate == nil && s.acme == nil {
 		log.Info("neither [acme] nor a [tls] certificate: the relay is its own authority, which visitors have to trust", "ca", filepath.Join(st.dir, "ca.pem"))
 	}
@@ -112,12 +112,16 @@ func (st *state) renewLocked() error {
 		return nil
 	}
 	names := []string{st.domain}
-	for _, site := range st.sitesLocked() {
-		for _, p := range site.Publish {
-			if relay.OnHTTP(p.Scheme, true) && !slices.Contains(names, p.Host) {
+	add := func(patterns []relay.Pattern) {
+		for _, p := range patterns {
+			if relay.OnHTTP(p.Scheme, true) && !slices.ContainsFunc(names, func(n string) bool { return relay.MatchHost(n, p.Host) }) {
 				names = append(names, p.Host)
 			}
 		}
+	}
+	add(st.exposed.allowed()) // so that not each of them needs another certificate
+	for _, site := range st.sitesLocked() {
+		add(site.Publish)
 	}
 	files, err := auth.DevCA(st.dir, names...)
 	if err != nil {
@@ -274,7 +278,7 @@ func (st *state) invite(_ context.Context, in admin.Invite) (*admin.Invitation, 
 	}
 	own := st.ownCertificate()
 	if own == nil {
-		return nil, &admin.Error{Code: http.StatusServiceUnavailable, Text: fmt.Sprintf("the relay has no certificate for %s yet, which a token has to fit: `tunnelctl certificates` says why", st.domain)}
+		return nil, st.noCertificate()
 	}
 	token := auth.Token{Relay: st.publicAddress(), Site: in.Name, Pin: pinOf(own, st.domain)}
 	var err error
@@ -307,9 +311,37 @@ func (st *state) publicAddress() string {
 	return net.JoinHostPort(st.domain, port)
 }
 
+// reached is where private relays find this one, and the authority in PEM that its certificate needs, "" for one that every machine
+// knows.
+func (st *state) reached() (address, ca string, err error) {
+	own := st.ownCertificate()
+	if own == nil {
+		return "", "", st.noCertificate()
+	}
+	if a := authority(own, st.domain); a != nil {
+		ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.Raw}))
+	}
+	return st.publicAddress(), ca, nil
+}
+
+// noCertificate says that there is none for the domain.
+func (st *state) noCertificate() *admin.Error {
+	return &admin.Error{Code: http.StatusServiceUnavailable, Text: fmt.Sprintf("the relay has no certificate for %s yet, which private relays need: `tunnelctl certificates` says why", st.domain)}
+}
+
 // pinOf identifies the authority of a certificate that a private relay has to trust, nil if every machine does
 // already.
 func pinOf(c *tls.Certificate, domain string) []byte {
+	top := authority(c, domain)
+	if top == nil {
+		return nil
+	}
+	pin := auth.Pin(top)
+	return pin[:]
+}
+
+// authority is that of a certificate for domain, which comes with it, or nil if every machine trusts it already.
+func authority(c *tls.Certificate, domain string) *x509.Certificate {
 	rest := x509.NewCertPool()
 	var top *x509.Certificate
 	for i, der := range c.Certificate {
@@ -322,11 +354,10 @@ func pinOf(c *tls.Certificate, domain string) []byte {
 			top = parsed
 		}
 	}
-	if _, err := c.Leaf.Verify(x509.VerifyOptions{DNSName: domain, Intermediates: rest}); err == nil || top == nil {
+	if _, err := c.Leaf.Verify(x509.VerifyOptions{DNSName: domain, Intermediates: rest}); err == nil {
 		return nil
 	}
-	pin := [sha256.Size]byte(auth.Pin(top))
-	return pin[:]
+	return top
 }
 
 // rotate makes a join token that replaces the keys of a site when it is used.

@@ -83,7 +83,7 @@ func newCommand(at *where, stdin io.Reader, stdout, stderr io.Writer) *cobra.Com
 	f := root.PersistentFlags()
 	f.StringVar(&at.admin, "admin", "", "the relay's admin `address` (default $CULVERT_ADMIN or 127.0.0.1:7070)")
 	f.StringVar(&at.relay, "relay", "", "instead of --admin, for forward and connect: the relay's own `URL` (default $CULVERT_RELAY)")
-	f.StringVar(&at.ca, "ca", "", "with --relay: PEM `file` of a private CA (default $CULVERT_CA)")
+	f.StringVar(&at.ca, "ca", "", "with --relay, and for expose: PEM `file` of a private CA (default $CULVERT_CA)")
 	f.StringVar(&at.tokenFile, "token-file", "", "`file` with the operators' token (default $CULVERT_TOKEN_FILE, or admin.token in --state)")
 	f.StringVar(&at.state, "state", defaultState, "the relay's state `folder`")
 	f.StringVar(&at.context, "context", "", "the relay of that `name`, which you are logged in to (default $CULVERT_CONTEXT, or the last login)")
@@ -102,7 +102,8 @@ func newCommand(at *where, stdin io.Reader, stdout, stderr io.Writer) *cobra.Com
 			siteCommand(at), camerasCommand(at),
 		}},
 		{groupReach, "Services of a site, from here:", []*cobra.Command{
-			forwardCommand(at), connectCommand(at), socksCommand(at), httpCommand(at), diagCommand(at), pingCommand(at), benchCommand(at),
+			forwardCommand(at), connectCommand(at), socksCommand(at), exposeCommand(at), httpCommand(at), diagCommand(at), pingCommand(at),
+			benchCommand(at),
 		}},
 		{groupRelay, "The relay and its operators:", []*cobra.Command{
 			loginCommand(at), logoutCommand(at), contextCommand(at), whoamiCommand(at), tokenCommand(at), operatorCommand(at),

@@ -258,14 +258,17 @@ type Rotate struct {
 
 // Expose makes an ephemeral site, which is gone a minute after its last session.
 type Expose struct {
-	Publish []string `json:"publish" doc:"URLs that the site will publish"`
+	Publish []string `json:"publish,omitempty" doc:"URLs that the site will publish; none: the relay chooses one"`
 	Key     string   `json:"key" doc:"the site's public key, ed25519:…"`
 	Name    string   `json:"name,omitempty" doc:"of the site; empty: the relay chooses one"`
 }
 
 // Exposed is the answer to an Expose.
 type Exposed struct {
-	Site string `json:"site"`
+	Site    string   `json:"site"`
+	Publish []string `json:"publish"`      // what it may publish
+	Relay   string   `json:"relay"`        // HOST:PORT that its private relay dials
+	CA      string   `json:"ca,omitempty"` // PEM of the authority that vouches for the relay, if not every machine knows it
 }
 
 // None is what a method takes that needs nothing to be said, and gives that has nothing to say.
