@@ -168,6 +168,7 @@ func (h *Handler) start() {
 		Prefix:       "/api/",
 		Title:        "Culvert relay",
 		Version:      or(h.Version.Version, "devel"),
+		Bearer:       true,
 		Admit:        h.admitCall,
 		Connect:      h.connect,
 		Disconnected: h.disconnected,
