@@ -90,7 +90,8 @@ type Client struct {
 	reached  map[string]bool     // sites that there was a session with
 }
 
-// A Conn is a connection to a service. Besides what a net.Conn has, each of its directions can be ended on its own.
+// A Conn is a connection to a service. Besides what a net.Conn has, each of its directions can be ended on its own. As with
+// crypto/tls, a Write whose deadline has passed leaves nothing to be written behind it.
 type Conn interface {
 	net.Conn
 	CloseWrite() error // the service sees the end of what is sent to it
