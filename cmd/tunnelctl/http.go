@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"culvert.dev/pkg/daemon"
+	"culvert.dev/pkg/relay"
 )
 
 // exitHTTP is the exit code of `http --fail` when the answer is an error.
@@ -55,7 +56,7 @@ func httpCommand(at *where) *cobra.Command {
 			}
 			protocols := new(http.Protocols)
 			switch conn.Scheme() {
-			case "http", "https", "file", "rest":
+			case "http", "https", "file", "rest", relay.SchemeListen:
 				protocols.SetHTTP1(true)
 			case "h2c", "h2":
 				protocols.SetUnencryptedHTTP2(true) // with prior knowledge: it is the private relay that speaks TLS with the target
