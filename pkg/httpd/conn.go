@@ -55,12 +55,11 @@ type clock struct {
 	armed    int64 // when timer fires; 0: it is not armed
 }
 
-// await sets the deadline to d from now.
-func (t *clock) await(l *evloop.Loop, now time.Time, d time.Duration, expired func()) {
+// set sets the deadline to d from now, and reports whether arm has to be called for it. (To give it a func that it seldom needs
+// would cost as much as all the rest.)
+func (t *clock) set(now time.Time, d time.Duration) bool {
 	t.deadline = now.UnixNano() + int64(d)
-	if t.armed == 0 || t.deadline < t.armed {
-		t.arm(l, now, expired)
-	}
+	return t.armed == 0 || t.deadline < t.armed
 }
 
 func (t *clock) arm(l *evloop.Loop, now time.Time, expired func()) {
@@ -82,7 +81,10 @@ func (t *clock) rang(l *evloop.Loop, expired func()) bool {
 // start begins to read.
 func (c *conn) start() {
 	// Not loop.Now: a connection is accepted before the turn has begun for which the loop woke up.
-	c.clock.await(c.loop, time.Now(), orDefault(c.srv.IdleTimeout, 75*time.Second), c.expired)
+	now := time.Now()
+	if c.clock.set(now, orDefault(c.srv.IdleTimeout, 75*time.Second)) {
+		c.clock.arm(c.loop, now, c.expired)
+	}
 	c.end.SetHandler(c)
 }
 
@@ -426,7 +428,9 @@ func (c *conn) unpause() {
 // await sets the time until which something has to happen.
 func (c *conn) await(d time.Duration) {
 	c.pending = int32(c.end.Pending())
-	c.clock.await(c.loop, c.loop.Now(), d, c.expired)
+	if now := c.loop.Now(); c.clock.set(now, d) {
+		c.clock.arm(c.loop, now, c.expired)
+	}
 }
 
 // progress gives the client StallTimeout for its next byte.

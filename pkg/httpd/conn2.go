@@ -40,7 +40,7 @@ func newConn2(s *Server, end End, loop *evloop.Loop, peer Peer) *conn2 {
 func (c *conn2) start() {
 	c.heard = time.Now().UnixNano()
 	c.h2 = c.srv.endpoint(c.loop).Server(c, c, time.Now())
-	c.clock.await(c.loop, time.Now(), orDefault(c.srv.HeadTimeout, 10*time.Second), c.expired)
+	c.wait(time.Now(), orDefault(c.srv.HeadTimeout, 10*time.Second))
 	c.end.SetHandler(c)
 }
 
@@ -116,8 +116,14 @@ func (c *conn2) finish(err error) {
 	c.h2.Flush()
 	c.closing = true
 	c.h2.Close(err)
-	c.clock.await(c.loop, c.loop.Now(), orDefault(c.srv.StallTimeout, time.Minute), c.expired)
+	c.wait(c.loop.Now(), orDefault(c.srv.StallTimeout, time.Minute))
 	c.end.Close()
+}
+
+func (c *conn2) wait(now time.Time, d time.Duration) {
+	if c.clock.set(now, d) {
+		c.clock.arm(c.loop, now, c.expired)
+	}
 }
 
 // OnOutput has flush called at the end of the turn.
@@ -156,7 +162,7 @@ func (c *conn2) await() {
 		d = askTime / 4
 	}
 	c.pending = c.end.Pending()
-	c.clock.await(c.loop, c.loop.Now(), d, c.expired)
+	c.wait(c.loop.Now(), d)
 }
 
 // expired is called by the clock.
@@ -233,6 +239,9 @@ func (c *conn2) OnRequest(s *http2.Stream, r *http1.Request, end bool) {
 	} else if end {
 		x.req.Body = http.NoBody
 		x.inErr = io.EOF
+	} else { // until the handler reads: what comes waits in the windows, which are the connection's
+		x.stuffed = true
+		s.Pause()
 	}
 	s.SetHandler(st)
 	st.progress()
@@ -335,7 +344,9 @@ func (st *stream2) resume(*exchange)         { st.Resume() }
 
 func (st *stream2) progress() {
 	st.pending = st.Pending()
-	st.clock.await(st.c.loop, st.c.loop.Now(), orDefault(st.c.srv.StallTimeout, time.Minute), st.expired)
+	if now := st.c.loop.Now(); st.clock.set(now, orDefault(st.c.srv.StallTimeout, time.Minute)) {
+		st.clock.arm(st.c.loop, now, st.expired)
+	}
 }
 
 func (st *stream2) put(x *exchange, head *http1.Response, pieces *[3][]byte) {

@@ -356,6 +356,10 @@ func (b *requestBody) Read(p []byte) (n int, err error) {
 		x.expect = false
 		x.loop.Post(x.sendContinue)
 	}
+	if x.stuffed && x.inOff == len(x.in) {
+		x.stuffed = false
+		x.loop.Post(x.readOn)
+	}
 	x.waiting = true
 	for x.inOff == len(x.in) && x.inErr == nil {
 		x.cond.Wait()

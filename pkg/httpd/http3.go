@@ -201,7 +201,7 @@ func (c *conn3) handle(w http.ResponseWriter, r *http.Request) {
 			}
 			line(l, r, status, w3.written, since)
 		}
-		if v != nil {
+		if v != nil || w3.failed { // what could not be written must not look as if it were all
 			panic(http.ErrAbortHandler)
 		}
 	}()
@@ -215,6 +215,7 @@ type response3 struct {
 	c       *conn3
 	status  int
 	written int64
+	failed  bool // a write has: at its deadline, say
 }
 
 func (w *response3) WriteHeader(status int) {
@@ -231,6 +232,7 @@ func (w *response3) Write(p []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(p)
 	w.written += int64(n)
 	w.c.sent.Add(uint64(n))
+	w.fail(err)
 	return n, err
 }
 
@@ -240,7 +242,16 @@ func (w *response3) FlushError() error {
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
 	}
-	return http.NewResponseController(w.ResponseWriter).Flush()
+	err := http.NewResponseController(w.ResponseWriter).Flush()
+	w.fail(err)
+	return err
+}
+
+// fail notes an error of the stream, and not one of what the handler has written.
+func (w *response3) fail(err error) {
+	if err != nil && !errors.Is(err, http.ErrBodyNotAllowed) && !errors.Is(err, http.ErrContentLength) {
+		w.failed = true
+	}
 }
 
 // EnableFullDuplex is as in response.

@@ -31,7 +31,6 @@ type response struct {
 	wroteHeader bool // WriteHeader was called: the head is fixed, but for its framing
 	sentHead    bool
 	over        bool // upgraded or abandoned
-	last        part // what conclude writes
 	short       bool // fewer bytes were written than Content-Length says
 	status      int
 	length      int64 // the handler's Content-Length; -1: none
@@ -381,7 +380,7 @@ func (w *response) finish() {
 		w.pre = http1.AppendLastChunk(w.pre, out.trailers)
 		out.pieces[0] = w.pre
 	}
-	w.last = out
+	w.x.out = out // nobody is in send
 	w.x.loop.Post(w.conclude)
 }
 
@@ -389,7 +388,7 @@ func (w *response) finish() {
 func (w *response) conclude() {
 	if x := w.x; x.on.carries(x) {
 		x.began = true
-		x.on.conclude(x, &w.last, !w.close)
+		x.on.conclude(x, &x.out, !w.close)
 	}
 	w.release()
 }
@@ -448,7 +447,6 @@ var errPanicked = errors.New("http: handler panicked")
 
 // release gives the buffers back.
 func (w *response) release() {
-	w.last = part{}
 	if max(cap(w.pre), cap(w.fields), cap(w.lines)) <= 4*smallBody {
 		bufferPool.Put(w.buffers)
 	}

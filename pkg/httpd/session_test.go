@@ -491,3 +491,56 @@ func TestCaller(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// What clients of HTTP/2 send to handlers that do not read waits in the windows of the connection: 1 MiB, however many streams there are.
+func TestUnreadBodies(t *testing.T) {
+	release := make(chan struct{})
+	var started atomic.Int32
+	s := &service{Server: &Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		started.Add(1)
+		<-release
+		n, err := io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, n, err)
+	})}}
+	start(t, "HTTP/2", s)
+	const streams, size = 64, 256 << 10
+	var sent atomic.Int64
+	answers := make(chan string, streams)
+	for range streams {
+		go func() {
+			resp, err := s.client.Do(s.request(t, "POST", "/", io.TeeReader(io.LimitReader(zeros{}, size), counter{&sent})))
+			if err != nil {
+				answers <- err.Error()
+				return
+			}
+			b, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			answers <- string(b)
+		}()
+	}
+	eventually(t, "all handlers", func() bool { return started.Load() == streams })
+	last := int64(-1)
+	eventually(t, "the end of sending", func() bool {
+		time.Sleep(50 * time.Millisecond)
+		now := sent.Load()
+		same := now == last
+		last = now
+		return same
+	})
+	if most := int64(1<<20 + streams*64<<10); last > most { // and what the client has read and not sent
+		t.Errorf("%d bytes were taken for handlers that do not read", last)
+	}
+	close(release)
+	for range streams {
+		if got := <-answers; got != fmt.Sprint(size, nil) {
+			t.Errorf("%q", got)
+		}
+	}
+}
+
+type counter struct{ n *atomic.Int64 }
+
+func (c counter) Write(p []byte) (int, error) {
+	c.n.Add(int64(len(p)))
+	return len(p), nil
+}
