@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 )
@@ -19,11 +20,14 @@ type terminal struct {
 	server string // its socket's name
 }
 
+// terminals counts them: a server that is ending does not take the next one.
+var terminals atomic.Int32
+
 // startTerminal runs a program in a terminal of so many cells. When it has ended the terminal says so: "ended with CODE", and
 // how the terminal is set.
 func startTerminal(t testing.TB, width, height int, cmd *exec.Cmd) *terminal {
 	t.Helper()
-	m := &terminal{t: t, tmux: tool(t, "tmux", "tmux"), server: fmt.Sprintf("culvert-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"))}
+	m := &terminal{t: t, tmux: tool(t, "tmux", "tmux"), server: fmt.Sprintf("culvert-%d-%d", os.Getpid(), terminals.Add(1))}
 	words := make([]string, len(cmd.Args))
 	for i, arg := range cmd.Args {
 		words[i] = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
@@ -135,7 +139,7 @@ func TestTop(t *testing.T) {
 	m.shows("ended with 0", " echo ", " icanon ")
 
 	// Ctrl-Z gives the terminal to the shell for a while; Ctrl-C is a key, too.
-	m = startTerminalAgain(m, cmd)
+	m = startTerminal(t, 80, 24, cmd)
 	m.shows("live")
 	m.press("C-z")
 	eventually(t, "the shell's screen", func() bool { return !strings.Contains(m.do("capture-pane", "-p"), "live") })
@@ -143,11 +147,4 @@ func TestTop(t *testing.T) {
 	m.shows("live")
 	m.press("C-c")
 	m.shows("ended with 0", " echo ")
-}
-
-// startTerminalAgain runs a program in place of the one that has ended.
-func startTerminalAgain(m *terminal, cmd *exec.Cmd) *terminal {
-	m.t.Helper()
-	m.do("kill-server")
-	return startTerminal(m.t, 80, 24, cmd)
 }
