@@ -30,6 +30,7 @@ const exitHelp = `0    done, or stopped as told
 4    not found: no such site, service, session, stream, request, certificate, token or operator
 5    not reachable: the relay does not answer, or the site or target is away; later it may be there
 6    diag: it has a report, and in that something is wrong
+22   of http --fail alone: the service has answered with an error
 130  interrupted by Ctrl-C before it was done
 
 Errors go to stderr, as one line that says what to do next; with --json as one JSON object:

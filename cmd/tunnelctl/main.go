@@ -82,7 +82,7 @@ func newCommand(at *where, stdin io.Reader, stdout, stderr io.Writer) *cobra.Com
 
 	f := root.PersistentFlags()
 	f.StringVar(&at.admin, "admin", "", "the relay's admin `address` (default $CULVERT_ADMIN or 127.0.0.1:7070)")
-	f.StringVar(&at.relay, "relay", "", "instead of --admin, for forward and connect: the relay's own `URL` (default $CULVERT_RELAY)")
+	f.StringVar(&at.relay, "relay", "", "instead of --admin, from other machines: the relay's own `URL` (default $CULVERT_RELAY)")
 	f.StringVar(&at.ca, "ca", "", "with --relay, and for expose: PEM `file` of a private CA (default $CULVERT_CA)")
 	f.StringVar(&at.tokenFile, "token-file", "", "`file` with the operators' token (default $CULVERT_TOKEN_FILE, or admin.token in --state)")
 	f.StringVar(&at.state, "state", defaultState, "the relay's state `folder`")

@@ -22,7 +22,11 @@ visitors    a list of Visitor
 requests    a list of Request; with -f one object a line, as they come
 logs        a list of LogLine; with -f one object a line, as they come
 alerts      a list of Alert
+alerts test a list of AlertDelivery
 certs       a list of Certificate
+site        add, rotate: an Invitation; promote: a Promoted; kick: the Session
+whoami      a Me; token list: a list of TokenInfo; operator list: of Operator; audit: of AuditLine
+version     an object with client and relay, each a Version
 top         one object Figures a line, a second, until Ctrl-C; with --once one
 
 Fields are only ever added. Times are RFC 3339, those that end in _s are seconds, in _ms milliseconds; bytes are bytes.
@@ -30,11 +34,16 @@ The types are described in the API's OpenAPI document, which the relay serves at
 
 Errors are an object on stderr: {"error":"...","exit_code":4}. See tunnelctl help exit-codes.`
 
-const environmentHelp = `CULVERT_ADMIN        the admin address; --admin beats it
+const environmentHelp = `CULVERT_CONTEXT      the name of a relay that you are logged in to; --context beats it
+CULVERT_ADMIN        the admin address; --admin beats it
 CULVERT_RELAY        the relay's own URL; --relay beats it
 CULVERT_CA           PEM file of the private authority of the relay's certificate; --ca beats it
 CULVERT_TOKEN_FILE   file with the operators' token; --token-file beats it
 NO_COLOR             if set: no colours
 TERM                 dumb: no colours, and no live view
+
+~/.config/culvert/relays.json    the relays that you are logged in to, and your tokens
+~/.config/culvert/known_sites    the keys of private relays that have been reached
+~/.config/culvert/operator.key   your own key, for sites that name their operators
 
 No secret is taken from the environment or the command line, where other users of the machine may see it.`
