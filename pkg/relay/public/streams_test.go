@@ -107,7 +107,7 @@ func TestStreams(t *testing.T) {
 			if _, err := r.KickStream(t.Context(), list[0].ID); err != nil {
 				t.Error(err)
 			}
-			if a := <-answers; a.status != 200 || a.err == nil {
+			if a := <-answers; a.err == nil || a.status != 200 && v.proto != "HTTP/3" { // where a reset may overtake what was sent before
 				t.Errorf("got %+v, want an error in the body", a)
 			}
 			r.list(t, 0, Filter{})
