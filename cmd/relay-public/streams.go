@@ -24,6 +24,14 @@ type insight struct {
 // lookTime is how long the loops may take to answer a look.
 const lookTime = 5 * time.Second
 
+// awaitTick waits for the next tick or the end of ctx.
+func awaitTick(ctx context.Context, tick <-chan time.Time) {
+	select {
+	case <-ctx.Done():
+	case <-tick:
+	}
+}
+
 // start feeds the history until stop is called.
 func (n *insight) start() (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -42,11 +50,9 @@ func (n *insight) remember(ctx context.Context, done chan<- struct{}) {
 	defer tick.Stop()
 	var f public.Figures
 	var samples []history.Sample
-	for {
-		select {
-		case <-ctx.Done():
+	for ; ; awaitTick(ctx, tick.C) {
+		if ctx.Err() != nil {
 			return
-		case <-tick.C:
 		}
 		within, cancel := context.WithTimeout(ctx, lookTime)
 		err := n.relay.Figures(within, &f)

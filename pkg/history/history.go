@@ -58,8 +58,8 @@ type reading struct {
 	look                      uint64
 }
 
-// Read calls f with each sample's rates since the last call of Read. Those of a service that was not there then, and all of the
-// first call, are not known: only their Visitors are set.
+// Read calls f with each sample's rates since the last call of Read. A service that was not there then has begun with 0 since. Of the
+// first call nothing is known: only Visitors are set.
 func (m *Meter) Read(now time.Time, samples []Sample, f func(s *Sample, r Rates)) {
 	seconds := now.Sub(m.at).Seconds()
 	if m.last == nil {
@@ -73,11 +73,11 @@ func (m *Meter) Read(now time.Time, samples []Sample, f func(s *Sample, r Rates)
 		r := Rates{Visitors: float64(s.Visitors)}
 		k := key{s.Site, s.Service}
 		was := m.last[k]
-		switch {
-		case was == nil:
+		if was == nil {
 			was = new(reading)
 			m.last[k] = was
-		case known:
+		}
+		if known {
 			r.In, r.Out = rate(was.in, s.In, seconds), rate(was.out, s.Out, seconds)
 			r.Requests, r.Errors = rate(was.requests, s.Requests, seconds), rate(was.errors, s.Errors, seconds)
 		}

@@ -142,14 +142,14 @@ func TestOddities(t *testing.T) {
 	}
 	var m Meter
 	m.Read(start, nil, nil)
-	m.Read(start, []Sample{{In: 5}}, func(_ *Sample, r Rates) {
-		if !r.IsZero() {
-			t.Errorf("got %v of one that was not there", r)
-		}
-	})
 	m.Read(start, []Sample{{In: 500}}, func(_ *Sample, r Rates) {
 		if !r.IsZero() {
 			t.Errorf("got %v in no time", r)
+		}
+	})
+	m.Read(start.Add(2*time.Second), []Sample{{In: 500}, {Service: "new", In: 50}}, func(s *Sample, r Rates) {
+		if want := map[string]float64{"": 0, "new": 25}[s.Service]; r.In != want {
+			t.Errorf("got %v of %q, want %v", r, s.Service, want)
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -413,12 +414,14 @@ func (r *Relay) KickSession(ctx context.Context, id string) (site string, err er
 	}
 }
 
-// kick ends the session, because an operator wants it so. On the loop.
+// kick ends the session, because an operator wants it so. Its links are told that it is over: if they were just cut, each of them would
+// come back by itself for a session that is not there, and one of these would be left to stand by. On the loop.
 func (s *session) kick() {
 	if s.ended {
 		return
 	}
-	s.close(errKicked)
+	s.relay.say(slog.LevelInfo, "session ended by an operator", s.site, "session", s.shortID(), "remote", s.remote)
+	s.close(nil)
 }
 
 // state is that of a stream which is nothing but open.
