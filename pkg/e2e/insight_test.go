@@ -20,8 +20,8 @@ import (
 	"culvert.dev/pkg/admin"
 )
 
-// operator is a client of the public relay's API.
-func (s *system) operator() *admin.Client {
+// insider is a client of the public relay's API.
+func (s *system) insider() *admin.Client {
 	return &admin.Client{Base: &url.URL{Scheme: "http", Host: s.admin}, Token: s.token()}
 }
 
@@ -58,7 +58,7 @@ func TestInsight(t *testing.T) {
 	s.more = map[string]string{"app": "inspect = true\n"}
 	s.startPublic()
 	s.startPrivate()
-	c, ctx := s.operator(), t.Context()
+	c, ctx := s.insider(), t.Context()
 
 	login := func(host, version string) {
 		s.curl(version, "--output", os.DevNull, "-H", "Authorization: Bearer s3cretbearer", "--json", `{"user":"bob","password":"hunter2"}`, s.url(host, "/login?code=c0decode"))

@@ -29,6 +29,9 @@ const (
 	maxUnread = 1024
 
 	headPath = 512 // bytes of a path that are kept
+
+	// recentTime is how old a request may be that is shown: they have addresses of visitors.
+	recentTime = 24 * time.Hour
 )
 
 // Request is a request over HTTP that is over.
@@ -190,7 +193,7 @@ type kept struct {
 // requests is the loop's part of Requests.
 func (l *loop) requests(groups []*group, f Filter, limit int) []Request {
 	var list []kept
-	floor := int64(-1 << 63)
+	floor := l.since() - int64(recentTime)
 	cut := func() {
 		slices.SortStableFunc(list, func(a, b kept) int { return cmp.Compare(b.ended, a.ended) })
 		if len(list) > limit {
