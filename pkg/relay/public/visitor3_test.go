@@ -411,6 +411,7 @@ func TestHTTP3Bulk(t *testing.T) {
 	r := newTestRelay3(t, nil)
 	r.connect("office", map[string]string{"app": sums(t)}, "app", "https://app.test")
 	c := r.client3()
+	c.Timeout = 5 * time.Minute // each body is a second of a processor, for the race detector ten
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		res, err := c.Post("https://app.test/", "", struct{ io.Reader }{random(size)})
