@@ -436,6 +436,8 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		if relay.CheckName(one.Name) == nil && svc.Target.Scheme != "" && (one.Publish == "" || svc.Publish.Scheme != "") {
 			if err := svc.Validate(); errors.Is(err, relay.ErrTargetPath) {
 				f.Addf(at+".target", "%v", err)
+			} else if errors.Is(err, relay.ErrInspect) {
+				f.Addf(at+".inspect", "%v", err)
 			} else if err != nil {
 				f.Addf(at+".publish", "%v", err)
 			}

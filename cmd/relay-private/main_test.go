@@ -267,6 +267,29 @@ private.toml:11:96: fan_out is for rtsp:// and rtsps:// targets, not tftp://`,
 			code: 2,
 		},
 		{
+			name: "inspect",
+			args: "--config private.toml --check",
+			files: map[string]string{"private.toml": `relay = "r"
+site = "s"
+key = "office.key"
+service = [
+	{ name = "a", publish = "https://a.test", target = "http://10.0.0.7", inspect = true },
+	{ name = "b", publish = "wss://b.test", target = "http://10.0.0.7", inspect = true },
+	{ name = "c", publish = "tcp://:1000", target = "tcp://10.0.0.7:1", inspect = true },
+	{ name = "d", target = "http://10.0.0.7", inspect = true },
+	{ name = "e", publish = "rtsp://e.test", target = "rtsp://10.0.0.7", inspect = true },
+	{ name = "f", publish = "tls://f.test", target = "https://10.0.0.7", inspect = true },
+	{ name = "g", publish = "tcp://:1001", target = "tcp://10.0.0.7:1", inspect = false },
+]
+`},
+			stderr: `
+private.toml:7:70: service "c": inspect is for http:// and https:// publishes
+private.toml:8:44: service "d": inspect is for http:// and https:// publishes
+private.toml:9:71: service "e": inspect is for http:// and https:// publishes
+private.toml:10:71: service "f": inspect is for http:// and https:// publishes`,
+			code: 2,
+		},
+		{
 			name: "bad flags",
 			args: "--site office --key office.key --publish http://127.0.0.1:8080 --publish tcp://:1=ftp://x:1 --check",
 			stderr: `

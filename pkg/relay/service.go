@@ -42,6 +42,9 @@ func (c *Camera) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// ErrInspect is what Validate says of a service with Inspect that has no requests over HTTP.
+var ErrInspect = errors.New("inspect is for http:// and https:// publishes")
+
 // Validate reports what is wrong with s, naming the service.
 func (s Service) Validate() error {
 	if err := CheckName(s.Name); err != nil {
@@ -54,7 +57,7 @@ func (s Service) Validate() error {
 		return fmt.Errorf("service %q: fan_out, udp and roaming are for rtsp:// and rtsps:// targets, not %s://", s.Name, s.Target.Scheme)
 	}
 	if s.Inspect && (s.Publish.IsZero() || s.Publish.IsCamera() || !OnHTTP(s.Publish.Scheme, true) && !OnHTTP(s.Publish.Scheme, false)) {
-		return fmt.Errorf("service %q: inspect is for http:// and https:// publishes", s.Name)
+		return fmt.Errorf("service %q: %w", s.Name, ErrInspect)
 	}
 	if err := s.validateFiles(); err != nil {
 		return fmt.Errorf("service %q: %w", s.Name, err)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"culvert.dev/pkg/http1"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/rtsp"
 	"culvert.dev/pkg/tunnel"
@@ -240,4 +241,25 @@ func BenchmarkRequests(b *testing.B) {
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
 		})
 	}
+}
+
+// BenchmarkRemember is what keeping a request for operators costs it, beside what it costs without.
+func BenchmarkRemember(b *testing.B) {
+	r := newTestRelay(b, false, nil)
+	s := r.connect("office", nil, "app", "http://app.test")
+	var req http1.Request
+	if _, err := http1.ParseRequest([]byte("GET /some/path/to/a/thing?with=query HTTP/1.1\r\nHost: app.test\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"), &req); err != nil {
+		b.Fatal(err)
+	}
+	onLoop(s.session.loop.Loop, func() {
+		ex := &exchange{loop: s.session.loop, service: s.session.service("app"), client: &client{proto: "HTTP/1.1"}}
+		b.ReportAllocs()
+		for b.Loop() {
+			ex.id = ex.loop.number()
+			ex.heading.set(r.Relay, &req)
+			push(&ex.service.exchanges, ex)
+			take(&ex.service.exchanges, ex)
+			ex.remember()
+		}
+	})
 }

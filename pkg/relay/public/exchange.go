@@ -359,7 +359,7 @@ func (ex *exchange) respond(res *http1.Response, end bool) {
 		p.answered(res)
 	}
 	if c := ex.capture; c != nil {
-		ex.loop.relay.inspector.head(c, res)
+		ex.loop.relay.inspector.head(c, res.Fields)
 	}
 	ex.answered, ex.received = true, end
 	ex.last = ex.front.head(res, end)
@@ -378,6 +378,9 @@ func (ex *exchange) payload(p []byte) {
 // complete takes the end of the response's body.
 func (ex *exchange) complete(trailers []http1.Field) {
 	ex.received = true
+	if c := ex.capture; c != nil {
+		ex.loop.relay.inspector.head(c, trailers)
+	}
 	ex.front.end(trailers)
 }
 

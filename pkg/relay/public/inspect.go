@@ -111,14 +111,14 @@ func (in *inspector) body(c *capture, k *keptBody, p []byte) {
 	k.bytes = append(k.bytes, p...)
 }
 
-// head keeps the head of the response.
-func (in *inspector) head(c *capture, res *http1.Response) {
+// head keeps fields of the response: of its head, and then those of its trailers, in which gRPC says how it went.
+func (in *inspector) head(c *capture, fields []http1.Field) {
 	n := 0
-	for _, f := range res.Fields {
+	for _, f := range fields {
 		n += 48 + len(f.Name) + len(f.Value)
 	}
-	if in.charge(c, n) {
-		c.fields = (&http1.Request{Fields: res.Fields}).Clone().Fields
+	if n > 0 && in.charge(c, n) {
+		c.fields = append(c.fields, (&http1.Request{Fields: fields}).Clone().Fields...)
 	}
 }
 

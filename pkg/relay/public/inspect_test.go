@@ -66,6 +66,7 @@ func api(t *testing.T) http.Handler {
 		b, _ := io.ReadAll(r.Body)
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Set-Cookie", "sid=abcdef")
+		w.Header().Set(http.TrailerPrefix+"Grpc-Status", "7")
 		w.WriteHeader(201)
 		fmt.Fprintf(w, `{"token":"t0k","got":%d,"auth":%q,"from":%q,"method":%q,"query":%q}`, len(b), r.Header.Get("Authorization"), r.Header.Get("X-Forwarded-For"), r.Method, r.URL.RawQuery)
 	})
@@ -142,7 +143,7 @@ func TestInspect(t *testing.T) {
 			if e.Request.Method != "POST" || e.Path != "/login?code=[redacted]&a=1" || e.Proto != v.proto || e.Status != 201 || e.Service != v.host || e.Host != v.host+".test" || e.Replayed != "" {
 				t.Errorf("got %+v", e.Request)
 			}
-			if value(e.RequestHeader, "authorization") != "Bearer [redacted]" || value(e.ResponseHeader, "set-cookie") != "[redacted]" || value(e.ResponseHeader, "content-type") != "application/json" {
+			if value(e.RequestHeader, "authorization") != "Bearer [redacted]" || value(e.ResponseHeader, "set-cookie") != "[redacted]" || value(e.ResponseHeader, "content-type") != "application/json" || value(e.ResponseHeader, "grpc-status") != "7" {
 				t.Errorf("got %+v and %+v", e.RequestHeader, e.ResponseHeader)
 			}
 			if e.RequestBody.Text != `{"user":"bob","password":"[redacted]"}` || e.RequestBody.Size != int64(len(form)) || !e.RequestBody.Redacted {
@@ -227,11 +228,19 @@ func TestInspect(t *testing.T) {
 			// A replay that takes too long for the operator ends.
 			req, _ = http.NewRequestWithContext(ctx, "GET", "https://"+v.host+".test/never", nil)
 			ctx, cancel = context.WithCancel(t.Context())
-			go v.client.Do(req.WithContext(ctx))
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				if res, err := v.client.Do(req.WithContext(ctx)); err == nil {
+					io.Copy(io.Discard, res.Body)
+					res.Body.Close()
+				}
+			}()
 			one := r.list(t, 1, Filter{Service: v.host})[0]
 			if _, err := r.KickStream(t.Context(), one.ID); err != nil {
 				t.Error(err)
 			}
+			<-ended
 			cancel()
 			n[v.host]++
 			q = r.last(t, v.host, n[v.host])
