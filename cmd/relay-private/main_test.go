@@ -283,10 +283,10 @@ service = [
 ]
 `},
 			stderr: `
-private.toml:7:70: service "c": inspect is for http:// and https:// publishes
-private.toml:8:44: service "d": inspect is for http:// and https:// publishes
-private.toml:9:71: service "e": inspect is for http:// and https:// publishes
-private.toml:10:71: service "f": inspect is for http:// and https:// publishes`,
+private.toml:7:80: service "c": inspect is for http:// and https:// publishes
+private.toml:8:54: service "d": inspect is for http:// and https:// publishes
+private.toml:9:81: service "e": inspect is for http:// and https:// publishes
+private.toml:10:81: service "f": inspect is for http:// and https:// publishes`,
 			code: 2,
 		},
 		{
