@@ -179,6 +179,14 @@ type operatorsConfig struct {
 
 	// Sockets is how many WebSockets of the API one operator may have open. The default is 1024.
 	Sockets int `toml:"sockets"`
+
+	// Requests has the last requests of visitors kept in memory, for a day at most, with the addresses that they came from, and shown to
+	// operators, viewers included. The default is true; without them Inspect does nothing either.
+	Requests bool `toml:"requests"`
+
+	// Inspect has heads and bodies of requests kept in memory, for an hour at most, of services whose private.toml says inspect = true,
+	// so that operators may look into them and send them again. The default is true: it is the site that decides.
+	Inspect bool `toml:"inspect"`
 }
 
 // accessConfig is [access_log].
@@ -237,7 +245,7 @@ func defaults() config {
 			Flows: 16_384, FlowsPerAddress: 256, SessionMemory: 256 << 20,
 			TFTPTransfers: 16_384, TFTPTransfersPerAddress: 256, TFTPCache: 256 << 20,
 		},
-		Operators:    operatorsConfig{Sockets: 1024},
+		Operators:    operatorsConfig{Sockets: 1024, Requests: true, Inspect: true},
 		AccessLog:    accessConfig{MaxSize: 100 << 20, Keep: 5},
 		Alerts:       defaultAlerts(),
 		DrainTimeout: daemon.Duration(30 * time.Second),
@@ -282,6 +290,7 @@ func (s *settings) needRestart(running *settings) (list []string) {
 		{"[limits]", s.Limits != running.Limits},
 		{"[access_log]", s.AccessLog != running.AccessLog},
 		{"[operators] domain and sockets", s.Operators.Domain != running.Operators.Domain || s.Operators.Sockets != running.Operators.Sockets},
+		{"[operators] requests and inspect", s.Operators.Requests != running.Operators.Requests || s.Operators.Inspect != running.Operators.Inspect},
 	} {
 		if part.changed {
 			list = append(list, part.name)

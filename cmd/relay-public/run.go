@@ -126,6 +126,10 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 		FollowOperator:       st.operators.Follow,
 		Log:                  log,
 	}
+	r.HideRequests = !s.Operators.Requests
+	if !s.Operators.Inspect {
+		r.InspectMemory = -1
+	}
 	if access != nil {
 		r.AccessLog, r.AccessQuery, r.AccessAgent = access.Write, s.AccessLog.Query, s.AccessLog.Agent
 	}
