@@ -116,6 +116,7 @@ func newTab(t *testing.T, f *fake) *tab {
 	})
 	b.must(chromedp.Do(ctx))
 	b.call(chromedp.Call(ctx, network.Enable, network.EnableParams{}))
+	b.call(chromedp.Call(ctx, emulation.SetFocusEmulationEnabled, emulation.SetFocusEmulationEnabledParams{Enabled: true})) // several tabs at a time
 	b.call(chromedp.Call(ctx, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{
 		Source: `document.addEventListener("securitypolicyviolation", (e) => console.error("policy", e.violatedDirective, e.blockedURI, e.sourceFile, e.lineNumber));`,
 	}))

@@ -51,8 +51,10 @@ type fake struct {
 func ago(d time.Duration) time.Time { return time.Now().Add(-d).UTC() }
 func at(t time.Time) *time.Time     { return &t }
 
-// newFake starts one that has a site, with what belongs to it, and stops it with the test.
+// newFake starts one that has some sites, with what belongs to them, and stops it with the test, which is one of several at
+// a time from then on: they wait more than they work.
 func newFake(t *testing.T) *fake {
+	t.Parallel()
 	dir := t.TempDir()
 	operators, err := auth.OpenOperators(dir)
 	if err != nil {
@@ -323,12 +325,12 @@ func (f *fake) admin() *admin.Handler {
 				}
 			}
 			for i := range 300 {
-				w := 0.65 + 0.35*wave(h.Start.Add(time.Duration(float64(i)*h.Step*float64(time.Second))))
+				w := pace(h.Start.Add(time.Duration(float64(i) * h.Step * float64(time.Second))).Sub(f.began).Seconds())
 				h.In = append(h.In, total[0]*w)
 				h.Out = append(h.Out, total[1]*w)
-				h.Visitors = append(h.Visitors, math.Round(40*w))
-				h.Requests = append(h.Requests, 120*w)
-				h.Errors = append(h.Errors, math.Max(0, w-0.9)*4)
+				h.Visitors = append(h.Visitors, float64(len(f.streams)))
+				h.Requests = append(h.Requests, 40*w)
+				h.Errors = append(h.Errors, math.Max(0, w-1.5))
 			}
 			return h, nil
 		},
@@ -356,10 +358,11 @@ func (f *fake) admin() *admin.Handler {
 	}
 }
 
-// wave goes up and down between -1 and 1, as traffic does.
-func wave(t time.Time) float64 {
-	s := float64(t.UnixMilli()) / 1000
-	return 0.5*math.Sin(s/37) + 0.3*math.Sin(s/11+1) + 0.2*math.Sin(s/3.1)
+// pace is how fast counters run some seconds after the beginning, as traffic does: carried is what they have come to, for each
+// one that a second has on the average.
+func pace(seconds float64) float64 { return 1 + 0.35*math.Cos(seconds/21) + 0.2*math.Cos(seconds/5) }
+func carried(seconds float64) float64 {
+	return seconds + 0.35*21*math.Sin(seconds/21) + 0.2*5*math.Sin(seconds/5)
 }
 
 // follow sends what is given to a channel that it adds to a set.
@@ -408,7 +411,7 @@ func (f *fake) now() (*admin.Status, error) {
 	s := f.status
 	s.Uptime = time.Since(f.began).Seconds()
 	s.Visitors = len(f.streams)
-	seconds := time.Since(f.began).Seconds()
+	n := carried(time.Since(f.began).Seconds())
 	s.Services = slices.Clone(f.status.Services)
 	s.Sites = slices.Clone(f.status.Sites)
 	for i := range s.Sites {
@@ -421,12 +424,11 @@ func (f *fake) now() (*admin.Status, error) {
 			}
 		}
 	}
-	seconds += 8 * math.Sin(seconds/12) // so that rates go up and down
 	for i := range s.Services {
 		one := &s.Services[i]
 		r := f.rates[one.Site+"/"+one.Name]
-		one.Received = uint64(r[0] * seconds)
-		one.Sent = uint64(r[1] * seconds)
+		one.Received = uint64(r[0] * n)
+		one.Sent = uint64(r[1] * n)
 		for j := range s.Sites {
 			if site := &s.Sites[j]; site.Name == one.Site && len(site.Sessions) > 0 {
 				site.Sessions[0].Sent += one.Received

@@ -642,7 +642,11 @@ func TestReconnect(t *testing.T) {
 	if n := eval[int](b, `[...document.querySelectorAll("tbody tr")].filter((r) => r.innerText.includes("no space left on device")).length`); n != 1 {
 		t.Errorf("a line from before the cut is there %d times", n)
 	}
+	f.feeds(b, 0, 1)
+	b.show("#/requests", "Requests")
+	f.feeds(b, 1, 0)
 	b.show("#/overview", "Overview")
+	f.feeds(b, 0, 0) // what a page has asked for ends with it
 	b.wait(`document.querySelector("#tile-streams .value").innerText === "7"`)
 	f.cut()
 	b.wait(`document.querySelector(".state").innerText === "Offline"`)
@@ -661,6 +665,22 @@ func TestReconnect(t *testing.T) {
 	}
 	b.wait(`document.querySelector("main h1")?.innerText === "Streams"`)
 	b.wait(`document.querySelectorAll("tbody tr").length === 3`)
+}
+
+// feeds waits until so many feeds of requests and of the log go on.
+func (f *fake) feeds(b *tab, requests, logs int) {
+	b.t.Helper()
+	for deadline := time.Now().Add(limit); ; time.Sleep(50 * time.Millisecond) {
+		f.mu.Lock()
+		r, l := len(f.followers), len(f.readers)
+		f.mu.Unlock()
+		if r == requests && l == logs {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("there are %d feeds of requests and %d of the log, want %d and %d", r, l, requests, logs)
+		}
+	}
 }
 
 // TestHostile shows what strangers may have written, everywhere. None of it may be anything but text.

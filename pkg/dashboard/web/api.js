@@ -134,7 +134,8 @@ export class Api extends EventTarget {
       this.#heard = Date.now();
       this.#wait = firstWait;
       this.#become("online");
-      for (const feed of this.#all) this.#begin(feed);
+      // Some were begun just now, by those who were told.
+      for (const feed of this.#all) if (!this.#feeds.has(feed.id)) this.#begin(feed);
     };
     socket.onmessage = (m) => this.#socket === socket && this.#take(m.data);
     socket.onclose = () => {

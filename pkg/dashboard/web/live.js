@@ -36,6 +36,8 @@ export class Live extends EventTarget {
   sites = new Map(); // by name: {in, out, figures}
   services = new Map(); // by keyOf: {in, out, figures}
   alerts = null; // those that are not resolved; null: not known
+  first = true; // the figures are the first since one looks: their rates are none
+  #some = []; // requests per second, the last five
   #api;
   #stop = null;
   #timer = 0;
@@ -65,6 +67,7 @@ export class Live extends EventTarget {
 
   #forget() {
     this.figures = null;
+    this.#some = [];
     this.alerts = null;
     this.sites.clear();
     this.services.clear();
@@ -74,13 +77,15 @@ export class Live extends EventTarget {
   async refreshAlerts() {
     if (this.#api.state !== "online") return;
     try {
-      const alerts = (await this.#api.call("alerts/List")) || [];
-      this.alerts = alerts.filter((a) => !a.resolved);
-      this.all = alerts;
+      this.setAlerts((await this.#api.call("alerts/List")) || []);
     } catch (e) {
-      if (e.code !== 404) return;
-      this.alerts = this.all = [];
+      if (e.code === 404) this.setAlerts([]);
     }
+  }
+
+  // setAlerts is told what alerts there are, by whoever has asked.
+  setAlerts(alerts) {
+    this.alerts = alerts.filter((a) => !a.resolved);
     this.dispatchEvent(new Event("alerts"));
   }
 
@@ -96,19 +101,40 @@ export class Live extends EventTarget {
       came += s.in;
       went += s.out;
     }
-    this.now = {
-      in: came,
-      out: went,
-      requests: seconds > 0 && f.requests >= last.requests ? (f.requests - last.requests) / seconds : this.now.requests || 0,
-    };
-    this.total.visitors.push(f.visitors);
-    this.total.streams.push(f.streams);
-    this.total.requests.push(this.now.requests);
-    this.total.in.push(came);
-    this.total.out.push(went);
+    this.now = { in: came, out: went, requests: NaN };
+    if (seconds > 0 && f.requests >= last.requests) this.#some.push((f.requests - last.requests) / seconds);
+    // A request every two seconds is not none, and then one.
+    if (this.#some.length > 5) this.#some.shift();
+    this.now.requests = this.#some.length ? this.#some.reduce((n, x) => n + x, 0) / this.#some.length : NaN;
+    this.first = !last;
+    if (!this.first) {
+      this.total.visitors.push(f.visitors);
+      this.total.streams.push(f.streams);
+      this.total.requests.push(this.now.requests);
+      this.total.in.push(came);
+      this.total.out.push(went);
+      if (this.total.in.length === 1) this.#remember();
+    }
     this.#keep(this.sites, f.sites, (s) => s.name);
     this.#keep(this.services, f.services, (s) => keyOf(s.site, s.name));
     this.dispatchEvent(new Event("figures"));
+  }
+
+  // remember fills the minutes before somebody began to look, as far as the relay has them by the second.
+  async #remember() {
+    let past;
+    try {
+      past = await this.#api.call("history/Get", { span_s: minutes });
+    } catch {
+      return; // there is no past, then
+    }
+    if (past.step_s > 1.5) return;
+    for (const name of ["in", "out", "visitors", "requests"]) {
+      const seen = this.total[name].array();
+      const all = new Ring(minutes);
+      for (const v of [...(past[name] || []).slice(0, -seen.length || undefined), ...seen]) all.push(v);
+      this.total[name] = all;
+    }
   }
 
   #keep(map, list, key) {
@@ -119,6 +145,7 @@ export class Live extends EventTarget {
       let kept = map.get(k);
       if (!kept) map.set(k, (kept = { in: new Ring(minute), out: new Ring(minute) }));
       kept.figures = f;
+      if (this.first) continue;
       kept.in.push(f.in);
       kept.out.push(f.out);
     }

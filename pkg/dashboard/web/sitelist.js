@@ -1,7 +1,7 @@
 // Sites, each with its sessions, and each session with its links.
 import { h, say, swap, pill, link, path, mono, empty, copyable } from "./dom.js";
 import { Spark } from "./chart.js";
-import { millis, rate, count, since, until, bytes, moment } from "./format.js";
+import { plain, millis, rate, count, since, until, bytes, moment } from "./format.js";
 import { ask, toast } from "./dialog.js";
 import { invite } from "./invite.js";
 
@@ -9,6 +9,9 @@ const most = 100; // sites that are shown at once
 
 // short is as much of a session's ID or a key as one compares by eye.
 export const short = (id) => String(id || "").slice(0, 8);
+
+// machineOf is a machine as one says it: private relays have an identifier of it, seldom a name.
+const machineOf = (s) => (/^[0-9a-f]{16,}$/.test(s.machine || "") ? `machine ${short(s.machine)}` : s.machine || "");
 
 // noSites says how to have the first one.
 export function noSites(api) {
@@ -185,10 +188,10 @@ class Card {
     const row = { rtt: h("span", { class: "num" }), streams: h("span", { class: "num" }), since: h("span", { class: "num" }), volume: h("span", { class: "num" }), links: [] };
     this.rows.set(s.id, row);
     const role = s.active ? "active" : "standby";
-    const name = `${role === "active" ? "active" : "stand-by"} session ${short(s.id)}${s.machine ? ` on ${s.machine}` : ""}`;
+    const name = `${role === "active" ? "active" : "stand-by"} session ${short(s.id)}${s.machine ? ` on ${machineOf(s)}` : ""}`;
     const dropped = s.state !== "connected" && s.state !== "standby" ? [" ", pill(s.state)] : null;
     return h("div", { class: "session", "data-session": s.id },
-      h("div", { class: "session-what" }, pill(role, s.active ? "Active" : "Stand-by"), dropped, " ", mono(short(s.id), s.id), " ", h("span", { class: "strong" }, s.machine || ""), " ", h("span", { class: "muted" }, [s.software, !(s.links || []).length && s.remote && `last from ${s.remote}`].filter(Boolean).join(", "))),
+      h("div", { class: "session-what" }, pill(role, s.active ? "Active" : "Stand-by"), dropped, " ", mono(short(s.id), s.id), " ", h("span", { class: /^machine /.test(machineOf(s)) ? "on" : "strong", title: plain(s.machine || "") }, machineOf(s)), " ", h("span", { class: "muted" }, [s.software, !(s.links || []).length && s.remote && `last from ${s.remote}`].filter(Boolean).join(", "))),
       h("dl", { class: "session-numbers" },
         h("div", {}, h("dt", {}, "Since"), h("dd", {}, row.since)), h("div", {}, h("dt", {}, "Streams"), h("dd", {}, row.streams)), h("div", {}, h("dt", {}, "RTT"), h("dd", {}, row.rtt)), h("div", {}, h("dt", {}, "From / to the site"), h("dd", {}, row.volume))),
       h("ul", { class: "links", "aria-label": `Links of the ${name}` }, (s.links || []).length ? s.links.map((l) => {

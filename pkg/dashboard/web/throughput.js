@@ -43,7 +43,7 @@ export function throughput(scope, id, title, whose) {
 
   // Between two looks at the past the live figures go on with it.
   scope.figures((live) => {
-    if (!past || seconds > 300) return;
+    if (!past || seconds > 300 || live.first) return;
     const f = live.figures;
     let v;
     if (whose.service) {

@@ -3,7 +3,7 @@ import { h, say, pill, link, path, empty, copyable } from "../dom.js";
 import { Table } from "../table.js";
 import { since, moment, span } from "../format.js";
 
-const words = { "site-away": "Site away", certificate: "Certificate", disk: "Disk", test: "Test" };
+const words = { "site-away": "Site away", certificate: "Certificate", disk: "Disk", "access-log": "Access log", test: "Test" };
 
 export function alerts(scope) {
   const problem = scope.problem();
@@ -23,6 +23,9 @@ export function alerts(scope) {
     ],
     blank: () => empty("Nothing to look after.", h("p", {}, "An alert is raised when a site is away, a certificate will not renew, or a disk is full. To be told by mail or a webhook, see ", h("code", {}, "[alerts]"), " in ", h("code", {}, "public.toml"), ".")),
   });
-  scope.poll("alerts/List", {}, 5, (list) => table.update([...(list || [])].sort((a, b) => Boolean(a.resolved) - Boolean(b.resolved) || (a.since < b.since ? 1 : -1))), problem.set);
+  scope.poll("alerts/List", {}, 5, (list) => {
+    scope.live.setAlerts(list || []);
+    table.update([...(list || [])].sort((a, b) => Boolean(a.resolved) - Boolean(b.resolved) || (a.since < b.since ? 1 : -1)));
+  }, problem.set);
   return { title: "Alerts", element: h("div", {}, problem.element, h("div", { class: "card flush" }, table.element)) };
 }

@@ -68,11 +68,11 @@ export function requests(scope) {
       { label: "Time", class: "time", text: (r) => clock(r.time), title: (r) => moment(r.time) },
       { label: "Status", build: mark, title: (r) => r.word || "" },
       { label: "Method", class: "method", text: (r) => r.method },
-      { label: "Request", class: "grow", build: (td, now) => {
+      { label: "Request", class: "grow wide", build: (td, now) => {
         const r = now();
         const what = [h("span", { class: "muted" }, r.host), mono(r.path)];
+        if (r.word) td.append(h("span", { class: "word" }, r.word));
         td.append(r.inspectable && api.may("operator") ? link(path("requests", r.id), what) : h("span", {}, what));
-        if (r.word) td.append(" ", h("span", { class: "word" }, r.word));
       }, title: (r) => `${r.host}${r.path}` },
       { label: "Service", class: "hide-narrow", build: (td, now) => { td.append(link(path("services", now().site, now().service), h("span", { class: "muted" }, now().site + "/"), now().service)); } },
       { label: "Wait", class: "num", text: (r) => millis(r.wait_ms), title: () => "until the head of the answer came" },
