@@ -134,22 +134,21 @@ func newAdminServer(sockets *daemon.Sockets, address string, log *slog.Logger) (
 		return a, nil
 	}
 	accept := func(c *evloop.Conn) { a.here.Serve(c, c.Loop(), httpd.Peer{Addr: c.RemoteAddr()}) }
-	for _, f := range sockets.Files("admin", "tcp", address) {
-		ln, err := core.ListenFile(f, accept)
-		if err != nil {
-			core.Close()
-			return nil, err
-		}
-		a.addr = ln.Addr()
-		return a, nil
-	}
-	ln, err := core.Listen("tcp", address, accept)
+	ln, err := listenOn(core, sockets, address, accept)
 	if err != nil {
 		core.Close()
 		return nil, err
 	}
 	a.addr = ln.Addr()
 	return a, nil
+}
+
+// listenOn listens on the socket that was there before us, if there is one.
+func listenOn(core *evloop.Core, sockets *daemon.Sockets, address string, accept func(*evloop.Conn)) (*evloop.Listener, error) {
+	if files := sockets.Files("admin", "tcp", address); len(files) > 0 {
+		return core.ListenFile(files[0], accept)
+	}
+	return core.Listen("tcp", address, accept)
 }
 
 // starting answers until serve is called.

@@ -101,8 +101,7 @@ type Center struct {
 	done    []Alert // that are over, the oldest first
 	sinks   []*sink
 	waiting map[string]map[key]int // what senders of an earlier process have told, until they are there
-	running bool
-	changed chan struct{} // has one when senders were set
+	changed chan struct{}          // has one when senders were set
 }
 
 // key is what there is one alert of at a time.

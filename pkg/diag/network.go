@@ -197,7 +197,7 @@ func parseNeighbours(b []byte, name func(index int) string) (list []Neighbour) {
 			break
 		}
 		kind, m := order.Uint16(b[4:]), b[16:size]
-		b = b[min(len(b), size+3&^3):]
+		b = b[min(len(b), (size+3)&^3):]
 		if kind != newNeighbour || len(m) < 12 {
 			continue
 		}
@@ -219,7 +219,7 @@ func parseNeighbours(b []byte, name func(index int) string) (list []Neighbour) {
 					one.MAC = net.HardwareAddr(v).String()
 				}
 			}
-			m = m[min(len(m), n+3&^3):]
+			m = m[min(len(m), (n+3)&^3):]
 		}
 		// The kernel has those of broadcast and multicast, too, which nobody is.
 		if a, err := netip.ParseAddr(one.Address); err != nil || a.IsMulticast() || a.IsLoopback() || state == 0x40 {

@@ -164,14 +164,6 @@ func (w *world) reload() {
 	w.public.Reload([]public.Site{{Name: "office", Keys: w.keys}, {Name: "lab", Keys: []string{public25519(newKey(w.t))}}})
 }
 
-// restartPublic kills the public relay and starts it again.
-func (w *world) restartPublic() {
-	w.core.Close()
-	w.site.Cut()
-	w.desk.Cut()
-	w.startPublic()
-}
-
 // revoke takes a token away.
 func (w *world) revoke(token string) {
 	w.mu.Lock()

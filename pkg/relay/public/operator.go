@@ -44,7 +44,6 @@ const (
 
 var (
 	troublePlain = &trouble{403, "This needs TLS: the token must not cross a network in the clear."}
-	troubleSite  = &trouble{404, "There is no such site."}
 
 	errOperatorOver = errors.New("the operator's token is good no more, or has another role now")
 	errSiteRemoved  = errors.New("the site was removed")

@@ -208,7 +208,7 @@ func redactJSON(dst, b []byte, depth int) []byte {
 
 // redactString returns a string of JSON, with its quotes, in which other JSON or URLs may be.
 func redactString(text []byte, depth int) []byte {
-	if bytes.IndexAny(text, `{[?#@`) < 0 {
+	if !bytes.ContainsAny(text, `{[?#@`) {
 		return text
 	}
 	s := unquote(text)
@@ -456,7 +456,7 @@ func (k *keptBody) show(fields []http1.Field) Body {
 
 // looksLikeForm reports whether b could be one.
 func looksLikeForm(b []byte) bool {
-	return bytes.IndexByte(b, '=') > 0 && bytes.IndexAny(b, " \t\r\n{<\"") < 0
+	return bytes.IndexByte(b, '=') > 0 && !bytes.ContainsAny(b, " \t\r\n{<\"")
 }
 
 // isText reports whether b is UTF-8 without control characters that are none of text. Its last character may be cut.

@@ -54,7 +54,7 @@ func TestStreams(t *testing.T) {
 	r := newTestRelay3(t, nil)
 	s := r.connect("office", map[string]string{"app": httpTarget(t, h), "port": echo, "h2c": http2Target(t, h)},
 		"app", "https://app.test", "h2c", "https://h2c.test", "port", "tcp://127.0.0.1:0")
-	if list := r.list(t, 0, Filter{}); list != nil && len(list) != 0 {
+	if list := r.list(t, 0, Filter{}); len(list) != 0 {
 		t.Errorf("got %v of a relay without visitors", list)
 	}
 
