@@ -71,7 +71,11 @@ func httpCommand(at *where) *cobra.Command {
 			}
 			defer t.CloseIdleConnections()
 			resp, err := t.RoundTrip(req.WithContext(ctx))
-			if err != nil {
+			switch {
+			case err == nil:
+			case strings.Contains(err.Error(), "malformed HTTP"): // net/http has no type for it
+				return failf(daemon.ExitFailed, "%s: what it answers is not HTTP: use tunnelctl forward or connect", args[0])
+			default:
 				return r.explain(args[0], err)
 			}
 			defer resp.Body.Close()
