@@ -149,13 +149,15 @@ func redactForm(dst, b []byte) []byte {
 		if n < 0 {
 			n = len(b)
 		}
-		name, _, ok := bytes.Cut(b[:n], []byte{'='})
+		name, value, ok := bytes.Cut(b[:n], []byte{'='})
 		plain, err := url.QueryUnescape(string(name))
 		if err != nil {
 			plain = string(name)
 		}
 		if ok && isSecret(plain) {
 			dst = append(append(append(dst, name...), '='), redacted...)
+		} else if clean, has := redactFormValue(value); has {
+			dst = append(append(append(dst, name...), '='), clean...)
 		} else {
 			dst = append(dst, b[:n]...)
 		}
@@ -165,6 +167,16 @@ func redactForm(dst, b []byte) []byte {
 		}
 	}
 	return dst
+}
+
+// redactFormValue returns a value of a form that is JSON and has secrets (payload=%7B%22token%22...), without them.
+func redactFormValue(value []byte) (string, bool) {
+	plain, err := url.QueryUnescape(string(value))
+	if err != nil || !looksLikeJSON([]byte(plain)) {
+		return "", false
+	}
+	clean := string(redactJSON(nil, []byte(plain), 0))
+	return url.QueryEscape(clean), clean != plain
 }
 
 // maxNested is how deep JSON in strings of JSON is looked into.
@@ -438,7 +450,7 @@ func (k *keptBody) show(fields []http1.Field) Body {
 	switch {
 	case strings.HasPrefix(kind, "multipart/") && params["boundary"] != "":
 		clean = redactParts(nil, b, params["boundary"])
-	case kind == "application/x-www-form-urlencoded", kind == "" && looksLikeForm(b):
+	case kind == "application/x-www-form-urlencoded" && !looksLikeJSON(b), kind == "" && looksLikeForm(b):
 		clean = redactForm(nil, b)
 	case isText(b):
 		clean = redactText(nil, b)
@@ -457,6 +469,13 @@ func (k *keptBody) show(fields []http1.Field) Body {
 // looksLikeForm reports whether b could be one.
 func looksLikeForm(b []byte) bool {
 	return bytes.IndexByte(b, '=') > 0 && !bytes.ContainsAny(b, " \t\r\n{<\"")
+}
+
+// looksLikeJSON reports whether b begins as an object or an array of JSON does. Clients say that such a body is a form if nobody
+// has told them better, curl -d among them.
+func looksLikeJSON(b []byte) bool {
+	b = bytes.TrimLeft(b, " \t\r\n\uFEFF")
+	return len(b) > 0 && (b[0] == '{' || b[0] == '[')
 }
 
 // isText reports whether b is UTF-8 without control characters that are none of text. Its last character may be cut.

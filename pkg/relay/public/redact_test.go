@@ -100,6 +100,10 @@ func TestRedactBodies(t *testing.T) {
 		{form, "user%5Bpassword%5D=x&code=1&zip_code=2", "user%5Bpassword%5D=[redacted]&code=[redacted]&zip_code=2"},
 		{form + "; charset=utf-8", "token=%zz&=&a", "token=[redacted]&=&a"},
 		{"", "user=bob&password=x", "user=bob&password=[redacted]"},
+		{form, `{"password":"x=1&y","n":1}`, `{"password":"[redacted]","n":1}`}, // curl -d says so of JSON, too
+		{form, " [{\"token\":\"x\"}]\n", " [{\"token\":\"[redacted]\"}]\n"},
+		{form, "a=1&payload=%7B%22token%22%3A%22x%22%7D", "a=1&payload=%7B%22token%22%3A%22%5Bredacted%5D%22%7D"},
+		{form, "payload=%7B%22n%22%3A1%7D", "payload=%7B%22n%22%3A1%7D"},
 		{"text/xml", `<s:Login><wsse:Password Type="x">secret</wsse:Password><User>bob</User><Token/></s:Login>`, `<s:Login><wsse:Password Type="x">[redacted]</wsse:Password><User>bob</User><Token/></s:Login>`},
 		{"multipart/form-data; boundary=B", fmt.Sprintf(parts, "hunter2", "abc"), fmt.Sprintf(parts, "[redacted]", "[redacted]")},
 		{"text/html", `<a href="/x?token=abc&amp;a=1">x</a>`, `<a href="/x?token=[redacted]&amp;a=1">x</a>`},
