@@ -215,7 +215,7 @@ func (st *state) renewCertificate(_ context.Context, in admin.Named) error {
 	if m := st.acme.Load(); m != nil && m.Renew(name) {
 		return nil
 	}
-	return &admin.Error{Code: http.StatusNotFound, Text: fmt.Sprintf("the relay obtains no certificate for %q: `tunnelctl certificates` lists those that it does", name)}
+	return &admin.Error{Code: http.StatusNotFound, Text: fmt.Sprintf("the relay obtains no certificate for %q: `tunnelctl certs` lists those that it does", name)}
 }
 
 // challenge answers an authority's HTTP-01.

@@ -326,7 +326,7 @@ func (st *state) reached() (address, ca string, err error) {
 
 // noCertificate says that there is none for the domain.
 func (st *state) noCertificate() *admin.Error {
-	return &admin.Error{Code: http.StatusServiceUnavailable, Text: fmt.Sprintf("the relay has no certificate for %s yet, which private relays need: `tunnelctl certificates` says why", st.domain)}
+	return &admin.Error{Code: http.StatusServiceUnavailable, Text: fmt.Sprintf("the relay has no certificate for %s yet, which private relays need: `tunnelctl certs` says why", st.domain)}
 }
 
 // pinOf identifies the authority of a certificate that a private relay has to trust, nil if every machine does
