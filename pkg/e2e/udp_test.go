@@ -165,7 +165,7 @@ func TestUDP(t *testing.T) {
 		t.Errorf("the server has seen %d peers, want one for each visitor", len(flows))
 	}
 	status := s.adminGet("/api/status/Get")
-	if !strings.Contains(status, `"visitors": 2`) || !strings.Contains(status, `"datagrams_received": `) {
+	if !strings.Contains(status, `"visitors":2`) || !strings.Contains(status, `"datagrams_received":`) {
 		t.Errorf("status: %s", status)
 	}
 	out, err := s.tunnelctl("connect", "office/echo").CombinedOutput()
