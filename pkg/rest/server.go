@@ -67,10 +67,10 @@ type Server struct {
 	mu      sync.Mutex
 	changes sync.Mutex // of table: Set and Remove
 	closed  bool
-	wg      sync.WaitGroup                    // of sockets, and of the calls on them
-	sockets map[*socket]struct{}              // open
-	pushing map[*Call]context.CancelCauseFunc // feeds under way
-	core    *evloop.Core                      // of sockets that came by Hijack; made by the first
+	wg      sync.WaitGroup       // of sockets, and of the calls on them
+	sockets map[*socket]struct{} // open
+	pushing map[*Call]*pushing   // feeds under way
+	core    *evloop.Core         // of sockets that came by Hijack; made by the first
 }
 
 // Limits bound what peers can make a Server do. Zero is the default.
@@ -364,10 +364,21 @@ func (s *Server) do(ctx context.Context, c *Call, f func(ctx context.Context, se
 			return err
 		}
 	}
+	if c.Feed {
+		s.admitted(c)
+	}
 	return f(ctx, seen)
 }
 
-// push enters a feed into the register of those that Drop ends; pushed takes it out.
+// pushing is a feed in the register of those that Drop ends. While Admit decides about its Call, that is Admit's alone: whoever
+// wants to look at it then is asked again afterwards.
+type pushing struct {
+	cancel   context.CancelCauseFunc
+	admitted bool
+	asked    []func(*Call) bool
+}
+
+// push enters a feed into the register; pushed takes it out.
 func (s *Server) push(c *Call, cancel context.CancelCauseFunc) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -375,10 +386,24 @@ func (s *Server) push(c *Call, cancel context.CancelCauseFunc) error {
 		return errClosed
 	}
 	if s.pushing == nil {
-		s.pushing = make(map[*Call]context.CancelCauseFunc)
+		s.pushing = make(map[*Call]*pushing)
 	}
-	s.pushing[c] = cancel
+	s.pushing[c] = &pushing{cancel: cancel}
 	return nil
+}
+
+// admitted is told that Admit is done with the Call of a feed.
+func (s *Server) admitted(c *Call) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.pushing[c]
+	p.admitted = true
+	for _, such := range p.asked {
+		if such(c) {
+			p.cancel(errDropped)
+		}
+	}
+	p.asked = nil
 }
 
 func (s *Server) pushed(c *Call) {
@@ -414,9 +439,13 @@ func (s *Server) Drop(such func(c *Call) bool) {
 	if s.closed {
 		why = errClosed
 	}
-	for c, cancel := range s.pushing {
-		if such(c) {
-			cancel(why)
+	for c, p := range s.pushing {
+		if s.closed {
+			p.cancel(why)
+		} else if !p.admitted {
+			p.asked = append(p.asked, such)
+		} else if such(c) {
+			p.cancel(why)
 		}
 	}
 	for k := range s.sockets {
