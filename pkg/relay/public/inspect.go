@@ -126,20 +126,14 @@ func (in *inspector) head(c *capture, fields []http1.Field) {
 func (in *inspector) charge(c *capture, n int) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	s := in.services[c.of]
-	if s == nil {
-		if in.services == nil {
-			in.services, in.byNumber = make(map[serviceName]*inspected), make(map[uint64]*capture)
-		}
-		s = new(inspected)
-		in.services[c.of] = s
-	}
+	s := in.service(c.of)
 	for s.used+n > maxServiceKept && len(s.list) > 0 {
 		in.drop(s.list[0])
 	}
 	for in.used+n > in.limit && in.oldest != nil {
 		in.drop(in.oldest)
 	}
+	s = in.service(c.of) // what was dropped may have been all that it had
 	if s.used+n > maxServiceKept || in.used+n > in.limit {
 		in.settle(c.of)
 		return false
@@ -148,6 +142,19 @@ func (in *inspector) charge(c *capture, n int) bool {
 	in.used += n
 	c.cost += n
 	return true
+}
+
+// service returns what there is of a service. mu is held.
+func (in *inspector) service(of serviceName) *inspected {
+	s := in.services[of]
+	if s == nil {
+		if in.services == nil {
+			in.services, in.byNumber = make(map[serviceName]*inspected), make(map[uint64]*capture)
+		}
+		s = new(inspected)
+		in.services[of] = s
+	}
+	return s
 }
 
 // drop forgets a complete capture, which is the oldest of its service. mu is held, here and below.

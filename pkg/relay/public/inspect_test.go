@@ -468,3 +468,27 @@ func TestInspectorTime(t *testing.T) {
 		}
 	})
 }
+
+// Whose last capture makes room for another one of the same service is still counted: what is complete afterwards has a place.
+func TestInspectorMakesRoomOfItsOwn(t *testing.T) {
+	in := &inspector{limit: 5000}
+	take := func(number uint64, name string, n int) *capture {
+		c := &capture{number: number, of: serviceName{"office", name}}
+		if !in.charge(c, n) {
+			t.Fatalf("no room for capture %d", number)
+		}
+		return c
+	}
+	in.complete(take(1, "a", 2000), Request{}, true)
+	in.complete(take(2, "b", 2500), Request{}, true)
+	in.complete(take(3, "a", 2000), Request{}, true) // in the place of 1
+	in.complete(take(4, "b", 4500), Request{}, false)
+	for n, want := range map[uint64]bool{1: false, 2: false, 3: false, 4: false} {
+		if (in.get(n) != nil) != want {
+			t.Errorf("capture %d is there: %v", n, !want)
+		}
+	}
+	if in.used != 0 || len(in.services) != 0 {
+		t.Errorf("%d bytes are used, of %d services", in.used, len(in.services))
+	}
+}
