@@ -330,32 +330,42 @@ func valueEnd(b []byte) int {
 	return len(b)
 }
 
-// redactXML appends what has XML in it without secrets: the texts of elements whose names say so.
+// redactXML appends what has XML or HTML in it without secrets: the content of elements whose names say so, attributes whose names do,
+// and the values of those that are beside such a name, as in <add key="password" value="...">.
 func redactXML(dst, b []byte) []byte {
 	for {
 		i := bytes.IndexByte(b, '<')
 		if i < 0 {
 			return append(dst, b...)
 		}
-		end := bytes.IndexByte(b[i:], '>')
-		if end < 0 {
-			return append(dst, b...)
+		dst, b = append(dst, b[:i]...), b[i:]
+		end := tagEnd(b)
+		if end == 0 {
+			return append(dst, redactTag(nil, b)...)
 		}
-		end += i + 1
-		tag := b[i+1 : end-1]
-		dst, b = append(dst, b[:end]...), b[end:]
-		name, _, _ := bytes.Cut(tag, []byte{' '})
-		if len(name) == 0 || name[0] == '/' || name[0] == '!' || name[0] == '?' || bytes.HasSuffix(tag, []byte{'/'}) {
-			continue
-		}
-		if _, local, ok := bytes.Cut(name, []byte{':'}); ok {
-			name = local
-		}
-		if !isSecret(string(name)) {
-			continue
-		}
-		n := bytes.IndexByte(b, '<')
+		tag := b[1 : end-1]
+		n := bytes.IndexAny(tag, " \t\r\n/")
 		if n < 0 {
+			n = len(tag)
+		}
+		name := tag[:n]
+		if len(name) == 0 || name[0] == '!' || name[0] == '?' {
+			dst, b = append(dst, b[:end]...), b[end:]
+			continue
+		}
+		dst = redactTag(dst, b[:end])
+		b = b[end:]
+		local := name
+		if _, after, ok := bytes.Cut(name, []byte{':'}); ok {
+			local = after
+		}
+		if bytes.HasSuffix(tag, []byte{'/'}) || !isSecret(string(local)) {
+			continue
+		}
+		if n = bytes.Index(b, append([]byte("</"), name...)); n < 0 && !bytes.HasPrefix(bytes.TrimSpace(b), []byte("<![")) {
+			n = bytes.IndexByte(b, '<') // it has no end, as some of HTML
+		}
+		if n < 0 { // it is cut off
 			n = len(b)
 		}
 		if len(bytes.TrimSpace(b[:n])) > 0 {
@@ -363,6 +373,81 @@ func redactXML(dst, b []byte) []byte {
 			b = b[n:]
 		}
 	}
+}
+
+// tagEnd is the length of the tag that b begins with; 0 if it is cut off. A > in quotes is none, if the quotes end.
+func tagEnd(b []byte) int {
+	quote := byte(0)
+	for i, c := range b {
+		switch {
+		case quote != 0:
+			if c == quote {
+				quote = 0
+			}
+		case c == '"' || c == '\'':
+			quote = c
+		case c == '>':
+			return i + 1
+		}
+	}
+	return bytes.IndexByte(b, '>') + 1
+}
+
+// redactTag appends a tag without secrets in its attributes.
+func redactTag(dst, tag []byte) []byte {
+	if bytes.IndexByte(tag, '=') < 0 {
+		return append(dst, tag...)
+	}
+	type attribute struct {
+		name       string
+		begin, end int // of the value, without its quotes
+	}
+	var list []attribute
+	beside := false // there is an attribute that names a secret
+	for i := 0; i < len(tag); {
+		equals := bytes.IndexByte(tag[i:], '=')
+		if equals < 0 {
+			break
+		}
+		equals += i
+		name := bytes.TrimRight(tag[i:equals], " \t\r\n")
+		name = name[bytes.LastIndexAny(name, " \t\r\n\"'/<")+1:]
+		begin := equals + 1
+		for begin < len(tag) && strings.IndexByte(" \t\r\n", tag[begin]) >= 0 {
+			begin++
+		}
+		end := begin
+		if begin < len(tag) && (tag[begin] == '"' || tag[begin] == '\'') {
+			begin++
+			if end = bytes.IndexByte(tag[begin:], tag[begin-1]); end < 0 {
+				end = len(tag) - begin
+			}
+			end += begin
+			i = min(end+1, len(tag))
+		} else {
+			if end = bytes.IndexAny(tag[begin:], " \t\r\n>"); end < 0 {
+				end = len(tag) - begin
+			}
+			end += begin
+			i = end
+		}
+		list = append(list, attribute{strings.ToLower(string(name)), begin, end})
+		if n := list[len(list)-1].name; n == "name" || n == "id" || n == "key" || n == "property" {
+			beside = beside || isSecret(string(tag[begin:end]))
+		}
+	}
+	from := 0
+	for _, a := range list {
+		_, local, ok := strings.Cut(a.name, ":")
+		if !ok {
+			local = a.name
+		}
+		if a.begin < a.end && local != "key" && (isSecret(local) || beside && (local == "value" || local == "content")) {
+			dst = append(append(dst, tag[from:a.begin]...), redacted...)
+			from = a.end
+		}
+	}
+	return append(dst, tag[from:]...)
 }
 
 // redactParts appends multipart/form-data without the parts that have secrets.
@@ -379,21 +464,23 @@ func redactParts(dst, b []byte, boundary string) []byte {
 		if end < 0 {
 			end = len(b)
 		}
-		head, _, ok := bytes.Cut(b[:end], []byte("\r\n\r\n"))
-		if !ok {
-			dst, b = append(dst, b[:end]...), b[end:]
+		head := partHead(b[:end])
+		if head == 0 {
+			dst, b = redactText(dst, b[:end]), b[end:]
 			continue
 		}
 		secret := false
-		for line := range bytes.SplitSeq(head, []byte("\r\n")) {
-			name, value, _ := strings.Cut(string(line), ":")
+		text := strings.ReplaceAll(string(b[:head]), "\r\n", "\n")
+		text = strings.NewReplacer("\n ", " ", "\n\t", " ").Replace(text) // rfc5322#section-2.2.3
+		for line := range strings.SplitSeq(text, "\n") {
+			name, value, _ := strings.Cut(line, ":")
 			if strings.EqualFold(strings.TrimSpace(name), "content-disposition") {
 				_, params, err := mime.ParseMediaType(value)
 				secret = secret || isSecret(params["name"]) || err != nil && isSecret(value)
 			}
 		}
-		dst = append(dst, b[:len(head)+4]...)
-		body := b[len(head)+4 : end]
+		dst = append(dst, b[:head]...)
+		body := b[head:end]
 		if secret {
 			dst = append(append(dst, redacted...), "\r\n"...)
 		} else {
@@ -403,10 +490,23 @@ func redactParts(dst, b []byte, boundary string) []byte {
 	}
 }
 
+// partHead is the length of the head of a part, with the empty line behind it; 0 if there is none. Many servers take lines
+// that end without a CR.
+func partHead(b []byte) int {
+	n := bytes.Index(b, []byte("\n\n")) + 2
+	if m := bytes.Index(b, []byte("\r\n\r\n")) + 4; m > 3 && (n < 2 || m < n) {
+		return m
+	}
+	if n > 1 {
+		return n
+	}
+	return 0
+}
+
 // redactText appends text of any kind without secrets.
 func redactText(dst, b []byte) []byte {
 	b = redactJSON(nil, b, 0)
-	if bytes.Contains(b, []byte("</")) {
+	if bytes.Contains(b, []byte("</")) || bytes.Contains(b, []byte("/>")) {
 		b = redactXML(nil, b)
 	}
 	return append(dst, b...)
@@ -434,7 +534,12 @@ func (k *keptBody) show(fields []http1.Field) Body {
 	if len(b) == 0 {
 		return s
 	}
-	codings := bytes.Split(http1.Get(fields, "content-encoding"), comma)
+	var codings [][]byte
+	for _, f := range fields {
+		if http1.EqualFold(f.Name, "content-encoding") {
+			codings = append(codings, bytes.Split(f.Value, comma)...)
+		}
+	}
 	slices.Reverse(codings) // the last one was applied last
 	for i, coding := range codings {
 		var ok bool
@@ -452,10 +557,11 @@ func (k *keptBody) show(fields []http1.Field) Body {
 		clean = redactParts(nil, b, params["boundary"])
 	case kind == "application/x-www-form-urlencoded" && !looksLikeJSON(b), kind == "" && looksLikeForm(b):
 		clean = redactForm(nil, b)
-	case isText(b):
+	case isWide(b, params["charset"]): // names are not found in it
+		s.Redacted = true
+		return s
+	default: // a byte that is none of UTF-8's does not hide what is around it
 		clean = redactText(nil, b)
-	default:
-		clean = b
 	}
 	s.Redacted = !bytes.Equal(clean, b)
 	if isText(clean) {
@@ -464,6 +570,22 @@ func (k *keptBody) show(fields []http1.Field) Body {
 		s.Binary = bytes.Clone(clean)
 	}
 	return s
+}
+
+// isWide reports whether b is text in which ASCII is not itself: UTF-16, say, in which JSON was once allowed to be.
+func isWide(b []byte, charset string) bool {
+	charset = strings.ToLower(charset)
+	for _, name := range [...]string{"utf-16", "utf16", "utf-32", "utf32", "utf-7", "ucs-", "iso-10646-ucs", "ebcdic", "ibm", "cp037"} {
+		if strings.HasPrefix(charset, name) {
+			return true
+		}
+	}
+	if len(b) < 2 {
+		return false
+	}
+	const begins = "{[\"<"
+	return b[0] == 0xfe && b[1] == 0xff || b[0] == 0xff && b[1] == 0xfe || bytes.HasPrefix(b, []byte{0, 0, 0xfe, 0xff}) || bytes.HasPrefix(b, []byte{0, 0, 0, '{'}) ||
+		b[0] == 0 && strings.IndexByte(begins, b[1]) >= 0 || b[1] == 0 && strings.IndexByte(begins, b[0]) >= 0
 }
 
 // looksLikeForm reports whether b could be one.

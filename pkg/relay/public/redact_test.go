@@ -187,3 +187,61 @@ func FuzzShowBody(f *testing.F) {
 		redactURLs(string(b))
 	})
 }
+
+// What is not quite JSON, XML or a form has no secrets either.
+func TestRedactOddBodies(t *testing.T) {
+	const secret = "hunter2"
+	for name, c := range map[string]struct{ kind, body, coding string }{
+		"JSON in Latin-1":      {"application/json; charset=iso-8859-1", "{\"name\":\"J\xf6rg\",\"password\":\"hunter2\"}", ""},
+		"JSON with a zero":     {"application/json", "{\"a\":\"\x00\",\"password\":\"hunter2\"}", ""},
+		"JSON in UTF-16":       {"application/json", wide(`{"password":"hunter2"}`), ""},
+		"text in UTF-16":       {"text/plain; charset=UTF-16LE", wide(`password={"password":"hunter2"}`), ""},
+		"CDATA":                {"text/xml", "<a><password><![CDATA[hunter2]]></password></a>", ""},
+		"CDATA that is cut":    {"text/xml", "<a><b/><password> <![CDATA[hunter2", ""},
+		"elements":             {"text/xml", "<password><value>hunter2</value></password>", ""},
+		"a line in a tag":      {"text/xml", "<password\n>hunter2</password>", ""},
+		"attribute":            {"text/xml", `<login user="a>b" password="hunter2"/>`, ""},
+		"attribute in quotes":  {"text/xml", `<login pwd = 'hunter2'></login>`, ""},
+		"attribute, no quotes": {"text/html", `<p data-token=hunter2></p>`, ""},
+		"attribute with space": {"text/xml", `<x c:secret="hunter2"></x>`, ""},
+		"input":                {"text/html", `<input type=hidden name="csrf_token" value="hunter2"><p></p>`, ""},
+		"input the other way":  {"text/html", `<input value="hunter2" name=csrf><p></p>`, ""},
+		"setting":              {"text/xml", `<add key="ApiPassword" value="hunter2"/>`, ""},
+		"part without CR":      {"multipart/form-data; boundary=B", "--B\nContent-Disposition: form-data; name=\"password\"\n\nhunter2\n--B--", ""},
+		"part with a fold":     {"multipart/form-data; boundary=B", "--B\r\nContent-Disposition: form-data;\r\n name=\"password\"\r\n\r\nhunter2\r\n--B--", ""},
+		"part without a head":  {"multipart/form-data; boundary=B", "--B\r\n{\"password\":\"hunter2\"}\r\n--B--", ""},
+	} {
+		got := shown(c.body, "Content-Type", c.kind)
+		if all := got.Text + string(got.Binary); strings.Contains(strings.ReplaceAll(all, "\x00", ""), secret) || !got.Redacted {
+			t.Errorf("%s: %q becomes %+v", name, c.body, got)
+		}
+	}
+	for _, body := range []string{`<a href="x" class="b">c</a>`, "<ul><li key=\"12\">x</li></ul>", `<svg d="M0>1"/>`, `a < b = c`, "\xff\xd8\"a\": <x y=\x00>"} {
+		if got := shown(body, "Content-Type", "text/html"); got.Text+string(got.Binary) != body {
+			t.Errorf("%q becomes %+v", body, got)
+		}
+	}
+	var zip bytes.Buffer
+	for range 2 { // each on a line of its own
+		w := gzip.NewWriter(&zip)
+		plain := bytes.Clone(zip.Bytes())
+		if len(plain) == 0 {
+			plain = []byte(`{"password":"hunter2"}`)
+		}
+		zip.Reset()
+		w.Write(plain)
+		w.Close()
+	}
+	if got := shown(zip.String(), "Content-Encoding", "gzip", "Content-Encoding", "gzip"); got.Text != `{"password":"[redacted]"}` {
+		t.Errorf("codings on two lines: %+v", got)
+	}
+}
+
+// wide is s in UTF-16, the low bytes first.
+func wide(s string) string {
+	var b []byte
+	for _, c := range []byte(s) {
+		b = append(b, c, 0)
+	}
+	return string(b)
+}
