@@ -31,6 +31,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"mime"
 	"net"
 	"net/http"
@@ -145,8 +146,9 @@ type Handler struct {
 	once    sync.Once // of start
 	api     *rest.Server
 	watch   watch
-	wrong   attempts // tokens, by address
-	foreign attempts // requests of other pages
+	wrong   attempts[netip.Prefix] // tokens, by address
+	foreign attempts[netip.Prefix] // requests of other pages
+	refused attempts[string]       // requests of those who may not, by token
 
 	mu     sync.Mutex
 	logins map[[32]byte]*login
@@ -365,12 +367,24 @@ func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, who *caller, er
 	case http.StatusTooManyRequests:
 		head.Set("Retry-After", "60")
 	}
-	if isRefusal(e.Code) && (who != nil || h.foreign.allow(remoteOf(r).Addr(), time.Now())) {
-		h.log().Warn("admin request refused", "method", r.Method, "path", r.URL.Path, "remote", r.RemoteAddr, "err", e)
-		line := AuditLine{Remote: r.RemoteAddr, Via: rest.HTTP, Call: strings.Trim(r.URL.Path, "/"), Code: e.Code, Error: e.Text}
+	if isRefusal(e.Code) && h.isTold(who, remoteOf(r).Addr()) {
+		path := strings.ToValidUTF8(r.URL.Path[:min(len(r.URL.Path), mostPath)], "")
+		h.log().Warn("admin request refused", "method", r.Method, "path", path, "remote", r.RemoteAddr, "err", e)
+		line := AuditLine{Remote: r.RemoteAddr, Via: rest.HTTP, Call: strings.Trim(path, "/"), Code: e.Code, Error: e.Text}
 		h.record(line, who)
 	}
 	answer(w, e.Code, e)
+}
+
+// mostPath is how many bytes of a path are told of who was refused.
+const mostPath = 100
+
+// isTold is whether one more refusal of somebody, nil if nobody knows of whom, is for the logs.
+func (h *Handler) isTold(who *caller, from netip.Addr) bool {
+	if who == nil {
+		return h.foreign.allow(network(from), mostAttempts, mostForeign, time.Now())
+	}
+	return h.refused.allow(who.Token, mostRefusals, math.MaxInt, time.Now())
 }
 
 // isRefusal is whether an answer says that somebody may not.

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"math"
 	"net"
 	"net/http"
 	"net/netip"
@@ -92,7 +93,7 @@ func (h *Handler) verify(r *http.Request, token string) (auth.Identity, error) {
 	if id, ok := h.Operators.Verify(token, from); ok {
 		return id, nil
 	}
-	if !h.wrong.allow(from, time.Now()) {
+	if !h.wrong.allow(network(from), mostAttempts, math.MaxInt, time.Now()) {
 		return auth.Identity{}, rest.Errorf(http.StatusTooManyRequests, "too many wrong tokens: wait a minute")
 	}
 	return auth.Identity{}, rest.Errorf(http.StatusUnauthorized, "the token is wrong, has expired or was revoked: an admin makes another one with `tunnelctl token create`; the relay's own is in admin.token in its state folder")
@@ -104,31 +105,45 @@ const (
 	mostAddresses = 4096
 )
 
+// mostRefusals is how many lines of what was refused the audit log gets of one token in a minute, and mostForeign of all those
+// together who have none: what they do must not drive the rest out of it.
+const (
+	mostRefusals = 120
+	mostForeign  = 120
+)
+
 // attempts bounds what goes wrong in a minute.
-type attempts struct {
+type attempts[K comparable] struct {
 	mu     sync.Mutex
 	minute int64
-	n      map[netip.Prefix]int
+	n      map[K]int
+	all    int
 }
 
-// allow counts one more, unless there were enough.
-func (a *attempts) allow(from netip.Addr, now time.Time) bool {
+// allow counts one more, unless there were enough: each of that key, or all of all keys.
+func (a *attempts[K]) allow(key K, each, all int, now time.Time) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if m := now.Unix() / 60; m != a.minute || a.n == nil {
+		a.minute, a.n, a.all = m, make(map[K]int), 0
+	}
+	n, known := a.n[key]
+	if n >= each || a.all >= all || !known && len(a.n) >= mostAddresses {
+		return false
+	}
+	a.n[key]++
+	a.all++
+	return true
+}
+
+// network is an address, for IPv6 a /64.
+func network(from netip.Addr) netip.Prefix {
 	bits := 32
 	if from = from.Unmap(); from.Is6() {
 		bits = 64
 	}
-	key, _ := from.WithZone("").Prefix(bits)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if m := now.Unix() / 60; m != a.minute || a.n == nil {
-		a.minute, a.n = m, make(map[netip.Prefix]int)
-	}
-	n, known := a.n[key]
-	if n >= mostAttempts || !known && len(a.n) >= mostAddresses {
-		return false
-	}
-	a.n[key]++
-	return true
+	p, _ := from.WithZone("").Prefix(bits)
+	return p
 }
 
 const (

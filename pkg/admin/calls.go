@@ -191,6 +191,9 @@ func (h *Handler) done(c *rest.Call, in any, err error, _ time.Duration) {
 	if !c.Changes && !isRefusal(line.Code) && !isAudited(c) {
 		return
 	}
+	if isRefusal(line.Code) && !h.isTold(who, c.Remote.Addr()) {
+		return
+	}
 	line.In = said(in)
 	h.record(line, who)
 	if c.Changes && err == nil {

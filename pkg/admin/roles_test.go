@@ -394,9 +394,9 @@ func TestGuesses(t *testing.T) {
 	if strings.Contains(r.log.String(), "guess") {
 		t.Error("guesses are in the log")
 	}
-	var a attempts
+	var a attempts[netip.Prefix]
 	for i := range 2 * mostAddresses {
-		a.allow(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), time.Unix(0, 0))
+		a.allow(network(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})), 1, 1<<20, time.Unix(0, 0))
 	}
 	if len(a.n) > mostAddresses {
 		t.Errorf("%d addresses are remembered", len(a.n))
