@@ -307,26 +307,21 @@ func overTFTP(t *public.TFTPPort) *admin.TFTP {
 
 // session is what operators see of one.
 func session(s public.SessionStatus) admin.Session {
-	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	one := admin.Session{
 		ID: s.ID, Active: s.Active, Key: s.Key, Machine: s.Machine, Process: s.Process,
-		Remote: s.Remote, Software: s.Software, Choice: s.Choice, RTT: ms(s.RTT), Links: []admin.Link{},
+		Remote: s.Remote, Software: s.Software, Choice: s.Choice, RTT: milliseconds(s.RTT), Links: []admin.Link{},
 		Streams: s.Streams, Received: s.Received, Sent: s.Sent, Buffered: s.Buffered, Dropped: s.Dropped,
 		ConnectedSince: s.Since, Offers: s.Announced,
 	}
-	switch {
-	case !s.Lost.IsZero():
-		one.State, one.SuspendedSince = admin.StateSuspended, &s.Lost
-	case s.Leaving:
-		one.State = admin.StateLeaving
-	case s.Active:
-		one.State = admin.StateConnected
-	default:
+	if one.State = stateOf(!s.Lost.IsZero(), s.Leaving); one.State == admin.StateConnected && !s.Active {
 		one.State = admin.StateStandby
+	}
+	if !s.Lost.IsZero() {
+		one.SuspendedSince = &s.Lost
 	}
 	for _, l := range s.Links {
 		one.Links = append(one.Links, admin.Link{
-			Transport: l.Transport, Role: l.Role, RTT: ms(l.RTT), Remote: l.Remote, Suspect: l.Suspect, Since: l.Since,
+			Transport: l.Transport, Role: l.Role, RTT: milliseconds(l.RTT), Remote: l.Remote, Suspect: l.Suspect, Since: l.Since,
 		})
 	}
 	for _, e := range s.Refused {
@@ -334,6 +329,19 @@ func session(s public.SessionStatus) admin.Session {
 	}
 	return one
 }
+
+// stateOf is that of an active session.
+func stateOf(lost, leaving bool) string {
+	switch {
+	case lost:
+		return admin.StateSuspended
+	case leaving:
+		return admin.StateLeaving
+	}
+	return admin.StateConnected
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // withSessions are the names of the sites that have a session; true: with a link.
 func withSessions(r *public.Relay) map[string]bool {

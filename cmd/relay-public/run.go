@@ -163,7 +163,7 @@ func run(ctx context.Context, o options, stdout, stderr io.Writer) error {
 			state: st, relay: r, alerts: warn, turning: turning, access: access, audit: audit.Audit, drain: time.Duration(s.DrainTimeout),
 			stop: drainNow, file: o.config, settings: s, log: log,
 		}).handler(at.addr)
-		inside := &insight{relay: r, logs: logs}
+		inside := &insight{relay: r, known: st.known, logs: logs}
 		inside.serve(api)
 		defer inside.start()()
 		at.serve(api)

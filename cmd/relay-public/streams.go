@@ -17,6 +17,7 @@ import (
 // insight is what operators see of what goes on inside the relay: what is open, what was asked, what was carried and what was logged.
 type insight struct {
 	relay *public.Relay
+	known func() []admin.Site // all, also those that have never been connected
 	past  history.Store
 	logs  *daemon.LogRing
 }
@@ -70,6 +71,7 @@ func (n *insight) remember(ctx context.Context, done chan<- struct{}) {
 
 // serve has h show it.
 func (n *insight) serve(h *admin.Handler) {
+	h.Figures = n.figures()
 	h.Streams, h.Visitors = n.streams, n.visitors
 	h.KickSession, h.KickStream = n.kickSession, n.kickStream
 	h.Requests, h.FollowRequests = n.requests, n.followRequests
@@ -84,6 +86,41 @@ func slow(err error) error {
 		return rest.Errorf(http.StatusGatewayTimeout, "the relay has not answered within %v: it is very busy; try again", lookTime)
 	}
 	return err
+}
+
+// figures returns the look that Figures of the API are made of. It has memory of its own.
+func (n *insight) figures() func(context.Context) (*admin.Look, error) {
+	var f public.Figures
+	return func(ctx context.Context) (*admin.Look, error) {
+		ctx, cancel := context.WithTimeout(ctx, lookTime)
+		defer cancel()
+		if err := n.relay.Figures(ctx, &f); err != nil {
+			return nil, slow(err)
+		}
+		l := &admin.Look{
+			Time: f.Time, Visitors: f.Visitors, Streams: f.Streams, Requests: f.Requests,
+			Services: make([]admin.ServiceLook, len(f.Services)),
+		}
+		for i, s := range f.Services {
+			l.Services[i] = admin.ServiceLook(s)
+		}
+		connected := make(map[string]*public.SiteFigures, len(f.Sites))
+		for i := range f.Sites {
+			connected[f.Sites[i].Name] = &f.Sites[i]
+		}
+		for _, site := range n.known() {
+			one := admin.SiteLook{SiteFigures: admin.SiteFigures{Name: site.Name, State: site.State}}
+			if s := connected[site.Name]; s != nil {
+				one.Sessions, one.Links, one.Streams, one.RTT = s.Sessions, s.Links, s.Streams, milliseconds(s.RTT)
+				one.Received, one.Sent = s.Received, s.Sent
+				if s.Active {
+					one.State = stateOf(s.Lost, s.Leaving)
+				}
+			}
+			l.Sites = append(l.Sites, one)
+		}
+		return l, nil
+	}
 }
 
 func (n *insight) streams(ctx context.Context, in admin.Filter) ([]admin.Stream, error) {
@@ -160,11 +197,10 @@ func (n *insight) followRequests(ctx context.Context, in admin.Filter, send func
 
 // request is what operators see of one.
 func request(q *public.Request) admin.Request {
-	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 	return admin.Request{
 		ID: q.ID, Time: q.Time.UTC(), Site: q.Site, Service: q.Service, Remote: q.Remote.String(), Operator: q.Operator,
 		Method: q.Method, Host: q.Host, Path: q.Path, Proto: q.Proto, Status: q.Status, Word: q.Word,
-		Received: q.Received, Sent: q.Sent, Wait: ms(q.Wait), Took: ms(q.Took), Inspectable: q.Inspectable,
+		Received: q.Received, Sent: q.Sent, Wait: milliseconds(q.Wait), Took: milliseconds(q.Took), Inspectable: q.Inspectable,
 	}
 }
 

@@ -168,6 +168,23 @@ func fakeHandler(operators *auth.Operators) *admin.Handler {
 			copied := *status
 			return &copied, nil
 		},
+		Figures: func(context.Context) (*admin.Look, error) {
+			l := &admin.Look{Time: time.Now(), Visitors: status.Visitors, Requests: status.Counters.Requests}
+			for i := range status.Sites {
+				site := &status.Sites[i]
+				one := admin.SiteLook{SiteFigures: admin.SiteFigures{Name: site.Name, State: site.State, RTT: site.RTT, Sessions: len(site.Sessions)}}
+				for _, session := range site.Sessions {
+					one.Streams += session.Streams
+					one.Links += len(session.Links)
+				}
+				l.Streams += one.Streams
+				l.Sites = append(l.Sites, one)
+			}
+			for _, s := range status.Services {
+				l.Services = append(l.Services, admin.ServiceLook{Site: s.Site, Name: s.Name, Visitors: s.Visitors})
+			}
+			return l, nil
+		},
 		AddSite: func(_ context.Context, in admin.Invite) (*admin.Invitation, error) {
 			return &admin.Invitation{Site: in.Name, Token: "cvt_join-me", Expires: fixedTime.Add(in.Lifetime())}, nil
 		},

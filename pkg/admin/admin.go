@@ -69,8 +69,11 @@ type Handler struct {
 	// Version of the program.
 	Version Version
 
-	// Status returns a snapshot. Sites, services, sessions, links, certificates and figures are parts of it.
+	// Status returns a snapshot. Sites, services, sessions, links and certificates are parts of it.
 	Status func() (*Status, error)
+
+	// Figures looks at what is watched: however many watch, as often as the most eager one wants, and never twice at a time.
+	Figures func(context.Context) (*Look, error)
 
 	// AddSite makes a join token, RotateSite one that replaces the site's keys. RevokeSite forgets a key of a site and cuts
 	// its sessions. PromoteSite has a stand-by take over. Expose makes an ephemeral site.

@@ -57,6 +57,7 @@ func (r *relay) handler(t *testing.T) *Handler {
 		Operators: operators(t),
 		Version:   Version{Version: "v1", Wire: 6},
 		Status:    func() (*Status, error) { s := r.status; return &s, nil },
+		Figures:   func(context.Context) (*Look, error) { return &Look{Time: time.Now()}, nil },
 		AddSite: func(_ context.Context, in Invite) (*Invitation, error) {
 			if in.Name == "office" {
 				return nil, &Error{Code: http.StatusConflict, Text: `site "office" exists: revoke it first`}

@@ -340,8 +340,33 @@ type ServiceFigures struct {
 	Visitors int     `json:"visitors"`
 	In       float64 `json:"in"`       // bytes per second from visitors
 	Out      float64 `json:"out"`      // bytes per second to visitors
-	Requests float64 `json:"requests"` // per second; of a service without requests: visitors who came
-	Errors   float64 `json:"errors"`   // per second
+	Requests float64 `json:"requests"` // that are over, per second; of a service without requests: visitors who came
+	Errors   float64 `json:"errors"`   // of them, those that went wrong on the relays' or the site's side; as in the History
+}
+
+// Look is what Figures are made of: the relay at one moment. Rates are the differences of two.
+type Look struct {
+	Time     time.Time
+	Visitors int
+	Streams  int
+	Requests uint64
+	Sites    []SiteLook
+	Services []ServiceLook
+}
+
+// SiteLook is a site at one moment.
+type SiteLook struct {
+	SiteFigures           // but for the rates
+	Received, Sent uint64 // bytes of streams, from the site and to it, of all its sessions so far
+}
+
+// ServiceLook is a service at one moment. Its counters may begin anew.
+type ServiceLook struct {
+	Site, Name     string
+	Visitors       int
+	Received, Sent uint64 // bytes from visitors, and to them
+	Requests       uint64 // see ServiceFigures
+	Errors         uint64
 }
 
 // Stream is one visitor's connection to a service, or one operator's.

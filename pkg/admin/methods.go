@@ -18,7 +18,7 @@ func (h *Handler) services() []*rest.Service {
 	list := []*rest.Service{
 		{Root: "status", Doc: "What the relay is doing.", Methods: []*rest.Method{
 			method("Get", viewer, "status", h.statusNow(), "The state of the relay now."),
-			feed("Watch", viewer, "status", h.watcher(), "Rates, one set each every_s seconds."),
+			feed("Watch", viewer, "figures", h.watcher(), "Rates, one set each every_s seconds."),
 		}},
 		{Root: "sites", Doc: "The closed networks that private relays connect.", Methods: []*rest.Method{
 			method("List", viewer, "sites", ofStatus(h, func(s *Status, _ None) ([]Site, error) { return s.Sites, nil }), "All sites, with their sessions and links."),

@@ -456,13 +456,14 @@ func TestAudit(t *testing.T) {
 // Rates are differences between two looks, which watchers share.
 func TestFigures(t *testing.T) {
 	at := time.Unix(1e9, 0)
-	before := &look{at: at, status: &Status{
-		Sites:    []Site{{Name: "office", Sessions: []Session{{ID: "a", Received: 1000, Sent: 10}}}},
-		Services: []Service{{Site: "office", Name: "web", Total: 5, Received: 100, Sent: 50, Errors: map[string]uint64{"timeout": 1}}},
+	before := &look{Look: &Look{
+		Time: at, Sites: []SiteLook{{SiteFigures: SiteFigures{Name: "office"}, Received: 1000, Sent: 10}},
+		Services: []ServiceLook{{Site: "office", Name: "web", Requests: 5, Received: 100, Sent: 50, Errors: 1}},
 	}}
-	now := &look{at: at.Add(2 * time.Second), status: &Status{
-		Visitors: 3, Sites: []Site{{Name: "office", State: StateConnected, Sessions: []Session{{ID: "a", Received: 5000, Sent: 30, Streams: 2, Links: make([]Link, 2)}, {ID: "b", Received: 200}}}},
-		Services: []Service{{Site: "office", Name: "web", Total: 11, Received: 40, Sent: 250, Visitors: 1, Errors: map[string]uint64{"timeout": 2, "reset": 3}}},
+	now := &look{Look: &Look{
+		Time: at.Add(2 * time.Second), Visitors: 3, Streams: 2,
+		Sites:    []SiteLook{{SiteFigures: SiteFigures{Name: "office", State: StateConnected, Streams: 2, Links: 2, Sessions: 2}, Received: 5200, Sent: 30}},
+		Services: []ServiceLook{{Site: "office", Name: "web", Requests: 11, Received: 40, Sent: 250, Visitors: 1, Errors: 5}},
 	}}
 	f := now.since(before)
 	if s := f.Sites[0]; s.In != 10 || s.Out != 2100 || s.Streams != 2 || s.Links != 2 || s.Sessions != 2 || f.Streams != 2 || f.Visitors != 3 {
@@ -478,7 +479,7 @@ func TestFigures(t *testing.T) {
 	if f := now.since(nil); f.Sites[0].In != 0 || f.Services[0].Requests != 0 {
 		t.Errorf("without a look before: %+v", f)
 	}
-	if b, err := json.Marshal((&look{status: &Status{}}).since(nil)); err != nil || !bytes.Contains(b, []byte(`"sites":[]`)) {
+	if b, err := json.Marshal((&look{Look: &Look{}}).since(nil)); err != nil || !bytes.Contains(b, []byte(`"sites":[]`)) {
 		t.Errorf("%s, %v", b, err)
 	}
 }

@@ -6,10 +6,9 @@ import (
 	"time"
 )
 
-// look is the status at one moment.
+// look is one that watchers share.
 type look struct {
-	at     time.Time
-	status *Status
+	*Look
 
 	mu      sync.Mutex
 	figures map[time.Time]*Figures // since an earlier one, for all who ask for the same
@@ -28,19 +27,19 @@ type watch struct {
 }
 
 // look returns one that is not older than freshLook, and the one before it, nil if that is too old.
-func (w *watch) look(status func() (*Status, error)) (now, before *look, err error) {
+func (w *watch) look(ctx context.Context, figures func(context.Context) (*Look, error)) (now, before *look, err error) {
 	w.mu.Lock() // others want the same look
 	defer w.mu.Unlock()
 	before = w.last
-	if before != nil && time.Since(before.at) < freshLook {
+	if before != nil && time.Since(before.Time) < freshLook {
 		return before, nil, nil
 	}
-	s, err := status()
+	l, err := figures(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	w.last = &look{at: time.Now(), status: s}
-	if before != nil && time.Since(before.at) > oldLook {
+	w.last = &look{Look: l}
+	if before != nil && time.Since(before.Time) > oldLook {
 		before = nil
 	}
 	return w.last, before, nil
@@ -48,12 +47,12 @@ func (w *watch) look(status func() (*Status, error)) (now, before *look, err err
 
 // watcher is the feed of Figures.
 func (h *Handler) watcher() func(context.Context, Every, func(Figures) error) error {
-	if h.Status == nil {
+	if h.Figures == nil {
 		return nil
 	}
 	return func(ctx context.Context, in Every, send func(Figures) error) error {
 		every := time.Duration(in.Every * float64(time.Second))
-		now, before, err := h.watch.look(h.Status)
+		now, before, err := h.watch.look(ctx, h.Figures)
 		if err != nil {
 			return err
 		}
@@ -70,7 +69,7 @@ func (h *Handler) watcher() func(context.Context, Every, func(Figures) error) er
 			case <-timer.C:
 			}
 			before := now
-			if now, _, err = h.watch.look(h.Status); err != nil {
+			if now, _, err = h.watch.look(ctx, h.Figures); err != nil {
 				return err
 			}
 			if now != before {
@@ -96,7 +95,7 @@ func untilNext(now time.Time, every time.Duration) time.Duration {
 func (l *look) since(before *look) *Figures {
 	var at time.Time // not the look itself, which would keep all before it
 	if before != nil {
-		at = before.at
+		at = before.Time
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -112,21 +111,21 @@ func (l *look) since(before *look) *Figures {
 }
 
 func (l *look) measure(before *look) *Figures {
-	s := l.status
-	f := &Figures{Time: l.at.UTC(), Visitors: s.Visitors, Requests: s.Counters.Requests, Sites: []SiteFigures{}, Services: []ServiceFigures{}}
+	f := &Figures{
+		Time: l.Time.UTC(), Visitors: l.Visitors, Streams: l.Streams, Requests: l.Requests,
+		Sites: make([]SiteFigures, len(l.Sites)), Services: make([]ServiceFigures, len(l.Services)),
+	}
 	type key struct{ site, name string }
-	sites, services := make(map[string]*Session), make(map[key]*Service)
+	sites, services := make(map[string]*SiteLook), make(map[key]*ServiceLook)
 	took := 0.0
 	if before != nil {
-		took = l.at.Sub(before.at).Seconds()
-		for i := range before.status.Sites {
-			site := &before.status.Sites[i]
-			for j := range site.Sessions {
-				sites[site.Sessions[j].ID] = &site.Sessions[j]
-			}
+		took = l.Time.Sub(before.Time).Seconds()
+		for i := range before.Sites {
+			one := &before.Sites[i]
+			sites[one.Name] = one
 		}
-		for i := range before.status.Services {
-			one := &before.status.Services[i]
+		for i := range before.Services {
+			one := &before.Services[i]
 			services[key{one.Site, one.Name}] = one
 		}
 	}
@@ -140,43 +139,24 @@ func (l *look) measure(before *look) *Figures {
 		}
 		return float64(now-was) / took
 	}
-	for i := range s.Sites {
-		site := &s.Sites[i]
-		one := SiteFigures{Name: site.Name, State: site.State, RTT: site.RTT, Sessions: len(site.Sessions)}
-		for j := range site.Sessions {
-			session := &site.Sessions[j]
-			one.Streams += session.Streams
-			one.Links += len(session.Links)
-			if was := sites[session.ID]; was != nil {
-				one.In += rate(session.Sent, was.Sent)
-				one.Out += rate(session.Received, was.Received)
-			} else {
-				one.In += rate(session.Sent, 0)
-				one.Out += rate(session.Received, 0)
-			}
+	for i := range l.Sites {
+		now, was := &l.Sites[i], new(SiteLook)
+		if w := sites[now.Name]; w != nil {
+			was = w
 		}
-		f.Streams += one.Streams
-		f.Sites = append(f.Sites, one)
+		f.Sites[i] = now.SiteFigures
+		f.Sites[i].In, f.Sites[i].Out = rate(now.Sent, was.Sent), rate(now.Received, was.Received)
 	}
-	none := new(Service)
-	for i := range s.Services {
-		now := &s.Services[i]
-		was := services[key{now.Site, now.Name}]
-		if was == nil {
-			was = none
+	for i := range l.Services {
+		now, was := &l.Services[i], new(ServiceLook)
+		if w := services[key{now.Site, now.Name}]; w != nil {
+			was = w
 		}
-		f.Services = append(f.Services, ServiceFigures{
+		f.Services[i] = ServiceFigures{
 			Site: now.Site, Name: now.Name, Visitors: now.Visitors,
 			In: rate(now.Received, was.Received), Out: rate(now.Sent, was.Sent),
-			Requests: rate(now.Total, was.Total), Errors: rate(sum(now.Errors), sum(was.Errors)),
-		})
+			Requests: rate(now.Requests, was.Requests), Errors: rate(now.Errors, was.Errors),
+		}
 	}
 	return f
-}
-
-func sum(m map[string]uint64) (n uint64) {
-	for _, v := range m {
-		n += v
-	}
-	return n
 }

@@ -213,6 +213,7 @@ func (f *fake) admin() *admin.Handler {
 		Version:   admin.Version{Version: "v1.4.0", Wire: 6, Go: "go1.26", OS: "linux", Arch: "amd64"},
 		Files:     Handler(),
 		Status:    f.now,
+		Figures:   f.look,
 		AddSite: func(_ context.Context, in admin.Invite) (*admin.Invitation, error) {
 			if err := f.changed("invite %s %s standby=%v", in.Name, strings.Join(in.Publish, " "), in.Standby); err != nil {
 				return nil, err
@@ -448,6 +449,38 @@ func (f *fake) now() (*admin.Status, error) {
 		}
 	}
 	return &s, nil
+}
+
+// look is the state of the relay as far as it is watched.
+func (f *fake) look(context.Context) (*admin.Look, error) {
+	s, err := f.now()
+	if err != nil {
+		return nil, err
+	}
+	l := &admin.Look{Time: time.Now(), Visitors: s.Visitors, Requests: s.Counters.Requests}
+	for i := range s.Sites {
+		site := &s.Sites[i]
+		one := admin.SiteLook{SiteFigures: admin.SiteFigures{Name: site.Name, State: site.State, RTT: site.RTT, Sessions: len(site.Sessions)}}
+		for _, session := range site.Sessions {
+			one.Streams += session.Streams
+			one.Links += len(session.Links)
+			one.Received += session.Received
+			one.Sent += session.Sent
+		}
+		l.Streams += one.Streams
+		l.Sites = append(l.Sites, one)
+	}
+	for i := range s.Services {
+		one := &s.Services[i]
+		failed := uint64(0)
+		for _, n := range one.Errors {
+			failed += n
+		}
+		l.Services = append(l.Services, admin.ServiceLook{
+			Site: one.Site, Name: one.Name, Visitors: one.Visitors, Received: one.Received, Sent: one.Sent, Requests: one.Total, Errors: failed,
+		})
+	}
+	return l, nil
 }
 
 // fill makes a relay of a small firm.

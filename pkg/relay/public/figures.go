@@ -21,7 +21,7 @@ type Figures struct {
 	done   chan struct{}
 }
 
-// SiteFigures are those of a site that has been connected. Its services tell what it carries.
+// SiteFigures are those of a site that has been connected.
 type SiteFigures struct {
 	Name     string
 	Sessions int           // that there are
@@ -30,7 +30,9 @@ type SiteFigures struct {
 	Leaving  bool          // its private relay shuts down
 	RTT      time.Duration // of the best link; 0: not measured yet
 	Streams  int
-	Links    int
+	Links    int // of all sessions
+
+	Received, Sent uint64 // bytes of streams, from the site and to it, of all sessions so far
 }
 
 // ServiceFigures are those of a service. What is counted begins at 0 when a service of that name is announced anew.
@@ -104,7 +106,10 @@ func (p *figuresPart) look(l *loop, groups []*group) {
 			continue
 		}
 		site := SiteFigures{Name: g.site}
-		for _, s := range g.all() {
+		sessions := g.all()
+		carried := g.traffic(sessions)
+		site.Received, site.Sent = carried.Received, carried.Sent
+		for _, s := range sessions {
 			if s.tun == nil {
 				continue
 			}

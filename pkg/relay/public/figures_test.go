@@ -73,6 +73,13 @@ func TestFigures(t *testing.T) {
 			}
 		}
 	}
+	for _, one := range f.Sites {
+		for _, want := range st.Traffic {
+			if one.Name == want.Site && (one.Received != want.Received || one.Sent != want.Sent) {
+				t.Errorf("got %+v, the status has %+v", one, want)
+			}
+		}
+	}
 	for name, want := range map[string][3]uint64{"app": {2, 1}, "lost": {1, 1}, "port": {1, 0}, "web": {0, 0}} {
 		if one := got(name); one.Requests != want[0] || one.Errors != want[1] {
 			t.Errorf("got %+v of %s, want %d, and %d wrong", one, name, want[0], want[1])
@@ -86,7 +93,7 @@ func TestFigures(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, one := range f.Sites {
-		if want := (SiteFigures{Name: one.Name, Sessions: 1, Active: true, Lost: one.Name == "office", Streams: one.Streams, RTT: one.RTT, Links: one.Links}); one != want || one.Lost != (one.Links == 0) {
+		if want := (SiteFigures{Name: one.Name, Sessions: 1, Active: true, Lost: one.Name == "office", Streams: one.Streams, RTT: one.RTT, Links: one.Links, Received: one.Received, Sent: one.Sent}); one != want || one.Lost != (one.Links == 0) {
 			t.Errorf("got %+v", one)
 		}
 	}
