@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"culvert.dev/pkg/admin"
+	"culvert.dev/pkg/atomicfile"
 	"culvert.dev/pkg/daemon"
 )
 
@@ -104,18 +105,7 @@ func (w *where) writeSaved(s *saved) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".relays.json.*") // mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, "relays.json"))
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
+	return atomicfile.Write(filepath.Join(dir, "relays.json"), append(b, '\n'), 0o600)
 }
 
 // find returns the relay of that name, or nil.

@@ -7,12 +7,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/caddyserver/certmagic"
+
+	"culvert.dev/pkg/atomicfile"
 )
 
 // Files is a Store in a folder, of one process: its locks are in memory, so they are
@@ -40,7 +41,7 @@ func (f *Files) Store(ctx context.Context, key string, value []byte) error {
 	}
 	dir := filepath.Dir(f.Filename(key))
 	for {
-		if err := syncDir(dir); err != nil {
+		if err := atomicfile.SyncDir(dir); err != nil {
 			return err
 		}
 		if dir == f.Path || len(dir) <= len(f.Path) || !strings.HasPrefix(dir, f.Path) {
@@ -48,18 +49,6 @@ func (f *Files) Store(ctx context.Context, key string, value []byte) error {
 		}
 		dir = filepath.Dir(dir)
 	}
-}
-
-// syncDir makes new names in a folder survive a crash. Windows does not let us.
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // Lock waits for a lock.

@@ -21,10 +21,11 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
+
+	"culvert.dev/pkg/atomicfile"
 )
 
 const (
@@ -193,25 +194,11 @@ func (c *Center) saveLocked() {
 	}
 	b, err := json.Marshal(f)
 	if err == nil {
-		err = replace(c.Path, b)
+		err = atomicfile.Write(c.Path, b, 0o600)
 	}
 	if err != nil {
 		c.trouble(fmt.Errorf("alerts: %w", err))
 	}
-}
-
-// replace writes a file so that there is the old one or the new one at any time.
-func replace(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".alerts")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err := errors.Join(err, f.Close()); err != nil {
-		os.Remove(f.Name())
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }
 
 func older(a, b Alert) int {

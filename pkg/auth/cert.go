@@ -21,6 +21,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"culvert.dev/pkg/atomicfile"
 )
 
 const (
@@ -162,7 +164,7 @@ func makeCertificate(template *x509.Certificate, ca *tls.Certificate, certFile, 
 	}
 	keyPEM := pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: keyDER})
 	// The key first: after a crash in between the pair does not match, and is made anew.
-	if err := errors.Join(writeFile(keyFile, keyPEM, 0o600), writeFile(certFile, certPEM, 0o644)); err != nil {
+	if err := errors.Join(atomicfile.Write(keyFile, keyPEM, 0o600), atomicfile.Write(certFile, certPEM, 0o644)); err != nil {
 		return nil, err
 	}
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)

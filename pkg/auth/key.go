@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"culvert.dev/pkg/atomicfile"
 )
 
 // ExporterLabel is the label of the TLS keying material (rfc8446#section-7.5) that
@@ -68,7 +70,7 @@ func GenerateKey(file string) (ed25519.PublicKey, error) {
 	}
 	err = errors.Join(pem.Encode(f, &pem.Block{Type: pemKey, Bytes: der}), f.Sync(), f.Close())
 	if err == nil {
-		err = syncDir(filepath.Dir(file))
+		err = atomicfile.SyncDir(filepath.Dir(file))
 	}
 	if err != nil {
 		os.Remove(file)

@@ -19,6 +19,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"culvert.dev/pkg/atomicfile"
 )
 
 // A Role is what an operator may do. Each one may do what those before it may.
@@ -679,7 +681,7 @@ func (o *Operators) change(f func(*operatorState) error) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(o.file, append(b, '\n'), 0o600); err != nil {
+	if err := atomicfile.Write(o.file, append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("operators: %w", err)
 	}
 	o.mu.Lock()

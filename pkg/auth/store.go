@@ -16,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"culvert.dev/pkg/atomicfile"
 )
 
 // DefaultTTL is how long a join token lives.
@@ -323,7 +325,7 @@ func (s *Store) change(f func(*state) error) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(s.file, append(b, '\n'), 0o600); err != nil {
+	if err := atomicfile.Write(s.file, append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("sites: %w", err)
 	}
 	s.state = next
@@ -338,7 +340,7 @@ func OpenSecret(dir, name string) ([]byte, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		b = make([]byte, secretLen)
 		rand.Read(b)
-		err = writeFile(file, b, 0o600)
+		err = atomicfile.Write(file, b, 0o600)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("secret: %w", err)
@@ -361,7 +363,7 @@ func OpenAdminToken(dir string) (*AdminToken, error) {
 		var secret [secretLen]byte
 		rand.Read(secret[:])
 		b = append(base64.RawURLEncoding.AppendEncode(nil, secret[:]), '\n')
-		err = writeFile(file, b, 0o600)
+		err = atomicfile.Write(file, b, 0o600)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("admin token: %w", err)

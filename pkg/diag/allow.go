@@ -10,11 +10,9 @@ import (
 	"strconv"
 	"strings"
 
+	"culvert.dev/pkg/egress"
 	"culvert.dev/pkg/rest"
 )
-
-// maxAddresses is how many addresses of a name are looked at.
-const maxAddresses = 16
 
 // A Rule is one thing that may be asked: what ParseRule reads.
 type Rule struct {
@@ -68,23 +66,10 @@ func ParseRule(s string) (Rule, error) {
 	if rest, ok := strings.CutPrefix(r.name, "*."); ok {
 		r.name, r.below = "."+rest, true
 	}
-	if !isName(strings.TrimPrefix(r.name, ".")) {
+	if !egress.IsName(strings.TrimPrefix(r.name, ".")) {
 		return Rule{}, fmt.Errorf("%q: want networks, services, a prefix, an address or a name, which may have a port, or *", s)
 	}
 	return r, nil
-}
-
-// isName reports whether s can be the name of a host.
-func isName(s string) bool {
-	if s == "" || len(s) > 253 {
-		return false
-	}
-	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > 63 || strings.Trim(strings.ToLower(label), "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
-			return false
-		}
-	}
-	return true
 }
 
 // own are the prefixes of the networks that this machine is in.
@@ -123,20 +108,10 @@ func prefixesOf(i *net.Interface) (list []netip.Prefix) {
 	return list
 }
 
-var (
-	nat64 = netip.MustParsePrefix("64:ff9b::/96") // rfc6052
-	// What answers there are clouds, and it has keys: AWS (and its containers), Google, Azure, Oracle and the like; Alibaba;
-	// Azure's wire server; AWS by IPv6. Link-local addresses have most of it.
-	metadata = []netip.Addr{netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("168.63.129.16"), netip.MustParseAddr("fd00:ec2::254")}
-)
-
-// isSpecial reports whether no wide rule allows a.
+// isSpecial reports whether no wide rule allows a. The machine itself may be asked by "*".
 func isSpecial(a netip.Addr) bool {
-	if nat64.Contains(a) {
-		b := a.As16()
-		return isSpecial(netip.AddrFrom4([4]byte(b[12:])))
-	}
-	return a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) || a.Is4() && a.As4()[0] == 0 || slices.Contains(metadata, a)
+	_, is := egress.Special(a)
+	return is && !a.IsLoopback()
 }
 
 // allows reports whether name and its address may be asked at port. name may be the address.
@@ -203,13 +178,13 @@ func (s *Site) resolve(ctx context.Context, host string, port uint16) ([]netip.A
 	var all []netip.Addr
 	if a, err := netip.ParseAddr(host); err == nil {
 		all = []netip.Addr{a}
-	} else if !isName(strings.TrimSuffix(host, ".")) {
+	} else if !egress.IsName(strings.TrimSuffix(host, ".")) {
 		return nil, rest.Errorf(http.StatusBadRequest, "%q is neither an address nor the name of a host", clip(host))
 	} else if all, err = s.resolver().LookupNetIP(ctx, "ip", host); err != nil {
 		return nil, err
 	}
 	var may []netip.Addr
-	for _, a := range all[:min(len(all), maxAddresses)] {
+	for _, a := range all[:min(len(all), egress.MaxAddresses)] {
 		if s.allows(host, a, port) {
 			may = append(may, a.Unmap())
 		}

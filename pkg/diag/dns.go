@@ -17,6 +17,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"culvert.dev/pkg/egress"
 	"culvert.dev/pkg/rest"
 )
 
@@ -61,7 +62,7 @@ func (s *Site) lookup(ctx context.Context, in Lookup) (Answer, error) {
 		in.Type = "PTR"
 	case isAddress && in.Type != "PTR":
 		return Answer{}, rest.Errorf(http.StatusBadRequest, "%s is an address, which has PTR records alone", in.Name)
-	case !isAddress && !isName(strings.TrimSuffix(in.Name, ".")):
+	case !isAddress && !egress.IsName(strings.TrimSuffix(in.Name, ".")):
 		return Answer{}, rest.Errorf(http.StatusBadRequest, "%q is neither a name in ASCII (write its xn-- form) nor an address", clip(in.Name))
 	}
 	a := Answer{Name: in.Name, Type: in.Type}

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"culvert.dev/pkg/egress"
 )
 
 // A packet of NTP is 48 bytes (rfc5905#section-7.3):
@@ -116,7 +118,7 @@ func CheckServer(s string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := netip.ParseAddr(host); err != nil && !isName(strings.TrimSuffix(host, ".")) {
+	if _, err := netip.ParseAddr(host); err != nil && !egress.IsName(strings.TrimSuffix(host, ".")) {
 		return fmt.Errorf("%q: want HOST or HOST:PORT", clip(s))
 	}
 	return nil

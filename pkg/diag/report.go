@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"culvert.dev/pkg/egress"
 	"culvert.dev/pkg/onvif"
 	"culvert.dev/pkg/rest"
 )
@@ -165,7 +166,7 @@ func (g *gathering) lookups(o Options) (list []Lookup) {
 		if err != nil {
 			host = address
 		}
-		if _, err := netip.ParseAddr(host); err == nil || !isName(host) || host == "localhost" {
+		if _, err := netip.ParseAddr(host); err == nil || !egress.IsName(host) || host == "localhost" {
 			continue
 		}
 		list = append(list, Lookup{Name: host})

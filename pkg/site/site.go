@@ -35,6 +35,8 @@ import (
 	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/relay/private"
+
+	"culvert.dev/pkg/atomicfile"
 )
 
 const (
@@ -352,7 +354,7 @@ func (s *Site) join(ctx context.Context) (joined, error) {
 	}
 	at := joined{Relay: token.Relay, Site: answer.Site, Publish: answer.Publish}
 	if pem := authority(); pem != nil {
-		if err := os.WriteFile(filepath.Join(s.Dir, "ca.pem"), pem, 0o644); err != nil {
+		if err := atomicfile.Write(filepath.Join(s.Dir, "ca.pem"), pem, 0o644); err != nil {
 			return at, err
 		}
 	}
@@ -360,7 +362,7 @@ func (s *Site) join(ctx context.Context) (joined, error) {
 	if err != nil {
 		return at, err
 	}
-	return at, os.WriteFile(filepath.Join(s.Dir, "site.json"), append(b, '\n'), 0o600)
+	return at, atomicfile.Write(filepath.Join(s.Dir, "site.json"), append(b, '\n'), 0o600)
 }
 
 // verify returns how the relay of a token is verified, and a func that returns the private authority to remember, or nil.

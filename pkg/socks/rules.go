@@ -9,10 +9,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-)
 
-// maxAddresses is how many addresses of a name are looked at.
-const maxAddresses = 16
+	"culvert.dev/pkg/egress"
+)
 
 // ErrForbidden is why an address is not to be reached.
 var ErrForbidden = errors.New("it is not among what may be reached")
@@ -88,7 +87,7 @@ func ParseRule(s string) (Rule, error) {
 		}
 		name := strings.ToLower(strings.TrimSuffix(bare, "."))
 		rest, below := strings.CutPrefix(name, "*.")
-		if !isName(rest) {
+		if !egress.IsName(rest) {
 			return r, fmt.Errorf("%q: host %q: want a prefix, an address, a name, \"*.\" and a name, or *", s, bare)
 		}
 		r.name = rest
@@ -99,58 +98,12 @@ func ParseRule(s string) (Rule, error) {
 	return r, nil
 }
 
-// isName reports whether s can be the name of a host.
-func isName(s string) bool {
-	if s == "" || len(s) > 253 {
-		return false
-	}
-	for label := range strings.SplitSeq(s, ".") {
-		if label == "" || len(label) > 63 || strings.Trim(strings.ToLower(label), "abcdefghijklmnopqrstuvwxyz0123456789-_") != "" {
-			return false
-		}
-	}
-	return true
-}
-
-// special are the addresses that no wide rule allows, with IPv4's own in IPv6.
-var special = func() (list []netip.Prefix) {
-	for _, s := range []string{
-		"0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32",
-		"100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32", // metadata of Alibaba, Azure's wire server, Oracle
-		"::/128", "::1/128", "fe80::/10", "ff00::/8", "fd00:ec2::254/128", "fd20:ce::254/128", // of AWS and Google by IPv6
-	} {
-		list = append(list, netip.MustParsePrefix(s))
-	}
-	return list
-}()
-
-// embedding are prefixes behind which there is an address of IPv4: NAT64 (rfc6052), its local one (rfc8215), and what was IPv4-compatible.
-var embedding = []netip.Prefix{netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("64:ff9b:1::/96"), netip.MustParsePrefix("::/96"), netip.MustParsePrefix("::ffff:0:0:0/96")}
-
-// specialOf returns the special prefix that a is in.
-func specialOf(a netip.Addr) (netip.Prefix, bool) {
-	for _, p := range special {
-		if p.Contains(a) {
-			return p, true
-		}
-	}
-	for _, p := range embedding {
-		if p.Contains(a) {
-			b := a.As16()
-			if _, ok := specialOf(netip.AddrFrom4([4]byte(b[12:]))); ok {
-				return p, true
-			}
-		}
-	}
-	return netip.Prefix{}, false
-}
-
 // allows reports whether r lets name (which may be the address) be reached at a.
 func (r Rule) allows(name string, a netip.Addr, port uint16) bool {
 	if port < r.first || port > r.last {
 		return false
 	}
-	if p, ok := specialOf(a); ok {
+	if p, ok := egress.Special(a); ok {
 		if r.name == "localhost" && name == "localhost" {
 			return a.IsLoopback()
 		}
@@ -200,7 +153,7 @@ func (r *Rules) Resolve(ctx context.Context, address string) ([]netip.AddrPort, 
 			return nil, ErrForbidden
 		}
 		addrs, name = []netip.Addr{a}, ""
-	} else if !isName(name) {
+	} else if !egress.IsName(name) {
 		return nil, fmt.Errorf("%q is neither an address nor the name of a host", host)
 	} else if !slices.ContainsFunc(r.Allow, func(rule Rule) bool { return rule.mayLead(name, port) }) {
 		return nil, ErrForbidden
@@ -208,7 +161,7 @@ func (r *Rules) Resolve(ctx context.Context, address string) ([]netip.AddrPort, 
 		return nil, err
 	}
 	var may []netip.AddrPort
-	for _, a := range addrs[:min(len(addrs), maxAddresses)] {
+	for _, a := range addrs[:min(len(addrs), egress.MaxAddresses)] {
 		a = a.Unmap().WithZone("")
 		if slices.ContainsFunc(r.Allow, func(rule Rule) bool { return rule.allows(name, a, port) }) {
 			may = append(may, netip.AddrPortFrom(a, port))

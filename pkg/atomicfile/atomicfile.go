@@ -1,4 +1,5 @@
-package auth
+// Package atomicfile replaces files as a whole, for state that has to be there after a crash.
+package atomicfile
 
 import (
 	"errors"
@@ -8,9 +9,8 @@ import (
 	"runtime"
 )
 
-// writeFile replaces a file as a whole: after a crash there is the old or the new
-// one.
-func writeFile(file string, b []byte, mode os.FileMode) (err error) {
+// Write replaces a file: at any time, and after a crash, there is the old or the new one. Its folder has to be there.
+func Write(file string, b []byte, mode os.FileMode) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".*")
 	if err != nil {
 		return err
@@ -27,11 +27,11 @@ func writeFile(file string, b []byte, mode os.FileMode) (err error) {
 	if err := os.Rename(f.Name(), file); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(file))
+	return SyncDir(filepath.Dir(file))
 }
 
-// syncDir makes a new name in a folder survive a crash. Windows does not let us.
-func syncDir(dir string) error {
+// SyncDir makes a new name in a folder survive a crash. Windows does not let us.
+func SyncDir(dir string) error {
 	if runtime.GOOS == "windows" {
 		return nil
 	}
