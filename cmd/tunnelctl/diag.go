@@ -102,6 +102,10 @@ func (r *reach) explainDiag(site, service string, err error) error {
 	case errors.As(err, &e) && e.Code == http.StatusNotFound:
 		return failf(exitNotFound, "%s/%s does not tell of the site: is it the service with target = \"rest://site\"?", site, service)
 	}
+	var call *url.Error
+	if errors.As(err, &call) { // the URL of the call says nothing to who has not made it
+		err = call.Err
+	}
 	return r.explain(site, err)
 }
 

@@ -183,6 +183,11 @@ func (r *reach) forward(cmd *cobra.Command, list []forwarding, udp bool) error {
 		serve = append(serve, func(ctx context.Context) error { return w.serve(ctx, ln) })
 		lines = append(lines, fmt.Sprintf("%s -> %v\n", ln.Addr(), f))
 	}
+	for _, f := range list {
+		if host, _, _ := net.SplitHostPort(f.listen); host != "localhost" && !net.ParseIP(host).IsLoopback() {
+			r.errs.printf("%v: whoever reaches this machine at %s uses it as you, without a token", f, f.listen)
+		}
+	}
 	for _, line := range lines { // when all of them can be had
 		io.WriteString(cmd.OutOrStdout(), line)
 	}
@@ -253,7 +258,13 @@ func (f *forwarder) carry(ctx context.Context, conn local) {
 		return
 	}
 	defer stream.Close()
-	if err = splice(ctx, conn, stream); err != nil && ctx.Err() == nil {
+	err = splice(ctx, conn, stream)
+	var here *net.OpError
+	switch {
+	case err == nil || ctx.Err() != nil:
+	case errors.As(err, &here): // no fault of the relay or the site
+		f.errs.printf("%v: the program at %v has broken the connection off: %v", f, conn.RemoteAddr(), here.Err)
+	default:
 		f.report(err)
 	}
 }
@@ -405,6 +416,10 @@ func splice(ctx context.Context, a, b duplex) (err error) {
 // copyHalf copies one direction and passes its end on.
 func copyHalf(c chan<- error, to, from duplex) {
 	_, err := io.Copy(to, from)
+	var copied *net.OpError
+	if errors.As(err, &copied) && (copied.Op == "readfrom" || copied.Op == "writeto") { // what it wraps may be of the other side
+		err = copied.Err
+	}
 	if err == nil {
 		// The peer may have closed altogether after its last word: the data has arrived all the same.
 		_ = to.CloseWrite()

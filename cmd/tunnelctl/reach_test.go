@@ -368,6 +368,42 @@ func TestForwardAborted(t *testing.T) {
 	end()
 }
 
+// brokenStream is the end of a stream that is lost.
+type brokenStream struct{ io.Writer }
+
+var errStream = errors.New("the connection to office/echo was lost")
+
+func (brokenStream) Read([]byte) (int, error) { return 0, errStream }
+func (brokenStream) CloseWrite() error        { return nil }
+func (brokenStream) Close() error             { return nil }
+func (brokenStream) Abort()                   {}
+
+// What has happened to a stream is told without what the copying into a socket has added.
+func TestStreamLost(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := splice(t.Context(), local{c.(*net.TCPConn)}, brokenStream{io.Discard}); err != errStream {
+		t.Errorf("%v, want %v", err, errStream)
+	}
+}
+
+// A port that others reach is said to be one.
+func TestForwardOpen(t *testing.T) {
+	o := startOffice(t)
+	_, end := o.forward("office/echo", "127.0.0.1:0", "office/web", "0.0.0.0:0")
+	if code, stderr := end(); code != 0 || strings.Count(stderr, "without a token") != 1 || !strings.Contains(stderr, "office/web: whoever reaches this machine at 0.0.0.0:0") {
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
+}
+
 // Datagrams of any size come back as they were, those of each program to that program.
 func TestForwardUDP(t *testing.T) {
 	o := startOffice(t)

@@ -118,9 +118,17 @@ func (v *view) requests(requests []admin.Request) {
 		if r.Inspectable {
 			inspect = "yes"
 		}
-		t.add(r.ID, moment(r.Time), r.Site+"/"+r.Service, r.Remote, r.Method, r.Host, r.Path, statusCell(r), millis(r.Wait), millis(r.Took), size(r.Sent), inspect)
+		t.add(r.ID, moment(r.Time), serviceOf(r), r.Remote, r.Method, r.Host, r.Path, statusCell(r), millis(r.Wait), millis(r.Took), size(r.Sent), inspect)
 	}
 	v.table(t)
+}
+
+// serviceOf is the service that was asked, SITE/SERVICE, or - if there is none at that address.
+func serviceOf(r admin.Request) string {
+	if r.Site == "" && r.Service == "" {
+		return "-"
+	}
+	return r.Site + "/" + r.Service
 }
 
 // statusCell is the status of a request, and what went wrong.
@@ -164,7 +172,7 @@ func followRequests(ctx context.Context, at *where, v *view, in admin.Filter) er
 			if v.color {
 				s.text = s.style.paint(oneLine(s.text))
 			}
-			fields := []string{moment(r.Time), r.Site + "/" + r.Service, r.Remote, r.Method, r.Host + r.Path}
+			fields := []string{moment(r.Time), serviceOf(r), r.Remote, r.Method, r.Host + r.Path}
 			for i := range fields {
 				fields[i] = oneLine(fields[i])
 			}

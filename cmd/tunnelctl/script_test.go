@@ -476,6 +476,37 @@ func TestCompletion(t *testing.T) {
 }
 
 // version tells of the relay if one answers, and why not if none does; that is no error.
+// A --relay that is none says so, and what to look at.
+func TestRelayWrong(t *testing.T) {
+	f := startFake(t)
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := silent.Accept()
+			if err != nil {
+				return
+			}
+			io.CopyN(io.Discard, c, 1)
+			c.Close()
+		}
+	}()
+	defer func() { silent.Close(); <-done }()
+	for _, command := range [][]string{{"status"}, {"ping", "office", "-c", "1"}} {
+		for addr, want := range map[string]string{f.nobody: "nothing listens on", f.foreign: "does not speak TLS", silent.Addr().String(): "has ended the connection"} {
+			args := append([]string{"--relay", "https://" + addr, "--token-file", f.tokens["admin"]}, command...)
+			code, _, stderr := tunnelctl(t.Context(), "", args...)
+			if code != exitUnreachable || !strings.Contains(stderr, want) || !strings.Contains(stderr, "is --relay the URL of") {
+				t.Errorf("%q: exit code %d, %s", args, code, stderr)
+			}
+		}
+	}
+}
+
 func TestVersion(t *testing.T) {
 	f := startFake(t)
 	for _, test := range []struct {

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -178,6 +179,8 @@ func explain(c *admin.Client, err error) error {
 		foreign   *admin.ForeignError
 		authority x509.UnknownAuthorityError
 		hostname  x509.HostnameError
+		noTLS     tls.RecordHeaderError
+		dns       *net.DNSError
 	)
 	remote := c.Base.Scheme == "https"
 	switch {
@@ -191,6 +194,14 @@ func explain(c *admin.Client, err error) error {
 		return failf(exitDenied, "%s does not accept the token: it is another relay's, has expired or was revoked; `tunnelctl login` asks for another one, and --state or --token-file say where the relay's own is", c.Base.Host)
 	case errors.Is(err, syscall.ECONNREFUSED) && !remote:
 		return failf(exitUnreachable, "nothing listens on %s: is relay-public running here? Its log line msg=ready names the admin address (give it with --admin); from another machine use --relay https://DOMAIN", c.Base.Host)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return failf(exitUnreachable, "nothing listens on %s: is --relay the URL of the relay's own domain, with its port unless that is 443, and does relay-public run?", c.Base.Host)
+	case errors.As(err, &dns):
+		return failf(exitUnreachable, "%w: is --relay the relay's own domain?", dns)
+	case errors.As(err, &noTLS), errors.Is(err, http.ErrSchemeMismatch), remote && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)):
+		return failf(exitUnreachable, "%s does not speak TLS, or has ended the connection (%w): is --relay the URL of the relay's https listener?", c.Base.Host, err)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+		return failf(exitUnreachable, "%s has ended the connection (%w): is --admin what the relay's log line msg=ready says?", c.Base.Host, err)
 	case errors.As(err, &authority):
 		return fmt.Errorf("%s has a certificate of an authority unknown here: give a private CA with --ca FILE", c.Base.Host)
 	case errors.As(err, &hostname):
