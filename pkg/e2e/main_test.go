@@ -52,6 +52,7 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	root = dir
+	os.Setenv("XDG_CONFIG_HOME", filepath.Join(root, "config")) // tunnelctl remembers sites and logins there
 	if err := makeCertificates(filepath.Join(root, "certs")); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

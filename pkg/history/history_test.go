@@ -159,11 +159,14 @@ func TestBudget(t *testing.T) {
 	const services, budget = 500, 1 << 20
 	h := Store{Budget: budget}
 	samples := make([]Sample, services)
+	for i := range samples {
+		samples[i] = Sample{Site: "a", Service: fmt.Sprint(i), Visitors: 1}
+	}
 	now := start
 	for second := range 1200 {
 		now = now.Add(time.Second)
 		for i := range samples {
-			samples[i] = Sample{Site: "a", Service: fmt.Sprint(i), Visitors: 1, In: uint64(second * 100)}
+			samples[i].In = uint64(second * 100)
 		}
 		h.Add(now, samples)
 		n := 0

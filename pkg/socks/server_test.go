@@ -212,8 +212,8 @@ func TestRefusals(t *testing.T) {
 func TestLimits(t *testing.T) {
 	target := echo(t)
 	address := serve(t, &Server{MaxConns: 1, Wait: 200 * time.Millisecond})
-	silent := dial(t, address)
 	begin := time.Now()
+	silent := dial(t, address)
 	d, err := proxy.SOCKS5("tcp", address, nil, nil)
 	if err != nil {
 		t.Fatal(err)
