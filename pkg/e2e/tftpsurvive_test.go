@@ -34,17 +34,43 @@ func TestTFTPCut(t *testing.T) {
 				sum := makeFile(t, filepath.Join(folder, "data"), size)
 				// Without a cache what is asked for and not what there is crosses the link: it is cut in the middle.
 				s := startTFTP(t, folder, "write = true\ncache = false\n")
+				var clients []tftpClient
+				for _, c := range tftpClients {
+					if c.block > 1468 || c.name == "atftp-window" {
+						continue // they would be done before
+					}
+					clients = append(clients, c)
+					// Each has a file of its own: whoever shares one may have to open it again.
+					if err := os.Link(filepath.Join(folder, "data"), filepath.Join(folder, c.name)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				// It is no subtest: that would have to wait until others end, the clients among them.
+				over, cut := make(chan struct{}), make(chan struct{})
+				go func() {
+					defer close(cut)
+					// One whose file is not open yet is told after 20 s that it cannot be had now.
+					for s.transfers() < len(clients) {
+						if isOver(over, 20*time.Millisecond) {
+							t.Error("not all clients have begun")
+							return
+						}
+					}
+					for at := s.link.total() + 8<<20; s.link.total() < at; { // of all of them
+						if isOver(over, 5*time.Millisecond) {
+							t.Error("the clients were done before the link was cut")
+							return
+						}
+					}
+					s.link.setRefuse(true)
+					if s.link.cut() == 0 {
+						t.Error("nothing was cut")
+					}
+					time.Sleep(outage)
+					s.link.setRefuse(false)
+				}()
 				t.Run("each", func(t *testing.T) {
-					clients := 0
-					for _, c := range tftpClients {
-						if c.block > 1468 || c.name == "atftp-window" {
-							continue // they would be done before
-						}
-						clients++
-						// Each has a file of its own: whoever shares one may have to open it again.
-						if err := os.Link(filepath.Join(folder, "data"), filepath.Join(folder, c.name)); err != nil {
-							t.Fatal(err)
-						}
+					for _, c := range clients {
 						t.Run(c.name, func(t *testing.T) {
 							t.Parallel()
 							if way == "get" {
@@ -62,22 +88,21 @@ func TestTFTPCut(t *testing.T) {
 							}
 						})
 					}
-					t.Run("cut", func(t *testing.T) {
-						t.Parallel()
-						// One whose file is not open yet is told after 20 s that it cannot be had now. They may have to wait for other
-						// tests to end.
-						eventuallyWithin(t, 2*tftpLimit, "the clients to begin", func() bool { return s.transfers() >= clients })
-						s.link.awaitTotal(s.link.total() + 8<<20) // of all of them
-						s.link.setRefuse(true)
-						if s.link.cut() == 0 {
-							t.Error("nothing was cut")
-						}
-						time.Sleep(outage)
-						s.link.setRefuse(false)
-					})
 				})
+				close(over)
+				<-cut
 			})
 		}
+	}
+}
+
+// isOver waits for d, or until over is closed.
+func isOver(over <-chan struct{}, d time.Duration) bool {
+	select {
+	case <-over:
+		return true
+	case <-time.After(d):
+		return false
 	}
 }
 
