@@ -43,7 +43,8 @@ type NetConn struct {
 	posted  bool   // flush is on its way, or OnDrain
 	writing bool   // a Write is between two pieces
 	fin     bool   // CloseWrite
-	closed  bool   // Close
+	closed  bool   // Close, or Abort
+	aborted bool   // Abort, which a flush that was on its way must not turn into a Close
 
 	readBy, writeBy deadline
 }
@@ -162,11 +163,11 @@ func (c *NetConn) flush() {
 		}
 	}
 	c.mu.Lock()
-	out, fin, closed := c.out, c.fin, c.closed
+	out, fin, closed, aborted := c.out, c.fin, c.closed, c.aborted
 	c.out, c.posted = nil, false
 	c.writable.Broadcast()
 	c.mu.Unlock()
-	if c.over {
+	if c.over || aborted {
 		return
 	}
 	if len(out) > 0 {
@@ -219,7 +220,7 @@ func (c *NetConn) Abort() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closeLocked()
-	c.out = nil
+	c.out, c.aborted = nil, true
 	if !c.dead {
 		c.postLocked(func() { c.end.Abort(ErrClosed) })
 	}

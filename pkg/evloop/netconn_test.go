@@ -104,6 +104,33 @@ func TestNetConnAbort(t *testing.T) {
 	})
 }
 
+// TestNetConnAbortBeforeFlush aborts while the loop has not got to what was written, or to the end of writing: the peer
+// must not see a good end.
+func TestNetConnAbortBeforeFlush(t *testing.T) {
+	for name, before := range map[string]func(c *NetConn){
+		"Write":      func(c *NetConn) { c.Write([]byte("some")) },
+		"CloseWrite": func(c *NetConn) { c.CloseWrite() },
+		"Close":      func(c *NetConn) { c.Close() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, Config{}, func(t *testing.T, l *Loop) {
+				e := new(stubEnd)
+				var c *NetConn
+				run(l, func() { c = l.NetConn(e, nil, nil, nil) })
+				busy := make(chan bool)
+				l.Post(func() { <-busy })
+				before(c)
+				c.Abort()
+				close(busy)
+				synctest.Wait()
+				var log []string
+				run(l, func() { log = e.took() })
+				wantLog(t, log, "pause", "abort")
+			})
+		})
+	}
+}
+
 // TestNetConnBounds has a reader and a writer that do not go on hold the other side back, with a bounded buffer.
 func TestNetConnBounds(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, l *Loop) {
