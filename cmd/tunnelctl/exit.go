@@ -25,7 +25,7 @@ const (
 // exitHelp is the topic exit-codes, and a section of the man page.
 const exitHelp = `0    done, or stopped as told
 1    failed for another reason than the following
-2    usage: the command line, or a configuration file that is checked, is wrong
+2    usage: the command line, or a file that is checked, is wrong; or the relay says so
 3    not allowed: no token here, the relay does not accept it, or its role is too small
 4    not found: no such site, service, session, stream, request, certificate, token or operator
 5    not reachable: the relay does not answer, or the site or target is away; later it may be there
@@ -82,6 +82,8 @@ func exitCode(err error) int {
 // refusalCode is the exit code for an answer of the relay.
 func refusalCode(status int) int {
 	switch status {
+	case http.StatusBadRequest, http.StatusRequestEntityTooLarge:
+		return daemon.ExitUsage
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return exitDenied
 	case http.StatusNotFound:
