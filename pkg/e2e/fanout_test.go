@@ -62,9 +62,10 @@ func TestFanOut(t *testing.T) {
 			t.Fatal(err)
 		}
 		beside := w.frames(300)
-		// It begins with all since the last key frame at once, which may be too much of it on a slow machine.
-		beside.pictures = beside.pictures[50:]
-		beside.gapless(t, 200)
+		// On a busy machine it may itself be too slow now and then, but it has most of what the other one has not.
+		if _, dropped := gaps(t, beside.pictures); dropped > 100 {
+			t.Errorf("a viewer who reads has 300 frames and lacks %d", dropped)
+		}
 		for _, p := range beside.pictures {
 			if late := p.came.Sub(p.sent); late > 10*time.Second {
 				t.Errorf("frame %d came %v late", p.n, late)
@@ -74,15 +75,7 @@ func TestFanOut(t *testing.T) {
 		// Who reads again gets what the buffers have, and goes on with a key frame.
 		last := beside.pictures[len(beside.pictures)-1].n
 		p := slow.until("reading again", func(p []picture) bool { return p[len(p)-1].n > last })
-		gaps := 0
-		for i := 1; i < len(p); i++ {
-			if p[i].n != p[i-1].n+1 {
-				if gaps++; !p[i].isKey() {
-					t.Errorf("after frame %d comes %d, which is no key frame", p[i-1].n, p[i].n)
-				}
-			}
-		}
-		if gaps == 0 {
+		if n, _ := gaps(t, p); n == 0 {
 			t.Error("no frame was dropped: this has tested nothing")
 		}
 		if now, _ := c.count(); now > began+1 {
@@ -90,6 +83,21 @@ func TestFanOut(t *testing.T) {
 		}
 	})
 	eventually(t, "the end of the pull", func() bool { _, open := c.count(); return open == 0 })
+}
+
+// gaps counts where frames were dropped, and how many: what comes behind must be a key frame.
+func gaps(t testing.TB, p []picture) (gaps, dropped int) {
+	t.Helper()
+	for i := 1; i < len(p); i++ {
+		if p[i].n != p[i-1].n+1 {
+			gaps++
+			dropped += p[i].n - p[i-1].n - 1
+			if !p[i].isKey() {
+				t.Errorf("after frame %d comes %d, which is no key frame", p[i-1].n, p[i].n)
+			}
+		}
+	}
+	return gaps, dropped
 }
 
 // TestCameraReboots takes cameras away from those who watch.
@@ -121,16 +129,8 @@ func TestCameraReboots(t *testing.T) {
 
 	c.reboot(time.Second, small)
 	p := shared.until("after the reboot", func(p []picture) bool { return p[len(p)-1].n > before[len(before)-1].n+100 })
-	gaps := 0
-	for i := 1; i < len(p); i++ {
-		if p[i].n != p[i-1].n+1 {
-			if gaps++; !p[i].isKey() {
-				t.Errorf("after frame %d comes %d, which is no key frame", p[i-1].n, p[i].n)
-			}
-		}
-	}
-	if gaps > 1 || shared.lost > 0 {
-		t.Errorf("%d gaps in the numbers of frames, %d in those of packets", gaps, shared.lost)
+	if n, _ := gaps(t, p); n > 1 || shared.lost > 0 {
+		t.Errorf("%d gaps in the numbers of frames, %d in those of packets", n, shared.lost)
 	}
 	// Who has a stream of its own is told at once that it is over.
 	eventually(t, "the end of a player's stream", func() bool {
