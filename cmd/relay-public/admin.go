@@ -55,11 +55,13 @@ func (d *door) handler(here net.Addr) *admin.Handler {
 	debug.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	debug.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	var hosts []string
+	login := ""
 	if d.settings.Operators.Domain {
-		hosts = []string{r.Domain}
+		hosts, login = []string{r.Domain}, "https://"+strings.TrimSuffix(st.publicAddress(), ":443")
 	}
 	return &admin.Handler{
 		Hosts:            hosts,
+		Login:            login,
 		Operators:        st.operators,
 		Files:            dashboard.Handler(),
 		Version:          admin.Version{Version: version, Wire: relay.WireVersion, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH},

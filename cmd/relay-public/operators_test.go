@@ -47,6 +47,9 @@ func TestOperatorsDomain(t *testing.T) {
 		t.Fatal(err)
 	}
 	far := in.away(ann.Token)
+	if ann.Login != far.Base.String() {
+		t.Errorf("one logs in at %q, want %q", ann.Login, far.Base)
+	}
 	if s, err := far.Status(t.Context()); err != nil || s.Domain != "localhost" {
 		t.Fatalf("%+v, %v", s, err)
 	}

@@ -287,7 +287,11 @@ func logoutCommand(at *where) *cobra.Command {
 			if err := at.writeSaved(s); err != nil {
 				return err
 			}
-			at.view(cmd).note("logged out of %s", printable(name))
+			v := at.view(cmd)
+			v.note("logged out of %s", printable(name))
+			if s.Current == "" && len(s.Relays) > 0 {
+				v.note("`tunnelctl context use NAME` goes on with another one: %s", printable(strings.Join(s.names(), ", ")))
+			}
 			return nil
 		},
 	}

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"errors"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+
+	"culvert.dev/pkg/admin"
 )
 
 // Somebody logs in, is asked from then on, makes operators and tokens, and logs out.
@@ -46,6 +50,12 @@ func TestLogin(t *testing.T) {
 
 	run(0, "", "context")
 	says("not logged in anywhere")
+	_, err := os.Stat(filepath.Join(defaultState, "admin.token"))
+	isElsewhere := errors.Is(err, os.ErrNotExist) // and not on a machine that has a relay
+	if isElsewhere {
+		run(3, "", "status")
+		says("you are not logged in: `tunnelctl login --relay")
+	}
 	run(4, "", "logout")
 	says("not logged in")
 	run(3, "wrong\n", "login", "prod", "--admin", f.addr)
@@ -87,7 +97,7 @@ func TestLogin(t *testing.T) {
 	run(2, "", "operator", "add", "ann", "--role", "root") // which the relay says
 	says("viewer")
 	run(0, "", "operator", "add", "ann", "--role", "operator")
-	says("ann, operator, until", "tunnelctl login")
+	says("ann, operator, until", "tunnelctl login --admin "+f.addr+"\non this machine", ":"+f.addr+" relay.example.com ")
 	if token := strings.TrimSpace(out); !strings.HasPrefix(token, "cvo_") || strings.Contains(token, "\n") {
 		t.Errorf("stdout is not the token alone: %q", out)
 	}
@@ -123,6 +133,14 @@ func TestLogin(t *testing.T) {
 		says("chmod 600")
 		os.Chmod(file, 0o600)
 	}
+	run(0, secret("admin")+"\n", "login", "third", "--admin", f.addr)
+	run(0, "", "logout")
+	says("logged out of third", "`tunnelctl context use NAME`", "prod, looking")
+	if isElsewhere {
+		run(3, "", "status")
+		says("no relay is chosen: `tunnelctl context use NAME`", "prod, looking")
+	}
+	run(0, "", "context", "use", "prod")
 	run(0, "", "logout", "--revoke", "looking")
 	run(4, "", "--context", "looking", "status")
 	run(3, secret("viewer")+"\n", "login", "looking", "--admin", f.addr)
@@ -132,6 +150,22 @@ func TestLogin(t *testing.T) {
 	run(0, "", "--json", "context")
 	if strings.TrimSpace(out) != "[]" {
 		t.Errorf("after the last logout: %s", out)
+	}
+}
+
+// Whoever makes a token is told how it is used: by the domain, where the relay is reached by it.
+func TestLoginHint(t *testing.T) {
+	for _, test := range []struct{ base, login, want string }{
+		{"http://127.0.0.1:7070", "https://relay.example.com:8443", "tunnelctl login --relay https://relay.example.com:8443"},
+		{"https://relay.example.com", "", "tunnelctl login --relay https://relay.example.com"}, // of an older relay
+	} {
+		base, err := url.Parse(test.base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := loginHint(t.Context(), &admin.Client{Base: base}, admin.NewToken{Login: test.login}); got != test.want {
+			t.Errorf("%+v: %q", test, got)
+		}
 	}
 }
 

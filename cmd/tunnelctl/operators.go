@@ -57,16 +57,32 @@ func tokenListCommand(at *where) *cobra.Command {
 	}
 }
 
-// printToken prints a token alone on stdout, so that a script can use it, and what to do with it elsewhere.
-func (v *view) printToken(t admin.NewToken) error {
+// printToken prints a token alone on stdout, so that a script can use it, and what to do with it elsewhere. c has made it.
+func (v *view) printToken(ctx context.Context, c *admin.Client, t admin.NewToken) error {
 	return v.print(t, func() {
 		until := "it never expires"
 		if t.Expires != nil {
 			until = "until " + t.Expires.Local().Format("2006-01-02 15:04 MST")
 		}
-		v.note("token %s of %s, %s, %s; it is shown this once, and is for\n  tunnelctl login --relay https://DOMAIN", printable(t.ID), printable(t.Operator), printable(t.Role), until)
+		v.note("token %s of %s, %s, %s; it is shown this once, and is for\n  %s", printable(t.ID), printable(t.Operator), printable(t.Role), until, printable(loginHint(ctx, c, t)))
 		v.printf("%s\n", printable(t.Token))
 	})
+}
+
+// loginHint is how somebody logs in with a token that c has made.
+func loginHint(ctx context.Context, c *admin.Client, t admin.NewToken) string {
+	switch {
+	case t.Login != "":
+		return "tunnelctl login --relay " + t.Login
+	case c.Base.Scheme == "https":
+		return "tunnelctl login --relay " + c.Base.String()
+	}
+	machine := "RELAY"
+	if s, err := c.Status(ctx); err == nil && s.Domain != "" {
+		machine = s.Domain
+	}
+	return fmt.Sprintf("tunnelctl login --admin %s\non this machine; on others, behind ssh -L %s:%s %s (or with domain = true in [operators] of public.toml)",
+		c.Base.Host, c.Base.Port(), c.Base.Host, machine)
 }
 
 func tokenCreateCommand(at *where) *cobra.Command {
@@ -92,7 +108,7 @@ func tokenCreateCommand(at *where) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return at.view(cmd).printToken(t)
+				return at.view(cmd).printToken(ctx, c, t)
 			})
 		},
 	}
@@ -154,7 +170,7 @@ func operatorCommand(at *where) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return at.view(cmd).printToken(t)
+				return at.view(cmd).printToken(ctx, c, t)
 			})
 		},
 	}

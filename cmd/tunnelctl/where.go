@@ -75,6 +75,7 @@ func (w *where) client() (*admin.Client, error) {
 		return nil, err
 	}
 	var login *savedRelay
+	isHere := false // for want of a better one
 	switch name := first(w.context, w.env("CULVERT_CONTEXT")); {
 	case c.Base != nil && w.state == defaultState:
 		login = logins.at(c.Base)
@@ -91,14 +92,30 @@ func (w *where) client() (*admin.Client, error) {
 			return nil, err
 		}
 	} else if c.Base == nil {
+		isHere = w.state == defaultState
 		if c.Base, err = adminURL(defaultAdmin); err != nil {
 			return nil, err
 		}
 	}
-	if file := first(w.tokenFile, w.env("CULVERT_TOKEN_FILE")); file != "" || login == nil {
+	file := first(w.tokenFile, w.env("CULVERT_TOKEN_FILE"))
+	if file != "" || login == nil {
 		c.Token, err = readToken(first(file, filepath.Join(w.state, "admin.token")), c.Base)
 	}
+	if err != nil && file == "" && isHere {
+		err = w.notLoggedIn(logins, err)
+	}
 	return c, err
+}
+
+// notLoggedIn says what to do where nothing says which relay is meant, and err is why it is not the one on this machine.
+func (w *where) notLoggedIn(logins *saved, err error) error {
+	switch names := logins.names(); {
+	case names != nil:
+		return failf(exitDenied, "no relay is chosen: `tunnelctl context use NAME` takes one that you are logged in to (%s), `tunnelctl login` another one; on a relay's own machine --state says where its admin.token is", strings.Join(names, ", "))
+	case errors.Is(err, os.ErrNotExist):
+		return failf(exitDenied, "you are not logged in: `tunnelctl login --relay https://DOMAIN` asks for a token for a relay and keeps it; on the relay's own machine --state says where its admin.token is (there is none in %s)", w.state)
+	}
+	return err
 }
 
 func first(values ...string) string {
@@ -159,7 +176,8 @@ func readToken(file string, of *url.URL) (string, error) {
 	b, err := os.ReadFile(file)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return "", failf(exitDenied, "no token file %s: `tunnelctl login` asks for a token for %s and keeps it; the relay's own is in admin.token in its state folder: say where with --state, --token-file or CULVERT_TOKEN_FILE", file, of.Host)
+		text := fmt.Sprintf("no token file %s: `tunnelctl login` asks for a token for %s and keeps it; the relay's own is in admin.token in its state folder: say where with --state, --token-file or CULVERT_TOKEN_FILE", file, of.Host)
+		return "", &failure{code: exitDenied, text: text, cause: err}
 	case errors.Is(err, os.ErrPermission):
 		return "", failf(exitDenied, "token file %s is not readable for you: `tunnelctl login` keeps a token of your own, which an admin makes with `tunnelctl operator add`; or try sudo", file)
 	case err != nil:

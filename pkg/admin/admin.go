@@ -66,6 +66,9 @@ type Handler struct {
 	// Hosts lists names accepted in Host besides localhost and addresses, without port.
 	Hosts []string
 
+	// Login is the URL by which the API is reached from other machines. "": it is not.
+	Login string
+
 	// Version of the program.
 	Version Version
 

@@ -530,6 +530,7 @@ type NewToken struct {
 	Role     string     `json:"role"`
 	Token    string     `json:"token"`
 	Expires  *time.Time `json:"expires,omitempty"` // nil: never
+	Login    string     `json:"login,omitempty"`   // where one can log in with it from other machines: https://relay.example.com; "": nowhere
 }
 
 // TokenInfo is what is known of a token, which is not the token.

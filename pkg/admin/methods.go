@@ -353,7 +353,7 @@ func (h *Handler) newToken(operator string, role auth.Role, ttl time.Duration, n
 	if err != nil {
 		return NewToken{}, refused(err)
 	}
-	return NewToken{ID: id.Token, Operator: id.Operator, Role: id.Role.String(), Token: token, Expires: timeOrNil(id.Expires)}, nil
+	return NewToken{ID: id.Token, Operator: id.Operator, Role: id.Role.String(), Token: token, Expires: timeOrNil(id.Expires), Login: h.Login}, nil
 }
 
 func (h *Handler) setRole(_ context.Context, in OperatorRole) (None, error) {
