@@ -188,50 +188,90 @@ func eval[T any](b *tab, expression string) T {
 	return v
 }
 
+// await waits until an expression is something, and returns it. The page looks by itself: nothing is said in the meantime.
+func await[T any](b *tab, expression string) T {
+	b.t.Helper()
+	ctx, end := context.WithTimeout(b.ctx, 2*limit) // what the page may take, and whoever runs it
+	defer end()
+	v, err := chromedp.Run(ctx, chromedp.Evaluate[*T](fmt.Sprintf(`new Promise((done, failed) => {
+		const end = Date.now() + %d;
+		const look = () => {
+			try {
+				const v = %s;
+				if (v || Date.now() > end) done(v || null);
+				else setTimeout(look, 20);
+			} catch (e) { failed(e); }
+		};
+		look();
+	})`, limit.Milliseconds(), expression), chromedp.EvalAwaitPromise))
+	if err != nil {
+		b.t.Fatalf("%s: %v", expression, err)
+	}
+	if v == nil {
+		b.t.Fatalf("after %v it is not so that %s; the page says:\n%s", limit, expression, eval[string](b, "document.body.innerText.slice(0, 3000)"))
+	}
+	return *v
+}
+
 // wait waits until an expression is true.
 func (b *tab) wait(expression string) {
 	b.t.Helper()
-	for deadline := time.Now().Add(limit); ; {
-		if eval[bool](b, "Boolean("+expression+")") {
-			return
-		}
-		if time.Now().After(deadline) {
-			b.t.Fatalf("after %v it is not so that %s; the page says:\n%s", limit, expression, eval[string](b, "document.body.innerText.slice(0, 3000)"))
-		}
-		select {
-		case <-b.ctx.Done():
-			b.t.Fatal(b.ctx.Err())
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
+	await[bool](b, "Boolean("+expression+")")
 }
 
-// quoted is a Go string as one of JavaScript.
-func quoted(s string) string { return fmt.Sprintf("%q", s) }
-
-// sees waits until the main part of the page says something.
+// sees waits until the main part of the page, or the dialog that is open, says something.
 func (b *tab) sees(texts ...string) {
 	b.t.Helper()
-	for _, s := range texts {
-		b.wait(fmt.Sprintf(`(document.querySelector("dialog[open]") || document.querySelector("main"))?.innerText.includes(%s)`, quoted(s)))
-	}
+	b.wait(fmt.Sprintf(`((e) => e && %s.every((s) => e.innerText.includes(s)))(document.querySelector("dialog[open]") || document.querySelector("main"))`, asJS(texts)))
 }
 
 // click presses what a selector finds, waiting for it.
 func (b *tab) click(selector string) {
 	b.t.Helper()
-	b.wait(fmt.Sprintf(`document.querySelector(%s)`, quoted(selector)))
-	b.do(chromedp.ScrollIntoView(chromedp.CSS(selector)), chromedp.Click(chromedp.CSS(selector)))
+	b.hit(fmt.Sprintf(`document.querySelector(%s)`, asJS(selector)))
 }
 
 // press presses the button that has a text or a label.
 func (b *tab) press(label string) {
 	b.t.Helper()
-	at := fmt.Sprintf(`[...(document.querySelector("dialog[open]") || document).querySelectorAll("button, a.button")].find((x) => !x.disabled && x.getClientRects().length && (x.getAttribute("aria-label") === %[1]s || x.innerText.trim() === %[1]s))`, quoted(label))
-	b.wait(at)
-	eval[bool](b, at+".setAttribute('data-test', 'press'), true")
-	b.do(chromedp.ScrollIntoView(chromedp.CSS("[data-test=press]")), chromedp.Click(chromedp.CSS("[data-test=press]")))
-	eval[bool](b, `document.querySelector("[data-test=press]")?.removeAttribute("data-test"), true`)
+	b.hit(fmt.Sprintf(`[...(document.querySelector("dialog[open]") || document).querySelectorAll("button, a.button")].find((x) => !x.disabled && x.getClientRects().length && (x.getAttribute("aria-label") === %[1]s || x.innerText.trim() === %[1]s))`, asJS(label)))
+}
+
+// hit presses an element with the mouse, once it is there and nothing covers its middle. What is live may move away before
+// it is hit: then nothing else is, and it is tried again.
+func (b *tab) hit(element string) {
+	b.t.Helper()
+	for deadline := time.Now().Add(limit); ; {
+		at := await[struct{ X, Y float64 }](b, `((e) => {
+			if (!e) return null;
+			e.scrollIntoView({ block: "center", behavior: "instant" });
+			const r = e.getBoundingClientRect();
+			const at = { x: r.x + r.width / 2, y: r.y + r.height / 2 };
+			if (!e.contains(document.elementFromPoint(at.x, at.y))) return null;
+			window.aim = e;
+			window.wasHit = false;
+			window.aiming ??= !addEventListener("click", (c) => {
+				if (!aim) return;
+				wasHit = aim.contains(c.target);
+				aim = null;
+				if (!wasHit) { c.preventDefault(); c.stopImmediatePropagation(); }
+			}, true);
+			return at;
+		})(`+element+`)`)
+		b.do(chromedp.MouseClickXY(at.X, at.Y))
+		if eval[bool](b, `wasHit`) {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("after %v it is not hit: %s", limit, element)
+		}
+	}
+}
+
+// focus gives the focus to what a selector finds.
+func (b *tab) focus(selector string) {
+	b.t.Helper()
+	b.wait(fmt.Sprintf(`((e) => e && (e.focus(), document.activeElement === e))(document.querySelector(%s))`, asJS(selector)))
 }
 
 // keys types keys, wherever the focus is.
@@ -258,20 +298,18 @@ func (b *tab) focused() string {
 	return eval[string](b, `(() => { const e = document.activeElement; return e.getAttribute("aria-label") || e.innerText || e.id || e.tagName })()`)
 }
 
-// fill types into a field in place of what is in it.
+// fill writes into a field in place of what is in it.
 func (b *tab) fill(selector, text string) {
 	b.t.Helper()
-	b.wait(fmt.Sprintf(`document.querySelector(%s)`, quoted(selector)))
-	b.do(chromedp.Focus(chromedp.CSS(selector)))
-	eval[bool](b, fmt.Sprintf(`document.querySelector(%s).select?.(), true`, quoted(selector)))
-	b.do(chromedp.SendKeys(chromedp.CSS(selector), text))
+	b.focus(selector)
+	eval[bool](b, `(document.activeElement.select?.(), true)`)
+	b.call(chromedp.Call(b.ctx, input.InsertText, input.InsertTextParams{Text: text}))
 }
 
 // show goes to another page.
 func (b *tab) show(hash, title string) {
 	b.t.Helper()
-	eval[bool](b, fmt.Sprintf(`(location.hash = %s, true)`, quoted(hash)))
-	b.wait(fmt.Sprintf(`document.querySelector("main h1")?.innerText.trim() === %s`, quoted(title)))
+	b.wait(fmt.Sprintf(`(location.hash === %[1]s || (location.hash = %[1]s), document.querySelector("main h1")?.innerText.trim() === %[2]s)`, asJS(hash), asJS(title)))
 }
 
 func (b *tab) size(width, height int64) {

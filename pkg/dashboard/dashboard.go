@@ -28,6 +28,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 //go:embed web
@@ -59,7 +60,10 @@ type file struct {
 // Handler serves the page at / and the files it consists of below /ui/. Their paths have a hash of all files in it, so that
 // a browser keeps them for as long as they are the same, and never mixes those of two versions. Everything else is not
 // found: a handler of the API has to be asked before this one.
-func Handler() http.Handler { return newFiles() }
+func Handler() http.Handler { return packed() }
+
+// packed makes the files ready to be served, once: to compress them takes its time.
+var packed = sync.OnceValue(newFiles)
 
 // files are all that is served, by path.
 type files map[string]*file

@@ -90,7 +90,7 @@ func TestSources(t *testing.T) {
 		{".js", `localStorage\.setItem\([^)]*token\b|console\.log`, "something that must not stay"},
 		{"", `(?i)(?:src|href|url|import|from)[=( ]+["']?(?:https?:)?//`, "another origin"},
 	}
-	for at, f := range newFiles() {
+	for at, f := range packed() {
 		for _, no := range forbidden {
 			if at == "/" && no.in == ".html" || strings.HasSuffix(at, no.in) {
 				if found := regexp.MustCompile(no.pattern).Find(f.body); found != nil {

@@ -415,15 +415,15 @@ func (f *fake) now() (*admin.Status, error) {
 	n := carried(time.Since(f.began).Seconds())
 	s.Services = slices.Clone(f.status.Services)
 	s.Sites = slices.Clone(f.status.Sites)
+	ofSite, ofService := map[string]int{}, map[[2]string]int{}
+	for i := range f.streams {
+		x := &f.streams[i]
+		ofSite[x.Site]++
+		ofService[[2]string{x.Site, x.Service}]++
+	}
 	for i := range s.Sites {
 		s.Sites[i].Sessions = slices.Clone(f.status.Sites[i].Sessions)
-		site := &s.Sites[i]
-		site.Streams = 0
-		for _, x := range f.streams {
-			if x.Site == site.Name {
-				site.Streams++
-			}
-		}
+		s.Sites[i].Streams = ofSite[s.Sites[i].Name]
 	}
 	for i := range s.Services {
 		one := &s.Services[i]
@@ -437,11 +437,7 @@ func (f *fake) now() (*admin.Status, error) {
 				site.Sessions[0].Streams = site.Streams
 			}
 		}
-		for _, x := range f.streams {
-			if x.Site == one.Site && x.Service == one.Name {
-				one.Visitors++
-			}
-		}
+		one.Visitors = ofService[[2]string{one.Site, one.Name}]
 	}
 	for i := range s.Sites {
 		if site := &s.Sites[i]; len(site.Sessions) > 0 {

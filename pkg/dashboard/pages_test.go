@@ -104,7 +104,7 @@ func TestServices(t *testing.T) {
 	b.wait(`/[kM]B\/s/.test(document.querySelector("#tile-out .value").innerText)`)
 	// What is drawn is what is said, also to who does not see it, and by the keys.
 	b.wait(`document.querySelector("canvas.chart").getAttribute("aria-label").startsWith("Throughput of office/api. To visitors: at most")`)
-	b.do(chromedp.Focus(chromedp.CSS("canvas.chart")))
+	b.focus("canvas.chart")
 	b.keys(kb.ArrowLeft)
 	b.wait(`document.querySelector(".tip").innerText.includes("To visitors")`)
 	b.press("24 h")
@@ -178,7 +178,7 @@ func TestSites(t *testing.T) {
 
 	b.press("Promote the stand-by session b81d22f0 on gw-2")
 	b.sees("Visitors of office who come from now on go to it")
-	b.do(chromedp.Click(chromedp.CSS("#field-cut")))
+	b.click("#field-cut")
 	b.press("Promote b81d22f0")
 	b.wait(`!document.querySelector("dialog")`)
 	b.wants("promote office b81d22f05577ac90 cut=true")
@@ -465,7 +465,7 @@ func TestKeyboard(t *testing.T) {
 
 	b.keys("gi")
 	b.sees("gw-2")
-	b.do(chromedp.Focus(chromedp.CSS("[data-act^=promote]")))
+	b.focus("[data-act^=promote]")
 	b.keys("\r")
 	b.sees("Promote the stand-by session b81d22f0 on gw-2?")
 	b.wait(`document.activeElement.id === "field-cut"`)
@@ -491,7 +491,7 @@ func TestKeyboard(t *testing.T) {
 
 	// Another theme stays.
 	before := eval[string](b, `getComputedStyle(document.body).backgroundColor`)
-	b.do(chromedp.Focus(chromedp.CSS("main h1")))
+	b.focus("main h1")
 	b.keys("t")
 	b.keys("t")
 	b.wait(`document.documentElement.dataset.theme === "dark"`)
@@ -505,17 +505,35 @@ func TestKeyboard(t *testing.T) {
 	for _, p := range all {
 		b.show(p.hash, p.title)
 		b.loaded()
-		want := eval[int](b, `[...document.querySelectorAll("a[href], button, input, select, canvas[tabindex], pre[tabindex]")].filter((e) => !e.disabled && e.getClientRects().length && e.tabIndex >= 0).length`)
-		eval[bool](b, `(document.activeElement.blur(), window.stops = new Set(), true)`)
-		eval[bool](b, `(document.querySelector(".skip").focus(), window.stops.add(document.activeElement), true)`)
-		for range want + 20 {
-			b.keys(kb.Tab)
-			if bad := eval[string](b, `(() => { const e = document.activeElement; if (e === document.body) return ""; window.stops.add(e); const s = getComputedStyle(e); return s.outlineStyle !== "none" && parseFloat(s.outlineWidth) >= 2 ? "" : e.outerHTML.slice(0, 200) })()`); bad != "" {
-				t.Fatalf("%s: it is not seen that the focus is on %s", p.hash, bad)
+		// Who gets the focus is noted in the page. What is around it is the same everywhere.
+		in := "document.querySelector('main')"
+		if p == all[0] {
+			in = "document"
+		}
+		want := eval[int](b, `(() => {
+			if (!window.stops) {
+				window.stops = new Set();
+				document.addEventListener("focusin", ({ target: e }) => {
+					stops.add(e);
+					const s = getComputedStyle(e);
+					if (s.outlineStyle === "none" || parseFloat(s.outlineWidth) < 2) unseen ||= e.outerHTML.slice(0, 200);
+				});
 			}
-			if eval[int](b, `window.stops.size`) >= want {
+			document.querySelector("main h1").focus();
+			if (`+in+` === document) document.querySelector(".skip").focus();
+			window.unseen = "";
+			window.stops = new Set(`+in+` === document ? [document.activeElement] : []);
+			return [...`+in+`.querySelectorAll("a[href], button, input, select, canvas[tabindex], pre[tabindex]")].filter((e) => !e.disabled && e.getClientRects().length && e.tabIndex >= 0).length;
+		})()`)
+		b.keys(strings.Repeat(kb.Tab, want))
+		for range 20 {
+			if eval[int](b, `stops.size`) >= want {
 				break
 			}
+			b.keys(kb.Tab)
+		}
+		if bad := eval[string](b, `unseen`); bad != "" {
+			t.Fatalf("%s: it is not seen that the focus is on %s", p.hash, bad)
 		}
 		// Live pages may have had rows that went.
 		if got := eval[int](b, `window.stops.size`); got < want*9/10 {
@@ -571,19 +589,18 @@ func TestReading(t *testing.T) {
 // contrast lists texts whose contrast is below 4.5 (WCAG 2.2, 1.4.3).
 const contrast = `(() => {
 	const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-	const rgba = (c) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); const d = canvas.getImageData(0, 0, 1, 1).data; return [d[0], d[1], d[2], d[3] / 255]; };
+	const known = (f, all = new Map()) => (x) => { if (!all.has(x)) all.set(x, f(x)); return all.get(x); };
+	const rgba = known((c) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); const d = canvas.getImageData(0, 0, 1, 1).data; return [d[0], d[1], d[2], d[3] / 255]; });
 	const over = (a, b) => [0, 1, 2].map((i) => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
 	const light = (c) => c.slice(0, 3).map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4).reduce((n, v, i) => n + v * [0.2126, 0.7152, 0.0722][i], 0);
+	const ground = known((e) => e ? over(rgba(getComputedStyle(e).backgroundColor), ground(e.parentElement)) : [255, 255, 255, 1]);
 	const bad = new Set();
 	const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 	while (walker.nextNode()) {
 		const e = walker.currentNode.parentElement;
 		if (!walker.currentNode.data.trim() || !e.getClientRects().length || e.closest(".unseen, .skip, noscript, :disabled")) continue;
-		const stack = [];
-		for (let x = e; x; x = x.parentElement) stack.unshift(rgba(getComputedStyle(x).backgroundColor));
-		const ground = stack.reduce((under, c) => over(c, under), [255, 255, 255, 1]);
-		const text = over(rgba(getComputedStyle(e).color), ground);
-		const [a, b] = [light(text), light(ground)].sort((x, y) => y - x);
+		const text = over(rgba(getComputedStyle(e).color), ground(e));
+		const [a, b] = [light(text), light(ground(e))].sort((x, y) => y - x);
 		const ratio = (a + 0.05) / (b + 0.05);
 		if (ratio < 4.5) bad.add(ratio.toFixed(2) + " " + e.className + " " + walker.currentNode.data.trim().slice(0, 30));
 	}
@@ -738,8 +755,8 @@ func TestHostile(t *testing.T) {
 	}
 }
 
-// asJS is a text as a literal of JavaScript.
-func asJS(s string) string {
+// asJS is a text, or several, as a literal of JavaScript.
+func asJS[E string | []string](s E) string {
 	b, err := json.Marshal(s)
 	if err != nil {
 		panic(err)
@@ -803,15 +820,15 @@ func TestMany(t *testing.T) {
 		b.must(err)
 		return h.UsedSize, c.Nodes, c.JsEventListeners
 	}
+	f.with(func() { f.streams = f.streams[:100] }) // pages full of services and sites are enough
 	round()
 	heap, nodes, listeners := size()
-	for range 4 {
-		round()
-	}
+	round()
+	round()
 	heapAfter, nodesAfter, listenersAfter := size()
 	t.Logf("heap %.1f to %.1f MB, nodes %d to %d, listeners %d to %d", heap/1e6, heapAfter/1e6, nodes, nodesAfter, listeners, listenersAfter)
 	// A page of 200 services alone has 5,000 nodes and some hundred kilobytes.
 	if heapAfter > heap+2e6 || nodesAfter > nodes+2000 || listenersAfter > listeners+200 {
-		t.Errorf("four times around: heap %.1f to %.1f MB, nodes %d to %d, listeners %d to %d", heap/1e6, heapAfter/1e6, nodes, nodesAfter, listeners, listenersAfter)
+		t.Errorf("twice around: heap %.1f to %.1f MB, nodes %d to %d, listeners %d to %d", heap/1e6, heapAfter/1e6, nodes, nodesAfter, listeners, listenersAfter)
 	}
 }
