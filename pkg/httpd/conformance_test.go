@@ -432,7 +432,7 @@ var conformance = []struct {
 			if err := http.NewResponseController(w).Flush(); err != nil {
 				panic(err)
 			}
-			<-flushes
+			await(r)
 		}
 	}, func(t *testing.T, s *service) {
 		resp := s.do(t, s.request(t, "GET", "/", nil))
@@ -441,7 +441,7 @@ var conformance = []struct {
 			if !lines.Scan() || lines.Text() != fmt.Sprint(i) {
 				t.Fatalf("%q, %v", lines.Text(), lines.Err())
 			}
-			flushes <- struct{}{}
+			flush(t)
 		}
 		if lines.Scan() || lines.Err() != nil {
 			t.Errorf("%q, %v", lines.Text(), lines.Err())
@@ -470,6 +470,8 @@ var conformance = []struct {
 
 	{"a write deadline", func(w http.ResponseWriter, r *http.Request) {
 		rc := http.NewResponseController(w)
+		rc.Flush()
+		await(r) // the head is there: a deadline that passes sooner than a slow machine has sent it leaves no answer
 		if err := rc.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
 			panic(err)
 		}
@@ -480,7 +482,8 @@ var conformance = []struct {
 		results <- err
 	}, func(t *testing.T, s *service) {
 		resp := s.do(t, s.request(t, "GET", "/", nil))
-		if err := <-results; err == nil {
+		flush(t)
+		if err := result(t); err == nil {
 			t.Error("no error")
 		}
 		if _, err := io.Copy(io.Discard, resp.Body); err == nil {
@@ -509,14 +512,14 @@ var conformance = []struct {
 		ctx, cancel := context.WithCancel(context.Background())
 		resp := s.do(t, s.request(t, "GET", "/", nil).WithContext(ctx))
 		cancel()
-		if err := <-results; !errors.Is(err, context.Canceled) {
+		if err := result(t); !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
 		resp.Body.Close()
 	}},
 
 	{"the client goes while it sends", func(w http.ResponseWriter, r *http.Request) {
-		<-flushes
+		await(r)
 		_, err := io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
 		results <- err
@@ -532,10 +535,10 @@ var conformance = []struct {
 			}
 		}()
 		pw.Write(make([]byte, 1000))
-		flushes <- struct{}{} // it has begun
+		flush(t) // it has begun
 		cancel()
 		pw.CloseWithError(errors.New("gone")) // the client waits for its body before it gives up
-		if err := <-results; err == nil {
+		if err := result(t); err == nil {
 			t.Error("the body looks complete")
 		}
 		<-done
@@ -597,10 +600,41 @@ var conformance = []struct {
 	}},
 }
 
+// Handlers and the tests of their clients wait for each other, and not when the other one has failed.
 var (
 	flushes = make(chan struct{})
-	results = make(chan error, 1)
+	results = make(chan error, len(transports))
 )
+
+// await waits for the client to flush.
+func await(r *http.Request) {
+	select {
+	case <-flushes:
+	case <-r.Context().Done():
+	}
+}
+
+// flush has the handler go on.
+func flush(t *testing.T) {
+	t.Helper()
+	select {
+	case flushes <- struct{}{}:
+	case <-time.After(time.Minute):
+		t.Fatal("no handler waits")
+	}
+}
+
+// result is what the handler has to tell.
+func result(t *testing.T) error {
+	t.Helper()
+	select {
+	case err := <-results:
+		return err
+	case <-time.After(time.Minute):
+		t.Fatal("the handler tells nothing")
+		return nil
+	}
+}
 
 // One http.Handler does the same whatever carries it, and what net/http does.
 func TestConformance(t *testing.T) {
