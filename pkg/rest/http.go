@@ -224,6 +224,7 @@ type lines struct {
 	stall time.Duration
 	ping  time.Duration
 	timer *time.Timer // begins the answer, and then says now and then that the feed is there
+	last  time.Time   // when the head or a line was sent
 	began bool
 	over  bool
 }
@@ -237,7 +238,7 @@ func (l *lines) begin() {
 	l.w.Header().Set("Content-Type", "application/x-ndjson")
 	l.w.WriteHeader(http.StatusOK)
 	l.flush.Flush()
-	l.timer.Reset(l.ping)
+	l.sent()
 }
 
 func (l *lines) write(b []byte) error {
@@ -253,16 +254,23 @@ func (l *lines) line(b []byte) error {
 	if _, err := l.w.Write(append(b, '\n')); err != nil {
 		return err
 	}
-	l.timer.Reset(l.ping)
+	l.sent()
 	return l.flush.Flush()
 }
 
-// quiet is called by timer.
+// sent notes that there is no need to say anything for a while. Locked.
+func (l *lines) sent() {
+	l.last = time.Now()
+	l.timer.Reset(l.ping)
+}
+
+// quiet is called by timer, and so perhaps after a line that came at the same time.
 func (l *lines) quiet() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
 	case l.over:
+	case l.began && time.Since(l.last) < l.ping:
 	case l.began:
 		l.line(nil) // an empty one: otherwise nobody would notice that the client, or something between, has vanished
 	default:

@@ -13,7 +13,6 @@ import (
 	"net/netip"
 	"net/url"
 	"reflect"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +24,16 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// eventually waits for what comes by itself.
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !f(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("never: " + what)
+		}
+	}
+}
 
 type terms struct {
 	A float64 `json:"a" doc:"the first term"`
@@ -669,9 +678,7 @@ func TestFeeds(t *testing.T) {
 			}
 			ended <- last
 		}()
-		for s.feeds.Load() == 0 {
-			runtime.Gosched()
-		}
+		eventually(t, "the feed", func() bool { return s.feeds.Load() > 0 })
 		s.Close()
 		var e *Error
 		var lost *LostError

@@ -261,9 +261,7 @@ func TestSocketLimits(t *testing.T) {
 		q.frame(websocket.Ping, "") // part of the message
 		r := shake(t, connect())
 		q.t, r.t = t, t
-		for s.partial.Load() < 800 {
-			time.Sleep(time.Millisecond)
-		}
+		eventually(t, "half of a message", func() bool { return s.partial.Load() >= 800 })
 		if res := refused(t, connect()); res != "503 Service Unavailable" {
 			t.Error("a fourth WebSocket:", res)
 		}
@@ -272,9 +270,7 @@ func TestSocketLimits(t *testing.T) {
 		q.c.Close()
 		p.send(strings.Repeat(" ", 1001))
 		p.want("CLOSE 1009 message is longer than 1000 bytes", "END")
-		for s.partial.Load() != 0 {
-			time.Sleep(time.Millisecond)
-		}
+		eventually(t, "the end of the messages", func() bool { return s.partial.Load() == 0 })
 	})
 }
 
@@ -474,9 +470,7 @@ func TestSocketCancelled(t *testing.T) {
 		_, err := Invoke[string](ctx, k, "slow/Wait", struct{}{})
 		done <- err
 	}()
-	for s.calls.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	eventually(t, "the call", func() bool { return s.calls.Load() > 0 })
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
@@ -574,6 +568,33 @@ func TestQuietFeed(t *testing.T) {
 		memnet.Silence(c, true)
 		time.Sleep(10 * time.Minute)
 		c.Close()
+	})
+}
+
+// TestQuietTooLate has the timer of a feed come when an event has just gone: there is no empty line between the events.
+func TestQuietTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := httptest.NewRecorder()
+		l := &lines{w: w, flush: http.NewResponseController(w), stall: time.Minute, ping: 30 * time.Second}
+		l.timer = time.AfterFunc(time.Hour, l.quiet)
+		defer l.timer.Stop()
+		written := func() string {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			return w.Body.String()
+		}
+		l.write([]byte("0"))
+		l.quiet()
+		l.write([]byte("1"))
+		l.quiet()
+		if got := written(); got != "0\n1\n" {
+			t.Errorf("%q", got)
+		}
+		time.Sleep(l.ping)
+		synctest.Wait()
+		if got := written(); got != "0\n1\n\n" {
+			t.Errorf("after a while %q", got)
+		}
 	})
 }
 
