@@ -194,7 +194,11 @@ func (h *Handler) done(c *rest.Call, in any, err error, _ time.Duration) {
 	if isRefusal(line.Code) && !h.isTold(who, c.Remote.Addr()) {
 		return
 	}
-	line.In = said(in)
+	most := mostSaid
+	if in == nil && isRefusal(line.Code) {
+		in, most = c.Tried(), mostTried
+	}
+	line.In = said(in, most)
 	h.record(line, who)
 	if c.Changes && err == nil {
 		h.log().Info("operator: "+line.Call, "operator", who.Operator, "in", string(line.In))
@@ -204,11 +208,14 @@ func (h *Handler) done(c *rest.Call, in any, err error, _ time.Duration) {
 // isAudited is whether a method that changes nothing is for the audit log: what visitors have sent is seen by it.
 func isAudited(c *rest.Call) bool { return c.Service == "requests" && c.Method == "Get" }
 
-// mostSaid is how many bytes of what a method was given are for the audit log.
-const mostSaid = 2 << 10
+// How many bytes of what a method was given are for the audit log: less of what came from who may not call it.
+const (
+	mostSaid  = 2 << 10
+	mostTried = 512
+)
 
-// said is what a method was given, as the audit log has it: without secrets, and not longer than that.
-func said(in any) json.RawMessage {
+// said is what a method was given, as the audit log has it: without secrets, and not longer than most bytes.
+func said(in any, most int) json.RawMessage {
 	switch v := in.(type) {
 	case nil, None:
 		return nil
@@ -222,8 +229,8 @@ func said(in any) json.RawMessage {
 	if err != nil || string(b) == "{}" {
 		return nil
 	}
-	if len(b) > mostSaid {
-		b, _ = json.Marshal(strings.ToValidUTF8(string(b[:mostSaid]), "") + "…")
+	if len(b) > most {
+		b, _ = json.Marshal(strings.ToValidUTF8(string(b[:most]), "") + "…")
 	}
 	return b
 }

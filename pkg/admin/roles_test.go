@@ -403,6 +403,54 @@ func TestGuesses(t *testing.T) {
 	}
 }
 
+// What somebody has tried who may not is in the audit log as what others have done: without secrets, and with less of it.
+func TestTried(t *testing.T) {
+	h := (&relay{}).handler(t)
+	audit, err := OpenAudit(accesslog.Config{Path: filepath.Join(t.TempDir(), "audit.log")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer audit.Close()
+	h.Audit = audit
+	c := &Client{Base: serve(t, h), Token: tokens(t, h)[auth.Viewer]}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	socket, err := c.Dial(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	for _, caller := range []rest.Caller{c.Caller(), socket} {
+		for _, try := range []struct {
+			name string
+			in   any
+			want string
+		}{
+			{"sites/Revoke", Revoke{Name: "office", Key: "ed25519:x"}, `{"name":"office","key":"ed25519:x"}`},
+			{"sites/Cameras", Search{Site: "office", User: "admin", Password: "hunter2"}, `{"site":"office"}`},
+			{"config/Check", ConfigText{Text: "password = 1"}, `{"text":""}`},
+			{"relay/Drain", None{}, ""},
+			{"sites/Revoke", map[string]int{"name": 1}, ""},
+		} {
+			err := caller.Call(ctx, try.name, try.in, new(json.RawMessage))
+			if e := (*rest.Error)(nil); !errors.As(err, &e) || e.Code != http.StatusForbidden {
+				t.Errorf("%s: %v", try.name, err)
+			}
+			if line := audit.Last(1)[0]; line.Call != try.name || string(line.In) != try.want {
+				t.Errorf("%s over %s: %+v, with %s, want %s", try.name, line.Via, line, line.In, try.want)
+			}
+		}
+		caller.Call(ctx, "sites/Invite", Invite{Name: strings.Repeat("x", 10000)}, new(json.RawMessage))
+		if line := audit.Last(1)[0]; len(line.In) < mostTried || len(line.In) > 2*mostTried {
+			t.Errorf("%d bytes are kept: %s", len(line.In), line.In)
+		}
+		err := caller.Follow(ctx, "logs/Follow", Lines{Lines: 7}, func(func(any) error) error { return nil })
+		if line := audit.Last(1)[0]; err == nil || line.Call != "logs/Follow" || string(line.In) != `{"lines":7}` {
+			t.Errorf("%v, %+v, with %s", err, line, line.In)
+		}
+	}
+}
+
 // What a method was given is in the audit log without secrets, and not longer than it has to be.
 func TestSaid(t *testing.T) {
 	for _, test := range []struct {
@@ -414,11 +462,11 @@ func TestSaid(t *testing.T) {
 		{Revoke{Name: "office"}, `{"name":"office"}`},
 		{ConfigText{Text: "password = 1"}, `{"text":""}`},
 	} {
-		if got := string(said(test.in)); got != test.want {
+		if got := string(said(test.in, mostSaid)); got != test.want {
 			t.Errorf("%+v: %s, want %s", test.in, got, test.want)
 		}
 	}
-	if b := said(Invite{Name: strings.Repeat("ü", 10000)}); len(b) > 2*mostSaid || !json.Valid(b) {
+	if b := said(Invite{Name: strings.Repeat("ü", 10000)}, mostSaid); len(b) > 2*mostSaid || !json.Valid(b) {
 		t.Errorf("%d bytes: %.50s", len(b), b)
 	}
 }

@@ -60,17 +60,20 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	c := callOf(r)
 	c.Service, c.Method, c.Needs, c.ID, c.Changes, c.Feed = service.Root, m.name, m.needs, id, m.changes, m.push != nil
+	c.takes, c.fill = m.params.t, func(in any) error {
+		g, err := s.given(w, r, id)
+		if err != nil {
+			return err
+		}
+		return g.into(m.params, in)
+	}
 	if c.Feed {
 		s.feed(w, r, c, m)
 		return
 	}
 	var out any
-	err = s.do(r.Context(), c, func(ctx context.Context, seen *any) error {
-		g, err := s.given(w, r, id)
-		if err != nil {
-			return err
-		}
-		out, err = m.call(ctx, func(in any) error { return g.into(m.params, in) }, seen)
+	err = s.do(r.Context(), c, func(ctx context.Context, seen *any) (err error) {
+		out, err = m.call(ctx, c.fill, seen)
 		return err
 	})
 	switch {
@@ -285,12 +288,14 @@ func (s *Server) feed(w http.ResponseWriter, r *http.Request, c *Call, m *Method
 	l.timer = time.AfterFunc(time.Hour, l.quiet)
 	l.timer.Stop()
 	err := s.do(r.Context(), c, func(ctx context.Context, seen *any) error {
-		g, err := s.given(w, r, c.ID)
-		if err != nil {
+		fill := func(in any) error {
+			err := c.fill(in)
+			if err == nil {
+				l.timer.Reset(feedHead)
+			}
 			return err
 		}
-		l.timer.Reset(feedHead)
-		return m.push(ctx, func(in any) error { return g.into(m.params, in) }, seen, func(event any) error {
+		return m.push(ctx, fill, seen, func(event any) error {
 			b, err := m.encode(event)
 			if err != nil {
 				return Internal(err)

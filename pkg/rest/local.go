@@ -76,7 +76,7 @@ func (l *local) find(name string, feed bool) (*Call, *Method, error) {
 	if feed != (m.push != nil) {
 		return nil, nil, wrongKind(m)
 	}
-	return &Call{Service: service.Root, Method: m.name, Needs: m.needs, ID: id, Changes: m.changes, Feed: feed, Identity: l.identity, Transport: Local}, m, nil
+	return &Call{Service: service.Root, Method: m.name, Needs: m.needs, ID: id, Changes: m.changes, Feed: feed, Identity: l.identity, Transport: Local, takes: m.params.t}, m, nil
 }
 
 func wrongKind(m *Method) error {
@@ -96,6 +96,9 @@ func localInvoke[Out, In any](ctx context.Context, l *local, name string, in In)
 	if !ok {
 		err = l.converted(ctx, c, m, in, &out)
 		return out, err
+	}
+	if l.s.Done != nil {
+		c.fill = fill(m, in, c.ID)
 	}
 	err = l.s.do(ctx, c, func(ctx context.Context, seen *any) (err error) {
 		if m.params.checks || c.ID != "" {
@@ -179,8 +182,9 @@ func (l *local) Call(ctx context.Context, name string, in, out any) error {
 }
 
 func (l *local) converted(ctx context.Context, c *Call, m *Method, in, out any) error {
+	c.fill = fill(m, in, c.ID)
 	return l.told(c, l.s.do(ctx, c, func(ctx context.Context, seen *any) error {
-		v, err := m.call(ctx, fill(m, in, c.ID), seen)
+		v, err := m.call(ctx, c.fill, seen)
 		if err != nil {
 			return err
 		}
@@ -195,9 +199,10 @@ func (l *local) Follow(ctx context.Context, name string, in any, each func(decod
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	c.fill = fill(m, in, c.ID)
 	var left error
 	err = l.s.do(ctx, c, func(ctx context.Context, seen *any) error {
-		return m.push(ctx, fill(m, in, c.ID), seen, func(event any) error {
+		return m.push(ctx, c.fill, seen, func(event any) error {
 			if left == nil && ctx.Err() != nil {
 				return ctx.Err()
 			}

@@ -482,14 +482,19 @@ func TestAdmitAndDone(t *testing.T) {
 		return nil
 	}
 	s.Done = func(c *Call, in any, err error, took time.Duration) {
+		if c.Identity == nil {
+			in = fmt.Sprint(in, ", tried ", c.Tried())
+		}
 		done = append(done, fmt.Sprint(c.Service, "/", c.Method, " ", c.Identity, " ", in, " ", err))
 	}
 	ask(s, "POST", "/api/calc/Set/1", "")
+	ask(s, "POST", "/api/calc/Set/1", "nonsense")
 	ask(s, "POST", "/api/calc/Set/1", "", "Authorization", "Bearer right")
 	ask(s, "GET", "/api/calc/Sum?a=x", "")
 	ask(s, "GET", "/api/calc/Panic", "")
 	want := []string{
-		"calc/Set <nil> <nil> log in",
+		"calc/Set <nil> <nil>, tried {1 } log in",
+		"calc/Set <nil> <nil>, tried <nil> log in",
 		"calc/Set ann {1 } <nil>",
 		`calc/Sum ann <nil> parameter "a": want a number, not "x"`,
 		"calc/Panic ann {} internal server error",

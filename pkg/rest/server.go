@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
+	"reflect"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -40,7 +41,7 @@ type Server struct {
 	Disconnected func(c *Call)
 
 	// Done is told of each call that was made, when it is over: what it was given (an In; nil if that was not understood, or
-	// not admitted), what it returned, how long it took. nil: nobody is told.
+	// not admitted: see Call.Tried), what it returned, how long it took. nil: nobody is told.
 	Done func(c *Call, in any, err error, took time.Duration)
 
 	// Origins are those of web pages elsewhere that may make changes and open WebSockets: "https://app.example.com". Pages of
@@ -260,6 +261,22 @@ type Call struct {
 	Header    http.Header // of the request that made the call, or opened its WebSocket; nil in process. Not to be changed
 	Transport string      // HTTP, WebSocket, Local
 	Feed      bool        // the method is one
+
+	takes reflect.Type         // the method's In
+	fill  func(into any) error // makes that of what came
+}
+
+// Tried returns what a call that Admit has refused would have given to the method: an In, nil if what came makes none. It is for
+// Done: nothing of it is read, but for that.
+func (c *Call) Tried() any {
+	if c.fill == nil {
+		return nil
+	}
+	in := reflect.New(c.takes)
+	if c.fill(in.Interface()) != nil {
+		return nil
+	}
+	return in.Elem().Interface()
 }
 
 type callKey struct{}

@@ -539,7 +539,7 @@ func (x *exchange) made(ctx context.Context, b *[]byte) (err error) {
 		}
 	}()
 	m := x.method
-	fill := func(in any) error {
+	x.call.takes, x.call.fill = m.params.t, func(in any) error {
 		g := given{body: x.in, item: x.call.ID}
 		x.in = nil // a feed may live for days
 		return g.into(m.params, in)
@@ -547,9 +547,9 @@ func (x *exchange) made(ctx context.Context, b *[]byte) (err error) {
 	return x.k.s.do(ctx, x.call, func(ctx context.Context, seen *any) error {
 		if m.push != nil {
 			*b = message(x.id, "end", []byte("true"))
-			return m.push(ctx, fill, seen, func(event any) error { return x.send(ctx, event) })
+			return m.push(ctx, x.call.fill, seen, func(event any) error { return x.send(ctx, event) })
 		}
-		out, err := m.call(ctx, fill, seen)
+		out, err := m.call(ctx, x.call.fill, seen)
 		if err != nil {
 			return err
 		}
