@@ -105,7 +105,7 @@ func report(w io.Writer, err error, asJSON bool) int {
 			Error string `json:"error"`
 			Code  int    `json:"exit_code"`
 		}{err.Error(), code})
-		fmt.Fprintf(w, "%s\n", b)
+		fmt.Fprintf(w, "%s\n", escaped(b))
 	case errors.As(err, &problems): // of a file: each on its line, as editors expect them
 		fmt.Fprintln(w, printable(problems.Error()))
 	case code == exitInterrupted:

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"culvert.dev/pkg/admin"
 	"culvert.dev/pkg/auth"
@@ -131,11 +132,11 @@ func fakeHandler(operators *auth.Operators) *admin.Handler {
 	}
 	requests := []admin.Request{
 		{ID: "r2", Time: fixedTime.Add(time.Second), Site: "office", Service: "intranet", Remote: "198.51.100.4:51000", Method: "POST", Host: "intranet.example.com", Path: "/login", Proto: "HTTP/2.0", Status: 502, Word: "unreachable", Took: 31},
-		{ID: "r1", Time: fixedTime, Site: "office", Service: "intranet", Remote: "198.51.100.4:51000", Method: "GET", Host: "intranet.example.com", Path: "/\x1b[2Jx?q=1", Proto: "HTTP/2.0", Status: 200, Received: 0, Sent: 5120, Wait: 12.5, Took: 1234, Inspectable: true},
+		{ID: "r1", Time: fixedTime, Site: "office", Service: "intranet", Remote: "198.51.100.4:51000", Method: "GET", Host: "intranet.example.com", Path: "/\x1b[2Jx\u009b31m?q=1", Proto: "HTTP/2.0", Status: 200, Received: 0, Sent: 5120, Wait: 12.5, Took: 1234, Inspectable: true},
 	}
 	logs := []admin.LogLine{
 		{Time: fixedTime, Level: "INFO", Message: "ready", Attrs: map[string]string{"https": "0.0.0.0:443", "admin": "127.0.0.1:7070"}},
-		{Time: fixedTime.Add(time.Second), Level: "WARN", Message: "site away", Attrs: map[string]string{"site": "lab", "reason": "the link \x1b[31mbroke\n"}},
+		{Time: fixedTime.Add(time.Second), Level: "WARN", Message: "site away", Attrs: map[string]string{"site": "lab", "reason": "the link \x1b[31mbroke\n\u009b0m"}},
 	}
 	missing := func(what, id string) error {
 		return &admin.Error{Code: 404, Text: fmt.Sprintf("no %s %q", what, id)}
@@ -157,7 +158,7 @@ func fakeHandler(operators *auth.Operators) *admin.Handler {
 			Request:        requests[1],
 			RequestHeader:  []admin.HeaderField{{Name: "accept", Value: "text/html"}, {Name: "cookie", Value: "(redacted)"}},
 			ResponseHeader: []admin.HeaderField{{Name: "content-type", Value: "text/plain"}},
-			ResponseBody:   admin.Body{Text: "hello\x1b]0;x\a\n\tworld\n", Size: 5120, Truncated: true, Redacted: true},
+			ResponseBody:   admin.Body{Text: "hello\x1b]0;x\a\n\tworld\u009d0;x\u009c\n", Size: 5120, Truncated: true, Redacted: true},
 			RequestBody:    admin.Body{Base64: []byte{0, 1, 2}, Size: 3},
 		}, nil
 	}
@@ -347,10 +348,16 @@ func (f *fakeRelay) transcript(t *testing.T, args []string) string {
 			t.Errorf("%v: a token is in the output", args)
 		}
 	}
-	if i := strings.IndexFunc(b.String(), func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' || r == 0x7f }); i >= 0 {
-		t.Errorf("%v: control characters in the output: %q", args, b.String()[i:])
-	}
+	noControls(t, args, b.String())
 	return b.String()
+}
+
+// noControls checks that what a command has printed cannot steer a terminal.
+func noControls(t *testing.T, args any, s string) {
+	t.Helper()
+	if i := strings.IndexFunc(s, func(r rune) bool { return unicode.IsControl(r) && r != '\n' && r != '\t' }); i >= 0 {
+		t.Errorf("%v: control characters in the output: %q", args, s[i:])
+	}
 }
 
 // What --json prints is what the API's types say, nothing less and nothing more; and errors are JSON, too.
@@ -379,6 +386,7 @@ func TestJSON(t *testing.T) {
 		"top --once --every 200ms":      new(admin.Figures),
 	} {
 		code, stdout, stderr := tunnelctl(t.Context(), "", append(f.flags("admin"), append([]string{"--json"}, strings.Fields(args)...)...)...)
+		noControls(t, args, stdout)
 		d := json.NewDecoder(strings.NewReader(stdout))
 		d.DisallowUnknownFields()
 		if err := d.Decode(into); code != 0 || err != nil || stderr != "" {
@@ -395,6 +403,7 @@ func TestJSON(t *testing.T) {
 	// Feeds are a line each, and end with the error that says why.
 	for args, into := range map[string]any{"requests -f": new(admin.Request), "logs -f": new(admin.LogLine)} {
 		code, stdout, stderr := tunnelctl(t.Context(), "", append(f.flags("admin"), append([]string{"--json"}, strings.Fields(args)...)...)...)
+		noControls(t, args, stdout)
 		n := 0
 		for line := range strings.Lines(stdout) {
 			n++
@@ -406,8 +415,9 @@ func TestJSON(t *testing.T) {
 			t.Errorf("%s: %d lines, exit code %d, %s", args, n, code, stderr)
 		}
 	}
-	for _, args := range []string{"sites ofice", "streams kick nothing", "--admin " + f.nobody + " status", "status --nonsense", "nonsense"} {
+	for _, args := range []string{"sites ofice", "sites \u009bofice", "streams kick nothing", "--admin " + f.nobody + " status", "status --nonsense", "nonsense"} {
 		code, stdout, stderr := tunnelctl(t.Context(), "", append(f.flags("admin"), append([]string{"--json"}, strings.Fields(args)...)...)...)
+		noControls(t, args, stderr)
 		var e struct {
 			Error string `json:"error"`
 			Code  int    `json:"exit_code"`
@@ -450,7 +460,7 @@ func TestCompletion(t *testing.T) {
 		{"sites lab ", ""},
 		{"streams --site ", "lab\taway\noffice\tconnected\n"},
 		{"streams kick ", "s2\toffice/ssh 192.0.2.33:40000\ns1\toffice/intranet 198.51.100.4:51000\n"},
-		{"requests show ", "r1\tGET /?[2Jx?q=1\n"},
+		{"requests show ", "r1\tGET /?[2Jx?31m?q=1\n"},
 		{"certs renew i", "intranet.example.com\n"},
 		{"logs --level w", "debug\ninfo\nwarn\nerror\n"},
 		{"help site p", "promote\tHave a stand-by take a site's visitors over\n"},
@@ -472,6 +482,22 @@ func TestCompletion(t *testing.T) {
 		if code, stdout, stderr := tunnelctl(t.Context(), "", "completion", shell); code != 0 || len(stdout) < 1000 || stderr != "" {
 			t.Errorf("completion %s: %d, %d bytes, %s", shell, code, len(stdout), stderr)
 		}
+	}
+}
+
+// What JSON leaves as it is, and a terminal does not, means the same as before.
+func TestEscaped(t *testing.T) {
+	const text = "a\u009b2J\u007f\u202e\U000e0001ü世🙂\n"
+	b, err := json.Marshal(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back string
+	if got := string(escaped(b)); got != `"a\u009b2J\u007f\u202e\udb40\udc01ü世🙂\n"` || json.Unmarshal([]byte(got), &back) != nil || back != text {
+		t.Errorf("%s, which is %q", got, back)
+	}
+	if got := string(escaped([]byte("\"\x9b\""))); got != `"\ufffd"` { // of a json.RawMessage
+		t.Errorf("%s", got)
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -8,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -44,10 +47,7 @@ func (v *view) print(value any, text func()) error {
 		text()
 		return nil
 	}
-	e := json.NewEncoder(v.out)
-	e.SetIndent("", "  ")
-	e.SetEscapeHTML(false)
-	return e.Encode(value)
+	return v.encode(value, "  ")
 }
 
 // line prints a value that is one of many: as one line of JSON, or else as text makes it.
@@ -56,9 +56,41 @@ func (v *view) line(value any, text func()) error {
 		text()
 		return nil
 	}
-	e := json.NewEncoder(v.out)
+	return v.encode(value, "")
+}
+
+// encode prints a value as JSON.
+func (v *view) encode(value any, indent string) error {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetIndent("", indent)
 	e.SetEscapeHTML(false)
-	return e.Encode(value)
+	if err := e.Encode(value); err != nil {
+		return err
+	}
+	_, err := v.out.Write(escaped(b.Bytes()))
+	return err
+}
+
+// escaped escapes in a JSON text what printable removes: JSON does so itself with characters below the space alone, and terminals
+// obey U+009B as they do ESC [.
+func escaped(text []byte) []byte {
+	var b []byte
+	for i := 0; i < len(text); {
+		r, n := utf8.DecodeRune(text[i:])
+		switch {
+		case r == utf8.RuneError && n == 1:
+			b = append(b, `\ufffd`...)
+		case r < 0x7f || unicode.IsPrint(r):
+			b = append(b, text[i:i+n]...)
+		default:
+			for _, u := range utf16.AppendRune(nil, r) {
+				b = fmt.Appendf(b, `\u%04x`, u)
+			}
+		}
+		i += n
+	}
+	return b
 }
 
 // printf prints text. What a relay, a site or a visitor has said goes through printable first.
