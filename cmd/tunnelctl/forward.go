@@ -129,7 +129,12 @@ func localAddress(s string) (string, error) {
 func (r *reach) linked() func(site string, err error) {
 	lost := make(map[string]bool)
 	return func(site string, err error) { // on one loop
+		r.onLink(site, err)
+		over, isOver := errors.AsType[*operate.OverError](err)
 		switch {
+		case isOver:
+			lost[site] = true
+			r.errs.printf("%s: all connections have ended: %v", site, over)
 		case err != nil:
 			lost[site] = true
 			r.errs.printf("%s: the way to the relay is lost: connections wait (%v)", site, err)
@@ -260,8 +265,12 @@ func (f *forwarder) carry(ctx context.Context, conn local) {
 	defer stream.Close()
 	err = splice(ctx, conn, stream)
 	var here *net.OpError
+	refused, _ := errors.AsType[*operate.Error](err)
 	switch {
-	case err == nil || ctx.Err() != nil:
+	case err == nil:
+	case denied(ctx) != nil, refused != nil && (refused.Code == operate.CodeToken || refused.Code == relay.OperateForbidden):
+		f.errs.printf("%v: the connection of %v was ended: the relay does not let you in any more", f, conn.RemoteAddr())
+	case ctx.Err() != nil:
 	case errors.As(err, &here): // no fault of the relay or the site
 		f.errs.printf("%v: the program at %v has broken the connection off: %v", f, conn.RemoteAddr(), here.Err)
 	default:

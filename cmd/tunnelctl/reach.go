@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
@@ -32,10 +34,32 @@ type reach struct {
 	client *operate.Client
 	asked  *admin.Client // for explain
 	errs   *notes
+	end    context.CancelCauseFunc // of the command
 }
 
-// flags are those of such a command.
+// denial is the cause of the end of a command's context when the relay does not let its operator in any more.
+type denial struct{ error }
+
+// denied returns what the command has to end with because of that, nil if it may go on.
+func denied(ctx context.Context) error {
+	if d, ok := errors.AsType[denial](context.Cause(ctx)); ok {
+		return d.error
+	}
+	return nil
+}
+
+// flags are those of such a command, which is complete but for them. Its context ends when the relay does not let the operator in
+// any more, and then it ends with that.
 func (r *reach) flags(cmd *cobra.Command) {
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		ctx, cancel := context.WithCancelCause(cmd.Context())
+		defer cancel(nil)
+		r.end = cancel
+		cmd.SetContext(ctx)
+		err := run(cmd, args)
+		return cmp.Or(denied(ctx), err)
+	}
 	cmd.Flags().StringArrayVar(&r.siteKeys, "site-key", nil, "the site's `KEY` (ed25519:...), as relay-private says it: it is taken instead of what is known, and remembered; several times for several private relays")
 	cmd.Flags().StringVar(&r.keyFile, "operator-key", "", "`file` with your own key, for sites that want one (default operator.key in the folder of tunnelctl's files, if it is there)")
 }
@@ -76,6 +100,7 @@ func (r *reach) open(cmd *cobra.Command) (*operate.Client, error) {
 		},
 	}
 	c.Trust = known.Trust
+	c.OnLink = r.onLink
 	r.client = c
 	return c, nil
 }
@@ -92,7 +117,19 @@ func (r *reach) ownKey(folder string) (ed25519.PrivateKey, error) {
 	return auth.ReadKey(file)
 }
 
-// explain says what to do about an error.
+// onLink is told of the way to the relay.
+func (r *reach) onLink(site string, err error) {
+	over, ok := errors.AsType[*operate.OverError](err)
+	if !ok {
+		return
+	}
+	if e, ok := errors.AsType[*operate.Error](over); ok && e.Code == relay.OperateForbidden {
+		r.end(denial{r.explain(site, e)})
+	}
+	r.explain(site, over)
+}
+
+// explain says what to do about an error. If the relay does not take the token, the command ends.
 func (r *reach) explain(what string, err error) error {
 	var refused *operate.Error
 	var wrong *operate.KeyError
@@ -106,7 +143,9 @@ func (r *reach) explain(what string, err error) error {
 	}
 	switch refused.Code {
 	case operate.CodeToken:
-		return explain(r.asked, &admin.Error{Code: 401, Text: refused.Text})
+		err := explain(r.asked, &admin.Error{Code: 401, Text: refused.Text})
+		r.end(denial{err})
+		return err
 	case operate.CodeNoRelay:
 		return failf(exitUnreachable, "%s: %w: is it the relay's own domain, or its admin address?", r.asked.Base.Host, err)
 	case relay.OperateForbidden:

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/ed25519"
@@ -17,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -36,13 +38,16 @@ type office struct {
 	flags   []string   // that lead to the relay
 	uploads chan error // how each connection to office/upload has ended
 	config  string     // folder
+
+	revoked atomic.Bool // the relay does not take the token any more
+	entered chan func() // has a function for each session that was let in, which ends it
 }
 
 // startOffice starts both relays. Its services: "echo", which says "|end" after the end; "upload"; "broken", which breaks off after a
 // byte; "none", whose target is not there; "dns", which echoes datagrams; "web", over HTTP.
 func startOffice(t *testing.T) *office {
 	t.Helper()
-	o := &office{t: t, uploads: make(chan error, 1), config: t.TempDir()}
+	o := &office{t: t, uploads: make(chan error, 1), config: t.TempDir(), entered: make(chan func(), 100)}
 	t.Setenv("XDG_CONFIG_HOME", o.config)
 	for _, name := range []string{"CULVERT_ADMIN", "CULVERT_RELAY", "CULVERT_CA", "CULVERT_TOKEN_FILE", "CULVERT_CONFIG"} {
 		t.Setenv(name, "")
@@ -73,7 +78,11 @@ func startOffice(t *testing.T) *office {
 	r := &public.Relay{
 		Core: core(), Domain: "localhost", TLS: serverTLS(cert), HTTPS: "127.0.0.1:0",
 		Operator: func(got string, _ netip.Addr) (auth.Identity, bool) {
-			return auth.Identity{Operator: "alice", Role: auth.Operate}, got == token
+			return auth.Identity{Operator: "alice", Role: auth.Operate}, got == token && !o.revoked.Load()
+		},
+		FollowOperator: func(_ auth.Identity, end func()) func() {
+			o.entered <- end
+			return func() {}
 		},
 	}
 	r.Reload([]public.Site{{Name: "office", Keys: []string{auth.FormatPublicKey(pub)}}, {Name: "lab", Keys: []string{auth.FormatPublicKey(pub)}}})
@@ -347,6 +356,72 @@ func TestConnectBroken(t *testing.T) {
 	o := startOffice(t)
 	if code, _, stderr := o.run("x", "connect", "office/broken"); code != exitUnreachable || !strings.Contains(stderr, "tunnelctl: office/broken: ") {
 		t.Errorf("exit code %d, %q", code, stderr)
+	}
+}
+
+// When the token is revoked, what runs with it says so, and ends at once with the exit code for that.
+func TestTokenRevoked(t *testing.T) {
+	for _, args := range []string{"forward office/echo", "forward --udp office/dns", "socks office 0", "connect office/echo", "http office/stalled /", "ping office", "bench -t 1m office"} {
+		t.Run(args, func(t *testing.T) {
+			o := startOffice(t)
+			o.serve("stalled", func(c net.Conn) {
+				defer c.Close()
+				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun\n")
+				io.Copy(io.Discard, c)
+			})
+			stdin, typed := io.Pipe()
+			defer typed.Close()
+			r, stdout := io.Pipe()
+			printed := bufio.NewReader(r)
+			var stderr bytes.Buffer
+			codec := make(chan int, 1)
+			go func() {
+				code := command(t.Context(), append(o.flags, strings.Fields(args)...), stdin, stdout, &stderr)
+				stdout.Close()
+				codec <- code
+			}()
+			end := <-o.entered
+			name, _, _ := strings.Cut(args, " ")
+			var open net.Conn
+			switch {
+			case name == "bench": // which says nothing before its end
+			case name == "connect":
+				io.WriteString(typed, "x\n")
+				fallthrough
+			default:
+				line, err := printed.ReadString('\n')
+				if err != nil {
+					t.Fatalf("it ended with %d: %s", <-codec, stderr.String())
+				}
+				if args == "forward office/echo" {
+					addr, _, _ := strings.Cut(line, " -> ")
+					if open, err = net.Dial("tcp", addr); err != nil {
+						t.Fatal(err)
+					}
+					defer open.Close()
+					io.WriteString(open, "x")
+					if _, err := io.ReadFull(open, make([]byte, 1)); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			go io.Copy(io.Discard, printed)
+			o.revoked.Store(true)
+			end()
+			if open != nil {
+				if _, err := open.Read(make([]byte, 1)); err == nil || err == io.EOF {
+					t.Errorf("the open connection: %v, want a reset", err)
+				}
+			}
+			code := <-codec
+			text := stderr.String()
+			if code != exitDenied || !strings.Contains(text, "tunnelctl: "+o.flags[1]+" does not accept the token: ") || strings.Contains(text, "connections wait") {
+				t.Errorf("exit code %d, %s", code, text)
+			}
+			if open != nil && !strings.Contains(text, fmt.Sprintf("office/echo: the connection of %v was ended", open.LocalAddr())) {
+				t.Errorf("the connection that was open is not named: %s", text)
+			}
+		})
 	}
 }
 

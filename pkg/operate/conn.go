@@ -209,6 +209,9 @@ func (t *conn) lost(err error) error {
 		text = "was lost"
 		if why := t.session.why.Load(); why != nil {
 			text += ": " + (*why).Error()
+			if e, ok := errors.AsType[*Error](*why); ok {
+				code = e.Code
+			}
 		}
 	case tunnel.CodeCancelled:
 		text = "was ended by its target, or a relay, in the middle"

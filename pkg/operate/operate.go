@@ -66,8 +66,8 @@ type Client struct {
 	// by several goroutines. Its error is that of Open. Required; see KnownSites.
 	Trust func(site, key string, listed []string) error
 
-	// OnLink is told when the way to a site's session is there (a nil error), and when it is lost. It is called on the loop, and
-	// must not block. If nil, nobody is.
+	// OnLink is told when the way to a site's session is there (a nil error), when it is lost, and, by an *OverError, when the
+	// session has ended. It is called on the loop, and must not block. If nil, nobody is.
 	OnLink func(site string, err error)
 
 	// Software is what relays are told, for people to read.
@@ -108,6 +108,13 @@ type Error struct {
 }
 
 func (e *Error) Error() string { return e.Text }
+
+// An OverError says that a session has ended, and its connections with it: they do not wait for the relay. Why is an *Error if
+// that was the relay's decision.
+type OverError struct{ Why error }
+
+func (e *OverError) Error() string { return e.Why.Error() }
+func (e *OverError) Unwrap() error { return e.Why }
 
 // CodeToken is that of an Error when the relay does not take the token for one of an operator, and CodeNoRelay when what
 // answers is no public relay.

@@ -11,10 +11,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"culvert.dev/pkg/auth"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/relay/private"
 	"culvert.dev/pkg/relay/public"
@@ -182,12 +184,22 @@ func TestRevoked(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		w.startPrivate(w.key, nil)
 		c := w.operator("alice")
+		told := make(chan error, 10)
+		c.OnLink = func(_ string, err error) { told <- err }
 		conn := w.open(c, "echo")
 		w.roundTrip(conn, "before")
 		began := time.Now()
 		w.revoke("alice")
 		_, err := conn.Read(make([]byte, 1))
-		wantCode(t, err, relay.OperateUnreachable, "the relay has ended the session")
+		wantCode(t, err, CodeToken, "the connection to office/echo was lost: the relay does not accept the token")
+		if err := <-told; err != nil {
+			t.Errorf("the first that was told of the link: %v", err)
+		}
+		over, ok := errors.AsType[*OverError](<-told)
+		if !ok {
+			t.Fatalf("told of %v", over)
+		}
+		wantCode(t, over, CodeToken, "does not accept the token")
 		if took := time.Since(began); took > time.Second {
 			t.Errorf("the connection lived for %v", took)
 		}
@@ -197,6 +209,73 @@ func TestRevoked(t *testing.T) {
 			t.Errorf("%d sessions", n)
 		}
 	})
+}
+
+// Why the relay has ended a session is found out: by a token that does not open another one, or does; nobody waits for a relay that
+// does not say.
+func TestDismissed(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		end  func(w *world)
+		code relay.OperateCode
+		text string
+		next error // of another connection; nil: it is there
+	}{
+		{
+			"another role", func(w *world) { w.become("alice", auth.Identity{Operator: "alice", Role: auth.Viewer, Token: "1"}) },
+			relay.OperateForbidden, `operator "alice" has the role viewer`, &Error{Code: relay.OperateForbidden},
+		},
+		{
+			"the same role", func(w *world) { w.become("alice", w.tokens["alice"]) },
+			relay.OperateUnreachable, "was lost: the relay has ended the session", nil,
+		},
+		{
+			"nobody answers", func(w *world) { w.refuse.Store(true); w.become("alice", w.tokens["alice"]) },
+			relay.OperateUnreachable, "was lost: the relay has ended the session", syscall.ECONNREFUSED,
+		},
+		{
+			"revoked while the link is cut", func(w *world) {
+				w.desk.Cut()
+				w.revoke("alice")
+			},
+			CodeToken, "does not accept the token", &Error{Code: CodeToken},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				w.startPrivate(w.key, nil)
+				c := w.operator("alice")
+				var over []error
+				c.OnLink = func(_ string, err error) { // on the loop
+					if e, ok := errors.AsType[*OverError](err); ok {
+						over = append(over, e)
+					}
+				}
+				conn := w.open(c, "echo")
+				w.roundTrip(conn, "before")
+				began := time.Now()
+				test.end(w)
+				_, err := conn.Read(make([]byte, 1))
+				wantCode(t, err, test.code, test.text)
+				if took := time.Since(began); took > 5*time.Second {
+					t.Errorf("the connection lived for %v", took)
+				}
+				next, err := c.Open(t.Context(), "office", "echo")
+				switch want, isError := errors.AsType[*Error](test.next); {
+				case isError:
+					wantCode(t, err, want.Code, "")
+				case !errors.Is(err, test.next):
+					t.Errorf("another connection: %v, want %v", err, test.next)
+				case err == nil:
+					w.roundTrip(next, "after")
+				}
+				c.Close()
+				if len(over) != 1 {
+					t.Errorf("told %d times of the end: %v", len(over), over)
+				}
+			})
+		})
+	}
 }
 
 // Somebody who has the public relay can have the site's streams come to a private relay of his own. The operator finds out before he

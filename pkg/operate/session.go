@@ -70,6 +70,7 @@ type session struct {
 	here       []net.Addr            // and the machine's addresses
 	lookingUp  bool                  // for them
 	leaving    bool                  // it takes no more streams
+	dismissed  bool                  // the relay has ended it: the dial under way finds out why
 	patient    bool                  // the relay was reached before: what fails now may be a restart
 	problem    error                 // of the last dial
 	why        atomic.Pointer[error] // for its end; read by anybody
@@ -207,7 +208,11 @@ func (s *session) linked(l *link.Link, w relay.Welcome) {
 func (s *session) replace(l *link.Link, w relay.Welcome) {
 	c := s.client
 	next := &session{client: c, loop: s.loop, site: s.site, attempts: s.attempts, local: s.local, patient: true}
-	s.end(errForgotten)
+	if s.dismissed {
+		s.end(errOver)
+	} else {
+		s.end(errForgotten)
+	}
 	if c.sessions[s.site] != nil { // somebody has begun another one, in the end of a stream
 		l.Close(nil)
 		return
@@ -234,6 +239,10 @@ func (s *session) failed(err error) {
 	s.problem = explain(err)
 	if s.tun == nil && !s.patient || refused && !refusal.Retry || answered && status.Code < 500 {
 		s.end(s.problem)
+		return
+	}
+	if s.dismissed {
+		s.end(errOver)
 		return
 	}
 	s.tell(s.problem)
@@ -292,11 +301,14 @@ func (s *session) lost(l *link.Link, err error) {
 		return
 	}
 	s.link = nil
-	if closed, ok := errors.AsType[*link.CloseError](err); ok && closed.Status == link.StatusOver {
+	if closed, ok := errors.AsType[*link.CloseError](err); !ok || closed.Status != link.StatusOver {
+		s.tell(err)
+	} else if s.leaving {
 		s.end(errOver)
 		return
+	} else { // it does not say why, and refuses another link if that is due to the token
+		s.dismissed = true
 	}
-	s.tell(err)
 	s.tries = 0
 	s.dial()
 }
@@ -347,8 +359,8 @@ func (s *session) end(err error) {
 	for o := range openings {
 		o.done(nil, err)
 	}
-	if !quiet {
-		s.tell(err)
+	if !quiet && s.client.OnLink != nil {
+		s.client.OnLink(s.site, &OverError{err})
 	}
 }
 

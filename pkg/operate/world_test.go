@@ -165,10 +165,16 @@ func (w *world) reload() {
 }
 
 // revoke takes a token away.
-func (w *world) revoke(token string) {
+func (w *world) revoke(token string) { w.become(token, auth.Identity{}) }
+
+// become gives a token another meaning, none for the zero Identity, and ends what was opened with it.
+func (w *world) become(token string, next auth.Identity) {
 	w.mu.Lock()
 	id := w.tokens[token]
-	delete(w.tokens, token)
+	w.tokens[token] = next
+	if next == (auth.Identity{}) {
+		delete(w.tokens, token)
+	}
 	ends := w.followers[id]
 	delete(w.followers, id)
 	w.mu.Unlock()
