@@ -510,7 +510,11 @@ func (c *Conn) receive() {
 		if err == io.EOF {
 			c.flags |= gotEOF
 		} else if err != nil {
-			if err != errAgain {
+			switch {
+			case err == errAgain:
+			case err == io.ErrUnexpectedEOF && c.tls.shut:
+				c.die(err)
+			default:
 				c.closeWith(err) // of TLS: the alert goes out first
 			}
 			break

@@ -36,6 +36,8 @@ type tlsConn struct {
 	raw  []byte     // ciphertext of the read under way, lent
 	left []byte     // ciphertext that came behind the handshake
 	eof  bool       // the socket's end of stream was read
+	cut  bool       // crypto/tls was told of it: there was no close_notify
+	shut bool       // there has to be one: see ExpectCloseNotify
 	used bool       // since the last sweep
 	warm *list.Element
 	nc   *detached // after Detach: read and write there
@@ -132,6 +134,15 @@ func (c *Conn) TLS() *tls.ConnectionState {
 	}
 	s := c.tls.tc.ConnectionState()
 	return &s
+}
+
+// ExpectCloseNotify has an end of input that comes without a close_notify, which anybody on the way can make, abort c with
+// io.ErrUnexpectedEOF instead of an OnEOF (rfc8446#section-6.1). It is called after StartTLS. Without it such an end is a
+// good one if it does not come within a record, since many peers end so.
+func (c *Conn) ExpectCloseNotify() {
+	if c.tls != nil {
+		c.tls.shut = true
+	}
 }
 
 func (t *tlsConn) shaking() bool { return t.hs != nil }
@@ -385,6 +396,9 @@ func (t *tlsConn) read(size int) (b []byte, n int, err error) {
 	if err == errAgain && n > 0 {
 		err = nil
 	}
+	if err == io.EOF && t.cut && t.shut {
+		err = io.ErrUnexpectedEOF
+	}
 	if k == kept { // no plaintext: nothing new to present
 		return nil, 0, err
 	}
@@ -421,6 +435,7 @@ func (t *tlsConn) Read(b []byte) (int, error) {
 		return n, nil
 	}
 	if t.eof {
+		t.cut = true
 		return 0, io.EOF
 	}
 	return 0, errAgain

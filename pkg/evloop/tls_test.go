@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -231,6 +232,43 @@ func TestRecords(t *testing.T) {
 		}
 		wireConn{w}.Close()
 	})
+}
+
+// TestExpectCloseNotify ends the stream between two records, with the end of TLS and without.
+func TestExpectCloseNotify(t *testing.T) {
+	for name, x := range map[string]struct {
+		expect, notify bool
+		want           []string
+	}{
+		"told":               {true, true, []string{"half", "eof", "close <nil>"}},
+		"cut":                {true, false, []string{"half", "close unexpected EOF"}},
+		"cut, as many peers": {false, false, []string{"half", "eof", "close <nil>"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, Config{}, func(t *testing.T, l *Loop) {
+				w := newWire()
+				var log []string
+				ended := make(chan bool)
+				tc := shakeHands(t, l, w, clientConfig(), func(c *Conn) Handler {
+					if x.expect {
+						c.ExpectCloseNotify()
+					}
+					return &events{
+						data:   func(b []byte) int { log = append(log, string(b)); return len(b) },
+						eof:    func() { log = append(log, "eof"); c.Close() },
+						closed: func(err error) { log = append(log, fmt.Sprint("close ", err)); close(ended) },
+					}
+				})
+				tc.Write([]byte("half"))
+				if x.notify {
+					tc.CloseWrite()
+				}
+				wireConn{w}.Close()
+				<-ended
+				wantLog(t, log, x.want...)
+			})
+		})
+	}
 }
 
 // TestFlippedBit changes one bit: what is before it arrives, nothing after it, and the peer gets an alert.

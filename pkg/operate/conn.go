@@ -223,7 +223,8 @@ func (t *conn) lost(err error) error {
 	return &Error{code, fmt.Sprintf("the connection to %s/%s %s", t.site, t.service, text)}
 }
 
-// replyConn takes the reply of the public relay out of what is read first.
+// replyConn takes the reply of the public relay out of what is read first. Its end is never a good one: crypto/tls, which
+// reads nothing behind a close_notify, takes an end between two records for one.
 type replyConn struct {
 	*evloop.NetConn
 	conn *conn
@@ -235,7 +236,11 @@ func (r replyConn) Read(b []byte) (int, error) {
 			return 0, err
 		}
 	}
-	return r.NetConn.Read(b)
+	n, err := r.NetConn.Read(b)
+	if err == io.EOF {
+		err = &Error{relay.OperateUnreachable, fmt.Sprintf("the connection to %s/%s was cut on its way", r.conn.site, r.conn.service)}
+	}
+	return n, err
 }
 
 // hear reads what the public relay has to say.
@@ -268,9 +273,6 @@ func (t *conn) Scheme() string { return t.scheme }
 func (t *conn) Read(b []byte) (int, error) {
 	n, err := t.tls.Read(b)
 	if err != nil && err != io.EOF {
-		if errors.Is(err, io.ErrUnexpectedEOF) {
-			err = &Error{relay.OperateUnreachable, fmt.Sprintf("the connection to %s/%s was cut on its way", t.site, t.service)}
-		}
 		err = t.lost(err)
 	}
 	return n, err

@@ -82,6 +82,7 @@ func (p *peer) acceptOperator(s *tunnel.Stream, h relay.Header) {
 			})
 		}
 	})
+	c.ExpectCloseNotify()
 }
 
 // OnData takes the request.
