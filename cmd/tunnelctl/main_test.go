@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -109,12 +108,7 @@ func TestCommands(t *testing.T) {
 		},
 		Services: []admin.Service{{Site: "office", Name: "intranet", Publish: "https://intranet.example.com", Target: "http", Errors: map[string]uint64{"unreachable": 3, "timeout": 1}}, {Site: "office", Name: "jump", Target: "tcp"}},
 	})
-	nobody, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	nobody.Close()
-
+	dir := t.TempDir()
 	for _, tc := range []struct {
 		args   string
 		code   int
@@ -159,8 +153,8 @@ func TestCommands(t *testing.T) {
 		{"status --relay http://relay.example.com --admin=", 2, nil, []string{"want https://DOMAIN"}},
 		{"status --relay relay.example.com", 2, nil, []string{"exclude each other"}},
 		{"status --token-file /nonexistent/token", 3, nil, []string{"no token file", "--state"}},
-		{"status --admin " + nobody.Addr().String(), 5, nil, []string{"nothing listens on", "msg=ready"}},
-		{"certs dev " + t.TempDir() + " localhost *.example.com", 0, []string{"ca.pem", "cert.pem", "key.pem"}, nil},
+		{"status --admin " + nobody, 5, nil, []string{"nothing listens on", "msg=ready"}},
+		{"certs dev " + dir + " localhost *.example.com", 0, []string{"ca.pem", "cert.pem", "key.pem"}, nil},
 		{"certs dev nowhere", 2, nil, []string{"usage: tunnelctl certs dev DIR NAME"}},
 		{"certs nowhere localhost", 2, nil, []string{"tunnelctl certs dev DIR NAME"}},
 		{"stauts", 2, nil, []string{`did you mean "status"?`}},
@@ -180,7 +174,7 @@ func TestCommands(t *testing.T) {
 				}
 			}
 			for line := range strings.Lines(stdout) {
-				if len(line) > textWidth+1 {
+				if len(strings.ReplaceAll(line, dir, "DIR")) > textWidth+1 {
 					t.Errorf("wide line: %s", line)
 				}
 			}

@@ -23,11 +23,13 @@ import (
 
 var update = flag.Bool("update", false, "write the scripts in testdata anew, with what the commands print now")
 
+// nobody is where nothing listens: a port that was free a moment ago may be another test's by now.
+const nobody = "127.0.0.1:1"
+
 // fakeRelay is an admin API with a bit of everything.
 type fakeRelay struct {
 	addr    string            // of the API
 	tokens  map[string]string // files with the tokens of admin, operator, viewer, and a wrong one
-	nobody  string            // an address where nothing listens
 	foreign string            // one where another program speaks JSON
 }
 
@@ -80,12 +82,6 @@ func startFake(t *testing.T) *fakeRelay {
 	}))
 	t.Cleanup(other.Close)
 	f.foreign = other.Listener.Addr().String()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.nobody = ln.Addr().String()
-	ln.Close()
 	return f
 }
 
@@ -284,8 +280,8 @@ func (f *fakeRelay) flags(who string) []string {
 func TestScripts(t *testing.T) {
 	f := startFake(t)
 	dir := t.TempDir()
-	names := strings.NewReplacer("RELAY", f.addr, "NOBODY", f.nobody, "FOREIGN", f.foreign, "DIR", dir, "SECRET", filepath.Dir(f.tokens["admin"]))
-	hide := strings.NewReplacer(f.addr, "RELAY", f.nobody, "NOBODY", f.foreign, "FOREIGN", dir, "DIR", filepath.Dir(f.tokens["admin"]), "SECRET")
+	names := strings.NewReplacer("RELAY", f.addr, "NOBODY", nobody, "FOREIGN", f.foreign, "DIR", dir, "SECRET", filepath.Dir(f.tokens["admin"]))
+	hide := strings.NewReplacer(f.addr, "RELAY", nobody, "NOBODY", f.foreign, "FOREIGN", dir, "DIR", filepath.Dir(f.tokens["admin"]), "SECRET")
 	files, err := filepath.Glob("testdata/script/*.txt")
 	if err != nil || len(files) == 0 {
 		t.Fatal("no scripts:", err)
@@ -415,7 +411,7 @@ func TestJSON(t *testing.T) {
 			t.Errorf("%s: %d lines, exit code %d, %s", args, n, code, stderr)
 		}
 	}
-	for _, args := range []string{"sites ofice", "sites \u009bofice", "streams kick nothing", "--admin " + f.nobody + " status", "status --nonsense", "nonsense"} {
+	for _, args := range []string{"sites ofice", "sites \u009bofice", "streams kick nothing", "--admin " + nobody + " status", "status --nonsense", "nonsense"} {
 		code, stdout, stderr := tunnelctl(t.Context(), "", append(f.flags("admin"), append([]string{"--json"}, strings.Fields(args)...)...)...)
 		noControls(t, args, stderr)
 		var e struct {
@@ -474,7 +470,7 @@ func TestCompletion(t *testing.T) {
 		}
 	}
 	// Nobody waits for a relay that is away, and hears nothing of it.
-	code, stdout, _ := tunnelctl(t.Context(), "", "__complete", "--admin", f.nobody, "--token-file", f.tokens["admin"], "sites", "")
+	code, stdout, _ := tunnelctl(t.Context(), "", "__complete", "--admin", nobody, "--token-file", f.tokens["admin"], "sites", "")
 	if code != 0 || stdout != ":4\n" {
 		t.Errorf("without a relay: %d, %q", code, stdout)
 	}
@@ -523,7 +519,7 @@ func TestRelayWrong(t *testing.T) {
 	}()
 	defer func() { silent.Close(); <-done }()
 	for _, command := range [][]string{{"status"}, {"ping", "office", "-c", "1"}} {
-		for addr, want := range map[string]string{f.nobody: "nothing listens on", f.foreign: "does not speak TLS", silent.Addr().String(): "has ended the connection"} {
+		for addr, want := range map[string]string{nobody: "nothing listens on", f.foreign: "does not speak TLS", silent.Addr().String(): "has ended the connection"} {
 			args := append([]string{"--relay", "https://" + addr, "--token-file", f.tokens["admin"]}, command...)
 			code, _, stderr := tunnelctl(t.Context(), "", args...)
 			if code != exitUnreachable || !strings.Contains(stderr, want) || !strings.Contains(stderr, "is --relay the URL of") {

@@ -163,6 +163,9 @@ func FuzzParseRule(f *testing.F) {
 	})
 }
 
+// gone is where nobody listens: a port that was free a moment ago may be another test's by now.
+const gone = "127.0.0.1:1"
+
 // TestConnect reaches what listens, and says why it does not reach the rest.
 func TestConnect(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -170,18 +173,13 @@ func TestConnect(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	gone, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	gone.Close()
 	c := asked(t, onLoopback(t))
 	for _, test := range []struct {
 		target, class string
 		code          int
 	}{
 		{ln.Addr().String(), "", 0},
-		{gone.Addr().String(), classRefused, 0},
+		{gone, classRefused, 0},
 		{"192.0.2.1:80", "", 403},
 		{"169.254.169.254:80", "", 403},
 		{"no.such.name.invalid:80", classNoName, 0},
@@ -622,11 +620,6 @@ func TestReport(t *testing.T) {
 	soon := serveTLS(t, &tls.Config{Certificates: []tls.Certificate{ca.issue(t, 5)}})
 	expired := serveTLS(t, &tls.Config{Certificates: []tls.Certificate{ca.issue(t, -1)}})
 	good := serveTLS(t, &tls.Config{Certificates: []tls.Certificate{ca.issue(t, 60)}})
-	gone, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	gone.Close()
 	late := fakeNTP(t, func(_ int, req []byte) []byte { return reply(req, 90*time.Second) }).String()
 	right := fakeNTP(t, func(_ int, req []byte) []byte { return reply(req, 0) }).String()
 	names := fakeDNS(t)
@@ -641,7 +634,7 @@ func TestReport(t *testing.T) {
 	target := func(name, address string) Target {
 		return Target{Service: name, URL: "https://" + address, Network: "tcp", Address: address, TLS: true, Roots: ca.pool()}
 	}
-	tls := []Target{target("good", good), target("soon", soon), target("expired", expired), target("gone", gone.Addr().String()),
+	tls := []Target{target("good", good), target("soon", soon), target("expired", expired), target("gone", gone),
 		{Service: "folder", URL: "file:///x", Folder: true, Address: filepath.Join(t.TempDir(), "none")}, {Service: "log", URL: "udp://10.0.0.1:514"},
 		{Service: "mail", URL: "tcp://" + good, Network: "tcp", Address: good, Certificate: func(context.Context) (*x509.Certificate, error) { return nil, errors.New("no certificate") }}}
 	s.Targets = func() []Target { return tls }
@@ -650,7 +643,7 @@ func TestReport(t *testing.T) {
 		return []Relay{{Address: "none.lan:443", Linked: true, Choice: "wss: no udp", Links: []Link{{Transport: "wss", State: "linked"}, {Transport: "quic", State: "waiting", Problem: "timeout"}}}, {Address: "app.lan:443", Problem: "refused"}}
 	}
 	c := asked(t, s)
-	r, err := Gather(t.Context(), c, Options{Targets: []string{soon, gone.Addr().String(), "http://" + gone.Addr().String(), "192.0.2.1:1"}})
+	r, err := Gather(t.Context(), c, Options{Targets: []string{soon, gone, "http://" + gone, "192.0.2.1:1"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -660,7 +653,7 @@ func TestReport(t *testing.T) {
 	}
 	for _, want := range []string{
 		"wrong service expired: target https://" + expired + ": its certificate is not good: expired on",
-		"wrong service gone: target https://" + gone.Addr().String() + ": refused: nothing listens there, or a firewall says no -> start the server",
+		"wrong service gone: target https://" + gone + ": refused: nothing listens there, or a firewall says no -> start the server",
 		"wrong service folder: ",
 		"wrong service mail: its certificate: no certificate",
 		"warning service soon: the certificate of target https://" + soon + " expires in 5 days -> renew it",
@@ -668,10 +661,10 @@ func TestReport(t *testing.T) {
 		"wrong dns: none.lan is not found: there is no such name",
 		"wrong relay app.lan:443: no link: refused",
 		"note relay none.lan:443: no QUIC link",
-		"wrong target " + gone.Addr().String() + ": refused",
+		"wrong target " + gone + ": refused",
 		"note target 192.0.2.1:1: was not tried: 192.0.2.1:1 is not among",
 		"warning target " + soon + ": its certificate expires in 5 days",
-		"wrong target http://" + gone.Addr().String() + ": refused",
+		"wrong target http://" + gone + ": refused",
 	} {
 		found := false
 		for _, g := range got {

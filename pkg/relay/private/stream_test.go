@@ -357,14 +357,8 @@ func TestFileTarget(t *testing.T) {
 
 // Why there is no target reaches the public side as a code.
 func TestNoTarget(t *testing.T) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	free := ln.Addr().String()
-	ln.Close()
 	s := newSite(t,
-		tcpService(t, "down", "tcp://"+free),
+		tcpService(t, "down", "tcp://127.0.0.1:1"), // a port that was free a moment ago may be another test's by now
 		tcpService(t, "no-socket", "unix:///no/such/socket"),
 		tcpService(t, "plain", "https://"+upper(t, "tcp", "127.0.0.1:0").Addr().String()),
 	)
