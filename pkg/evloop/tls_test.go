@@ -699,14 +699,13 @@ func TestYield(t *testing.T) {
 	}
 }
 
-// TestLargeTLSWrite writes much at once to a reader that takes its time.
+// TestLargeTLSWrite writes much at once to a reader that takes its time, more of it than Close gives it.
 func TestLargeTLSWrite(t *testing.T) {
 	onEveryConn(t, func(t *testing.T, core *Core) {
 		data := randomBytes(8 << 20)
 		tc := tlsPeer(t, core, func(c *Conn) Handler {
 			c.Write(data)
-			c.Close()
-			return new(events)
+			return &events{drain: c.Close}
 		}, nil)
 		got, err := io.ReadAll(iotest.HalfReader(tc))
 		if err != nil || !bytes.Equal(got, data) {
