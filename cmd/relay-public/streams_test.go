@@ -27,7 +27,10 @@ func TestInsight(t *testing.T) {
 			if err != nil {
 				return
 			}
-			followed <- q
+			select {
+			case followed <- q:
+			case <-follow.Done(): // more of them than anybody takes
+			}
 		}
 	}()
 	defer func() { stop(); <-ended }()

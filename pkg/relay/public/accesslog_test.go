@@ -241,7 +241,7 @@ func TestAccessLog(t *testing.T) {
 	}
 	for range 3 {
 		io.WriteString(c, "ping")
-		c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		c.SetReadDeadline(time.Now().Add(time.Minute))
 		if _, err := c.Read(make([]byte, 100)); err != nil {
 			t.Fatal(err)
 		}

@@ -566,7 +566,7 @@ func TestPromoteUnderLoad(t *testing.T) {
 			}
 			time.Sleep(10 * time.Millisecond)
 			io.WriteString(lasting, "x")
-			lasting.SetReadDeadline(time.Now().Add(10 * time.Second))
+			lasting.SetReadDeadline(time.Now().Add(time.Minute))
 			if _, err := io.ReadFull(lasting, make([]byte, 1)); err != nil {
 				t.Fatal(err)
 			}

@@ -641,7 +641,7 @@ func TestFilesCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.send([]byte{0, 4, 0, 2})
-	if b := c.packet(100 * time.Millisecond); b != nil {
+	if b := c.packet(100 * time.Millisecond); b != nil && b[3] > 2 { // what has been acknowledged may have been sent again
 		t.Errorf("%x while there is no link", b[:4])
 	}
 	fs.do(s.attach)

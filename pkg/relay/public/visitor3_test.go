@@ -1145,7 +1145,7 @@ func TestHTTP3Drain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	control.SetReadDeadline(time.Now().Add(10 * time.Second))
+	control.SetReadDeadline(time.Now().Add(time.Minute))
 	want := http3.AppendGoAway(http3.AppendControl(nil), 4)
 	got := make([]byte, len(want))
 	if _, err := io.ReadFull(control, got); !bytes.Equal(got, want) {
