@@ -489,25 +489,31 @@ func (b *nat) rebind() {
 // A link outlives a change of its address, in the middle of a transfer, without a
 // new one. One that nothing comes through any more is found out by the session.
 func TestQUICPath(t *testing.T) {
-	n := &network{transport: QUIC}
-	s, core, key := start(t, n, true)
-	box := newNAT(t, n.addr)
-	n.addr = box.front.LocalAddr().String()
-	loop := core.Loop(0)
-	var me *side
-	on(loop, func() {
-		me = newSideConfig(loop, tunnel.Config{Client: true, PingInterval: time.Second, PingTimeout: 2 * time.Second})
-	})
-	lost := make(chan error, 1)
+	connect := func(ping time.Duration) (s *server, box *nat, me *side, lost chan error) {
+		t.Helper()
+		n := &network{transport: QUIC}
+		s, core, key := start(t, n, true)
+		box = newNAT(t, n.addr)
+		n.addr = box.front.LocalAddr().String()
+		loop := core.Loop(0)
+		on(loop, func() {
+			me = newSideConfig(loop, tunnel.Config{Client: true, PingInterval: ping, PingTimeout: 2 * ping})
+		})
+		lost = make(chan error, 1)
+		d := dial(loop, t.Context(), n.config(key), func(l *Link) {
+			l.Serve(me.session, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
+		})
+		if d.err != nil {
+			t.Fatal(d.err)
+		}
+		return s, box, me, lost
+	}
+	s, box, me, lost := connect(time.Minute) // a slow machine is no reason to give it up
 	var p *pump
-	d := dial(loop, t.Context(), n.config(key), func(l *Link) {
-		l.Serve(me.session, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
+	on(me.loop, func() {
 		st, _ := me.session.Open([]byte("header"))
 		p = newPump(st, 8<<20)
 	})
-	if d.err != nil {
-		t.Fatal(d.err)
-	}
 	for range 3 {
 		time.Sleep(100 * time.Millisecond)
 		box.rebind()
@@ -523,11 +529,16 @@ func TestQUICPath(t *testing.T) {
 		t.Fatal("lost there:", err)
 	}
 
+	_, box, me, lost = connect(time.Second)
 	box.hole.Store(true)
-	began := time.Now()
-	on(loop, func() { me.session.Open([]byte("another")) })
-	if err := <-lost; !errors.Is(err, tunnel.ErrLinkTimeout) || time.Since(began) > 10*time.Second {
-		t.Errorf("lost after %v: %v", time.Since(began), err)
+	on(me.loop, func() { me.session.Open([]byte("another")) })
+	select {
+	case err := <-lost:
+		if !errors.Is(err, tunnel.ErrLinkTimeout) {
+			t.Error("lost:", err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("nobody finds out that nothing comes through")
 	}
 }
 
