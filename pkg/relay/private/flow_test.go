@@ -90,7 +90,7 @@ func (v *visitorFlow) expect(want string) {
 		}
 	case err := <-v.closed:
 		v.site.t.Fatalf("the flow ended with %v instead of %q", err, want)
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		v.site.t.Fatalf("no %q", want)
 	}
 }

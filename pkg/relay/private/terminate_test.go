@@ -204,7 +204,7 @@ func TestTerminate(t *testing.T) {
 	// This side of a stream may end a moment later.
 	for _, want := range []ServiceStatus{{Name: "line", Total: 5, Unshaken: 3}, {Name: "down", Total: 1, Failed: 1}} {
 		var got ServiceStatus
-		for limit := time.Now().Add(10 * time.Second); got != want && time.Now().Before(limit); {
+		for limit := time.Now().Add(time.Minute); got != want && time.Now().Before(limit); {
 			s.do(func() {})
 			for _, st := range s.peer.relay.Status().Services {
 				if st.Name == want.Name {
