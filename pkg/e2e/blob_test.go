@@ -25,7 +25,7 @@ func blobSize() int64 {
 	if testing.Short() {
 		return 128 << 20
 	}
-	return 384 << 20
+	return 288 << 20
 }
 
 type blob struct {

@@ -242,9 +242,9 @@ func TestTFTP(t *testing.T) {
 	}
 	heavy := map[string][]int64{
 		"hpa/get": {rolled}, "hpa/put": {rolled},
-		"curl/get": {rolled}, "atftp/put": {rolled},
+		"curl/get":         {rolled},
 		"atftp-window/get": {large}, "atftp-window/put": {large},
-		"busybox-65464/get": {large}, "busybox-65464/put": {large},
+		"busybox-65464/get": {rolled}, "busybox-65464/put": {rolled},
 	}
 	s := startTFTP(t, folder, "write = true\n")
 	t.Run("each", func(t *testing.T) {

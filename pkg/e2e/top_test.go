@@ -131,7 +131,7 @@ func TestTop(t *testing.T) {
 	m.shows("live")
 
 	s.public.stop()
-	m.shows("no answer for", "nothing listens on", "office/web")
+	m.shows("no answer for", "nothing listens on", "office ") // of the services, the last answer may have been that they go
 	s.startPublic()
 	m.shows(" live", "1 of 1 site connected", "office/web")
 
