@@ -17,7 +17,7 @@ demo: build ## both relays and sample servers on this machine, until Ctrl-C (ONC
 
 test: ## everything, with the race detector; installs the programs the tests use (as root on Debian)
 	.ci/tools
-	go test -race $$(go list ./... | grep -v /e2e$$)
+	go test -race -p 4 $$(go list ./... | grep -v /e2e$$) # more than two processors: half of the time a package waits
 	go test -race -timeout 14m ./pkg/e2e # by itself: other people's programs have time-outs
 
 check: ## vet, staticcheck, gofmt, and that it builds for macOS and Windows
