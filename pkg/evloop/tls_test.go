@@ -140,7 +140,7 @@ func TestSegments(t *testing.T) {
 					w := newWire()
 					limit := 1 << rand.IntN(14)
 					w.cut = cutEvery(func() int { return 1 + rand.IntN(limit) })
-					exchange(t, l, w, version, 40_000)
+					exchange(t, l, w, version, min(40_000, 4000*limit))
 				}
 			})
 		})
