@@ -331,7 +331,7 @@ func TestCameraSteady(t *testing.T) {
 		watching(t, deadline, 10000, func(t *testing.T, w *world, s *source, v *viewer) {
 			time.Sleep(5 * time.Second) // windows grow
 			w.on(func() { v.late = 0 })
-			time.Sleep(20 * time.Second)
+			time.Sleep(10 * time.Second)
 			synctest.Wait()
 			sent, _ := s.counts()
 			w.on(func() {
