@@ -473,6 +473,9 @@ func connect(ctx context.Context, stream duplex, in io.Reader, out io.Writer) er
 	defer context.AfterFunc(ctx, stream.Abort)()
 	go sendInput(stream, in)
 	_, err := io.Copy(out, stream)
+	if err != nil { // out takes no more, say: what is left of in does not get there
+		stream.Abort()
+	}
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -443,6 +443,25 @@ func TestForwardAborted(t *testing.T) {
 	end()
 }
 
+// brokenWriter is a stdout that is closed.
+type brokenWriter struct{}
+
+func (brokenWriter) Write([]byte) (int, error) { return 0, syscall.EPIPE }
+
+// When nobody takes what the service says, what was still to be sent to it is not: the service sees it break off.
+func TestConnectClosedOut(t *testing.T) {
+	o := startOffice(t)
+	in, more := io.Pipe()
+	defer more.Close()
+	var stderr bytes.Buffer
+	if code := command(t.Context(), append(o.flags, "connect", "office/upload"), in, brokenWriter{}, &stderr); code == 0 {
+		t.Errorf("exit code %d, %s", code, stderr.String())
+	}
+	if err := <-o.uploads; err == nil {
+		t.Error("the service took a broken upload for a whole one")
+	}
+}
+
 // brokenStream is the end of a stream that is lost.
 type brokenStream struct{ io.Writer }
 
