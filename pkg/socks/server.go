@@ -106,7 +106,7 @@ func (s *Server) tell(nc net.Conn, address string, err error) {
 // client serves one connection.
 func (s *Server) client(ctx context.Context, nc net.Conn) {
 	defer nc.Close()
-	defer context.AfterFunc(ctx, func() { nc.Close() })()
+	defer context.AfterFunc(ctx, func() { cut(nc) })()
 	wait := s.Wait
 	if wait == 0 {
 		wait = 10 * time.Second
@@ -191,6 +191,8 @@ func (s *Server) connect(ctx context.Context, nc net.Conn, address string, rest 
 	}
 	if len(rest) > 0 {
 		if _, err := far.Write(rest); err != nil {
+			far.Abort()
+			cut(nc)
 			return err
 		}
 	}
@@ -236,13 +238,18 @@ func copyTo(near net.Conn, far Conn) error {
 			return nil
 		}
 		if err != nil {
-			if t, ok := near.(*net.TCPConn); ok {
-				t.SetLinger(0) // it must not look complete
-			}
-			near.Close()
+			cut(near)
 			return err
 		}
 	}
+}
+
+// cut ends a connection so that what the client has got does not look complete.
+func cut(nc net.Conn) {
+	if t, ok := nc.(*net.TCPConn); ok {
+		t.SetLinger(0)
+	}
+	nc.Close()
 }
 
 // plainReader and plainWriter hide what io.Copy would use instead of the buffer.

@@ -275,6 +275,76 @@ func TestBrokenOff(t *testing.T) {
 	<-told
 }
 
+// farEnd is a Conn that has sent "half", and is silent then.
+type farEnd struct {
+	broken bool          // it takes nothing
+	gone   func()        // before it is aborted; nil: nothing is waited for
+	sent   bool          // owned by Read
+	once   sync.Once     // of over
+	over   chan struct{} // closed when it is
+}
+
+func (f *farEnd) Read(b []byte) (int, error) {
+	if !f.sent {
+		f.sent = true
+		return copy(b, "half"), nil
+	}
+	<-f.over
+	return 0, net.ErrClosed
+}
+
+func (f *farEnd) Write(b []byte) (int, error) {
+	if f.broken {
+		return 0, errors.New("broken")
+	}
+	return len(b), nil
+}
+
+func (f *farEnd) CloseWrite() error { return nil }
+func (f *farEnd) Close() error      { f.once.Do(func() { close(f.over) }); return nil }
+func (f *farEnd) Abort() {
+	if f.gone != nil {
+		f.gone()
+	}
+	f.Close()
+}
+
+// A server that ends breaks off what goes through it, and so does a target that does not take what a hasty client has sent.
+func TestCutOff(t *testing.T) {
+	for _, broken := range []bool{false, true} {
+		seen := make(chan struct{}) // closed when the client has seen the end
+		far := &farEnd{broken: broken, over: make(chan struct{})}
+		if !broken {
+			far.gone = func() { <-seen } // so that the end cannot be the target's
+		}
+		s := &Server{Dial: func(context.Context, string, string) (Conn, error) { return far, nil }}
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- s.Serve(ctx, ln) }()
+		nc := dial(t, ln.Addr().String())
+		// The greeting, and a request for 127.0.0.1:80 with something behind it.
+		nc.Write(append([]byte{5, 1, 0, 5, 1, 0, 1, 127, 0, 0, 1, 0, 80}, "hello"...))
+		if !broken {
+			if _, err := io.ReadFull(nc, make([]byte, 2+10+len("half"))); err != nil {
+				t.Fatal(err)
+			}
+			cancel()
+		}
+		if got, err := io.ReadAll(nc); err == nil {
+			t.Errorf("broken %v: %q looks complete", broken, got)
+		}
+		close(seen)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // Datagrams go to several destinations and come back with where they are from, as long as the connection lives. Nobody else's do.
 func TestAssociate(t *testing.T) {
 	var targets []*net.UDPConn
