@@ -281,12 +281,22 @@ func (l *lines) quiet() {
 	}
 }
 
+// stop is the end of the handler, also by a panic. The timer may still come.
+func (l *lines) stop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = true
+	l.timer.Stop()
+	l.flush.SetWriteDeadline(time.Time{})
+}
+
 // feed serves a feed: one JSON value a line. A last line that is an Error says why it has ended, if that is no good reason.
 func (s *Server) feed(w http.ResponseWriter, r *http.Request, c *Call, m *Method) {
 	limits := s.bounds()
 	l := &lines{w: w, flush: http.NewResponseController(w), stall: limits.Stall, ping: limits.Ping}
 	l.timer = time.AfterFunc(time.Hour, l.quiet)
 	l.timer.Stop()
+	defer l.stop()
 	err := s.do(r.Context(), c, func(ctx context.Context, seen *any) error {
 		fill := func(in any) error {
 			err := c.fill(in)
@@ -308,17 +318,16 @@ func (s *Server) feed(w http.ResponseWriter, r *http.Request, c *Call, m *Method
 	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	defer func() { l.over = true }() // the timer may still come
-	defer l.timer.Stop()
-	defer l.flush.SetWriteDeadline(time.Time{})
 	switch {
+	case err != nil && !l.began:
+		s.refuse(w, s.answer(c, err))
+	case r.Context().Err() != nil: // the client is gone, or has only finished sending: it must not take this for the end of the feed
+		panic(http.ErrAbortHandler)
 	case err == nil:
 		l.begin()
-	case r.Context().Err() != nil: // the client is gone
-	case !l.began:
-		s.refuse(w, s.answer(c, err))
 	default:
 		b, _ := json.Marshal(s.answer(c, err))
 		w.Write(append(b, '\n'))
 	}
+	l.over = true
 }

@@ -571,6 +571,75 @@ func TestQuietFeed(t *testing.T) {
 	})
 }
 
+// TestFeedHalfClosed has a client of a feed finish sending, which ends its request: it does not look as if the feed had ended well.
+func TestFeedHalfClosed(t *testing.T) {
+	inBubble(t, func(t *testing.T, s *Server, connect func() net.Conn) {
+		s.Set(&Service{Root: "ticks", Methods: []*Method{
+			Feed("Watch", func(ctx context.Context, _ struct{}, send func(int) error) error {
+				send(1)
+				<-ctx.Done()
+				return nil
+			}),
+		}})
+		c := connect()
+		io.WriteString(c, "GET /api/ticks/Watch HTTP/1.1\r\nHost: example.com\r\n\r\n")
+		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 2)
+		if _, err := io.ReadFull(res.Body, b); err != nil || string(b) != "1\n" {
+			t.Fatalf("%q %v", b, err)
+		}
+		c.(interface{ CloseWrite() error }).CloseWrite()
+		if b, err := io.ReadAll(res.Body); err == nil {
+			t.Errorf("%q looks complete", b)
+		}
+	})
+}
+
+// late notes what is written when the handler has returned.
+type late struct {
+	http.ResponseWriter
+	over bool
+	n    int
+}
+
+func (w *late) Write(b []byte) (int, error) {
+	if w.over {
+		w.n++
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// TestFeedAborted has a feed break its answer off by a panic: nothing more is written.
+func TestFeedAborted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := new(Server)
+		s.Set(&Service{Root: "ticks", Methods: []*Method{
+			Feed("Watch", func(_ context.Context, _ struct{}, send func(int) error) error {
+				send(1)
+				panic(http.ErrAbortHandler)
+			}),
+		}})
+		w := &late{ResponseWriter: httptest.NewRecorder()}
+		func() {
+			defer func() {
+				if v := recover(); v != http.ErrAbortHandler {
+					t.Errorf("panic: %v", v)
+				}
+			}()
+			s.ServeHTTP(w, httptest.NewRequest("GET", "/ticks/Watch", nil))
+		}()
+		w.over = true
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if w.n > 0 {
+			t.Errorf("%d writes behind the end", w.n)
+		}
+	})
+}
+
 // TestQuietTooLate has the timer of a feed come when an event has just gone: there is no empty line between the events.
 func TestQuietTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
