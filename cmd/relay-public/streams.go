@@ -98,7 +98,7 @@ func (n *insight) figures() func(context.Context) (*admin.Look, error) {
 			return nil, slow(err)
 		}
 		l := &admin.Look{
-			Time: f.Time, Visitors: f.Visitors, Streams: f.Streams, Requests: f.Requests,
+			Time: f.Time, Visitors: f.Visitors, Streams: f.Streams, Requests: f.Requests, Draining: f.Draining,
 			Services: make([]admin.ServiceLook, len(f.Services)),
 		}
 		for i, s := range f.Services {

@@ -317,6 +317,7 @@ type Figures struct {
 	Visitors int              `json:"visitors"` // connections open now
 	Streams  int              `json:"streams"`  // of all sites
 	Requests uint64           `json:"requests"` // so far, sent on to a site
+	Draining bool             `json:"draining,omitempty"`
 	Sites    []SiteFigures    `json:"sites"`
 	Services []ServiceFigures `json:"services"`
 }
@@ -350,6 +351,7 @@ type Look struct {
 	Visitors int
 	Streams  int
 	Requests uint64
+	Draining bool
 	Sites    []SiteLook
 	Services []ServiceLook
 }

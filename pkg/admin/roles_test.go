@@ -509,12 +509,12 @@ func TestFigures(t *testing.T) {
 		Services: []ServiceLook{{Site: "office", Name: "web", Requests: 5, Received: 100, Sent: 50, Errors: 1}},
 	}}
 	now := &look{Look: &Look{
-		Time: at.Add(2 * time.Second), Visitors: 3, Streams: 2,
+		Time: at.Add(2 * time.Second), Visitors: 3, Streams: 2, Draining: true,
 		Sites:    []SiteLook{{SiteFigures: SiteFigures{Name: "office", State: StateConnected, Streams: 2, Links: 2, Sessions: 2}, Received: 5200, Sent: 30}},
 		Services: []ServiceLook{{Site: "office", Name: "web", Requests: 11, Received: 40, Sent: 250, Visitors: 1, Errors: 5}},
 	}}
 	f := now.since(before)
-	if s := f.Sites[0]; s.In != 10 || s.Out != 2100 || s.Streams != 2 || s.Links != 2 || s.Sessions != 2 || f.Streams != 2 || f.Visitors != 3 {
+	if s := f.Sites[0]; s.In != 10 || s.Out != 2100 || s.Streams != 2 || s.Links != 2 || s.Sessions != 2 || f.Streams != 2 || f.Visitors != 3 || !f.Draining {
 		t.Errorf("%+v", f)
 	}
 	// 40 bytes where there were 100: it has begun anew.

@@ -112,7 +112,7 @@ func (l *look) since(before *look) *Figures {
 
 func (l *look) measure(before *look) *Figures {
 	f := &Figures{
-		Time: l.Time.UTC(), Visitors: l.Visitors, Streams: l.Streams, Requests: l.Requests,
+		Time: l.Time.UTC(), Visitors: l.Visitors, Streams: l.Streams, Requests: l.Requests, Draining: l.Draining,
 		Sites: make([]SiteFigures, len(l.Sites)), Services: make([]ServiceFigures, len(l.Services)),
 	}
 	type key struct{ site, name string }

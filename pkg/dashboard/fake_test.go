@@ -46,6 +46,8 @@ type fake struct {
 	readers   map[chan admin.LogLine]struct{}
 	calls     []string // that changed something: what and of what
 	refuse    error    // of the next change
+	config    string   // that was checked last
+	report    *admin.ConfigReport
 }
 
 func ago(d time.Duration) time.Time { return time.Now().Add(-d).UTC() }
@@ -219,6 +221,19 @@ func (f *fake) admin() *admin.Handler {
 				return nil, err
 			}
 			return &admin.Invitation{Site: in.Name, Token: "cvj_J7kq2v9XbT4mN8wRzYc5LdHsPf3GaEu6", Expires: time.Now().Add(in.Lifetime())}, nil
+		},
+		CheckConfig: func(_ context.Context, in admin.ConfigText) (*admin.ConfigReport, error) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.config = in.Text
+			return f.report, nil
+		},
+		Drain: func(context.Context) error {
+			if err := f.changed("drain"); err != nil {
+				return err
+			}
+			f.with(func() { f.status.Draining = true })
+			return nil
 		},
 		RotateSite: func(_ context.Context, in admin.Rotate) (*admin.Invitation, error) {
 			return &admin.Invitation{Site: in.Name, Token: "cvj_rotate", Expires: time.Now().Add(time.Hour)}, f.changed("rotate %s", in.Name)
@@ -453,7 +468,7 @@ func (f *fake) look(context.Context) (*admin.Look, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &admin.Look{Time: time.Now(), Visitors: s.Visitors, Requests: s.Counters.Requests}
+	l := &admin.Look{Time: time.Now(), Visitors: s.Visitors, Requests: s.Counters.Requests, Draining: s.Draining}
 	for i := range s.Sites {
 		site := &s.Sites[i]
 		one := admin.SiteLook{SiteFigures: admin.SiteFigures{Name: site.Name, State: site.State, RTT: site.RTT, Sessions: len(site.Sessions)}}

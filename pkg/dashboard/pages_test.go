@@ -25,7 +25,7 @@ import (
 var all = []struct{ hash, title string }{
 	{"#/overview", "Overview"}, {"#/services", "Services"}, {"#/services/office/api", "office/api"}, {"#/streams", "Streams"}, {"#/visitors", "Visitors"},
 	{"#/requests", "Requests"}, {"#/requests/r1", "POST /v1/orders?token=%5Bredacted%5D"}, {"#/sites", "Sites"}, {"#/sites/office", "office"}, {"#/certificates", "Certificates"},
-	{"#/alerts", "Alerts"}, {"#/access", "Access"}, {"#/log", "Log"}, {"#/audit", "Audit"},
+	{"#/alerts", "Alerts"}, {"#/access", "Access"}, {"#/log", "Log"}, {"#/audit", "Audit"}, {"#/maintenance", "Maintenance"},
 }
 
 // loaded waits until a page has what it has asked for.
@@ -257,6 +257,70 @@ func TestCertificates(t *testing.T) {
 	b.wait(`document.querySelector(".badge").hidden`)
 }
 
+// TestMaintenance checks a configuration, and stops the relay.
+func TestMaintenance(t *testing.T) {
+	f := newFake(t)
+	b := newTab(t, f)
+	b.signIn(auth.Administer)
+	b.show("#/maintenance", "Maintenance")
+	f.with(func() {
+		f.report = &admin.ConfigReport{Mistakes: []string{"public.toml:3: unknown key \"dommain\"", "public.toml:9: limits.visitors: want a number"}}
+	})
+	b.fill("#config", "dommain = \"x\"")
+	b.press("Check")
+	b.sees("2 mistakes", `unknown key "dommain"`, "want a number")
+	f.with(func() { f.report = &admin.ConfigReport{OK: true, Restart: []string{"[listen]", "[limits]"}} })
+	// A file is read in the browser. What was found in another one is not said of it.
+	eval[bool](b, `((e) => {
+		const d = new DataTransfer();
+		d.items.add(new File(["domain = \"relay.example.com\"\n"], "public.toml"));
+		e.files = d.files;
+		e.dispatchEvent(new Event("change"));
+		return true;
+	})(document.querySelector("#config-file"))`)
+	b.wait(`document.querySelector("#config").value.startsWith("domain") && !document.querySelector(".result").innerText`)
+	b.press("Check")
+	b.sees("The relay can run with it", "It needs a restart: a reload does not change [listen], [limits].")
+	f.with(func() {
+		if f.config != "domain = \"relay.example.com\"\n" {
+			t.Errorf("the relay was asked about %q", f.config)
+		}
+		f.report = &admin.ConfigReport{OK: true}
+	})
+	b.press("Check")
+	b.sees("A reload is enough", "systemctl reload relay-public")
+	// More than the relay takes is not sent: it would cut the WebSocket.
+	eval[bool](b, `(document.querySelector("#config").value = "#".repeat(300_000), true)`)
+	b.press("Check")
+	b.sees("it is no configuration file")
+	b.wants()
+
+	b.sees("office/api 1 visitor", "warehouse/stock 1 visitor")
+	b.press("Drain and stop")
+	b.sees("Nobody new is let in", "Type stop to confirm")
+	b.keys("sto\r")
+	b.wants()
+	f.with(func() { f.refuse = rest.Errorf(http.StatusConflict, "the relay has just begun") })
+	b.keys("p\r")
+	b.sees("the relay has just begun")
+	b.wants("drain")
+	b.keys("\r")
+	b.wait(`!document.querySelector("dialog") && document.querySelector(".state").innerText === "Draining"`)
+	b.wants("drain")
+	b.sees("It drains: nobody new is let in")
+	b.wait(`[...document.querySelectorAll("main button")].find((x) => x.innerText === "Drain and stop").disabled`)
+	// It is seen on every page, and what is still open goes.
+	f.with(func() { f.streams = f.streams[:1] })
+	b.wait(`!document.querySelector("main").innerText.includes("warehouse/stock")`)
+	b.show("#/streams", "Streams")
+	b.wait(`document.querySelector(".state").innerText === "Draining"`)
+	f.cut()
+	f.with(func() { f.status.Draining = false }) // the next relay does not
+	b.wait(`document.querySelector(".offline").innerText.includes("The relay was draining, and has stopped")`)
+	f.start()
+	b.wait(`document.querySelector(".state").innerText === "Live"`)
+}
+
 // TestRequests watches them come, looks into one, and sends it again.
 func TestRequests(t *testing.T) {
 	f := newFake(t)
@@ -382,7 +446,7 @@ func TestRoles(t *testing.T) {
 	}{
 		{auth.Viewer, "overview,services,streams,visitors,requests,sites,certificates,alerts,access", "", ""},
 		{auth.Operate, "overview,services,streams,visitors,requests,sites,certificates,alerts,access,log", "Kick,Promote", "Kick Renew"},
-		{auth.Administer, "overview,services,streams,visitors,requests,sites,certificates,alerts,access,log,audit", "Add stand-by,Invite a site,Kick,Promote,Revoke,Rotate key", "Kick Renew"},
+		{auth.Administer, "overview,services,streams,visitors,requests,sites,certificates,alerts,access,log,audit,maintenance", "Add stand-by,Invite a site,Kick,Promote,Revoke,Rotate key", "Kick Renew"},
 	} {
 		t.Run(role.role.String(), func(t *testing.T) {
 			b := newTab(t, f)
@@ -407,6 +471,8 @@ func TestRoles(t *testing.T) {
 			}
 			if role.role == auth.Viewer {
 				b.show("#/audit", "Audit")
+				b.sees("This needs the role admin")
+				b.show("#/maintenance", "Maintenance")
 				b.sees("This needs the role admin")
 				b.show("#/log", "Log")
 				b.sees("This needs the role operator")
@@ -731,7 +797,7 @@ func TestHostile(t *testing.T) {
 	b.keys("\r")
 	b.wait(`document.querySelector(".state")?.innerText === "Live"`)
 	id := eval[string](b, "encodeURIComponent("+asJS(evil)+")")
-	for _, p := range []string{"overview", "services", "services/" + id + "/" + id, "streams", "visitors", "requests", "requests/" + id, "sites", "sites/" + id, "certificates", "alerts", "log", "audit", "access"} {
+	for _, p := range []string{"overview", "services", "services/" + id + "/" + id, "streams", "visitors", "requests", "requests/" + id, "sites", "sites/" + id, "certificates", "alerts", "log", "audit", "access", "maintenance"} {
 		eval[bool](b, `(location.hash = "#/`+p+`", true)`)
 		b.loaded()
 		switch p {

@@ -220,6 +220,17 @@ func TestDashboard(t *testing.T) {
 	d.sees("streams/Kick", "requests/Replay", "sites/Promote", "sessions/Kick", "sites/Invite", "sites/Revoke")
 	d.show("log")
 	d.sees("INFO")
+	config, err := os.ReadFile(s.file("public.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.show("maintenance")
+	value[bool](d, fmt.Sprintf(`(document.querySelector("#config").value = %q, true)`, config))
+	d.press("Check")
+	d.sees("The relay can run with it")
+	value[bool](d, `(document.querySelector("#config").value += "visitors = many", true)`)
+	d.press("Check")
+	d.sees("1 mistake", "public.toml")
 	d.show("services/office/api")
 	d.until(`document.querySelector("canvas.chart")?.getAttribute("aria-label").includes("To visitors: at most")`)
 }

@@ -17,6 +17,7 @@ import { alerts } from "./pages/alerts.js";
 import { access } from "./pages/access.js";
 import { log } from "./pages/log.js";
 import { audit } from "./pages/audit.js";
+import { maintenance } from "./pages/maintenance.js";
 
 // The sections, in their groups: the key is pressed after g.
 const sections = [
@@ -34,6 +35,7 @@ const sections = [
   { name: "access", label: "Access", key: "k", page: access },
   { name: "log", label: "Log", key: "l", page: log, role: "operator" },
   { name: "audit", label: "Audit", key: "u", page: audit, role: "admin" },
+  { name: "maintenance", label: "Maintenance", key: "m", page: maintenance, role: "admin" },
 ];
 const pages = sections.filter((s) => s.page);
 
@@ -143,15 +145,15 @@ function build() {
 function connection() {
   if (!shell) return;
   const online = api.state === "online";
-  shell.state.dataset.tone = online ? "good" : "bad";
-  say(shell.state, online ? "Live" : "Offline");
+  shell.state.dataset.tone = !online ? "bad" : live.draining ? "warn" : "good";
+  say(shell.state, !online ? "Offline" : live.draining ? "Draining" : "Live");
   shell.offline.hidden = online;
   document.documentElement.classList.toggle("is-offline", !online);
   if (!online) {
     const s = Math.ceil((api.retryAt - Date.now()) / 1000);
-    say(shell.offlineText, api.retryAt && s > 0 ? `The relay is not reached. What you see is as it was. Trying again in ${span(s)}.` : "The relay is not reached. What you see is as it was. Trying now…");
+    say(shell.offlineText, `${live.draining ? "The relay was draining, and has stopped: it comes back when somebody starts it." : "The relay is not reached."} What you see is as it was. ${api.retryAt && s > 0 ? `Trying again in ${span(s)}.` : "Trying now…"}`);
   }
-  const word = online ? "Connected to the relay." : "The connection to the relay was lost. Trying again.";
+  const word = !online ? "The connection to the relay was lost. Trying again." : live.draining ? "The relay is draining: it takes no more visitors." : "Connected to the relay.";
   if (shell.word && shell.word !== word) announce(word);
   shell.word = word;
 }
@@ -165,6 +167,7 @@ function showAlerts() {
   shell.badge.setAttribute("aria-label", `${n} active`);
 }
 live.addEventListener("alerts", showAlerts);
+live.addEventListener("draining", connection);
 
 // --- where one is --------------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ export class Ring {
 
 export const keyOf = (site, service) => `${site}\n${service}`;
 
-// Live tells of new figures by the event "figures", and of alerts by "alerts".
+// Live tells of new figures by the event "figures", of alerts by "alerts", and of a relay that begins to drain by "draining".
 export class Live extends EventTarget {
   figures = null;
   total = { visitors: new Ring(minutes), streams: new Ring(minutes), requests: new Ring(minutes), in: new Ring(minutes), out: new Ring(minutes) };
@@ -36,6 +36,7 @@ export class Live extends EventTarget {
   sites = new Map(); // by name: {in, out, figures}
   services = new Map(); // by keyOf: {in, out, figures}
   alerts = null; // those that are not resolved; null: not known
+  draining = false; // as the relay has said last
   first = true; // the figures are the first since one looks: their rates are none
   #some = []; // requests per second, the last five
   #api;
@@ -54,7 +55,7 @@ export class Live extends EventTarget {
   #switch() {
     const want = !document.hidden && this.#api.state !== "signed-out" && this.#api.state !== "starting";
     if (want && !this.#stop) {
-      this.#stop = this.#api.feed("status/Watch", { every_s: 1 }, (f) => this.#take(f), { began: () => (this.figures = null) });
+      this.#stop = this.#api.feed("status/Watch", { every_s: 1 }, (f) => this.#take(f), { began: () => { this.figures = null; this.#drains(false); } });
       this.#timer = setInterval(() => this.refreshAlerts(), 10_000);
       this.refreshAlerts();
     } else if (!want && this.#stop) {
@@ -69,6 +70,7 @@ export class Live extends EventTarget {
     this.figures = null;
     this.#some = [];
     this.alerts = null;
+    this.draining = false;
     this.sites.clear();
     this.services.clear();
     for (const name of Object.keys(this.total)) this.total[name] = new Ring(minutes);
@@ -89,11 +91,18 @@ export class Live extends EventTarget {
     this.dispatchEvent(new Event("alerts"));
   }
 
+  #drains(draining) {
+    if (this.draining === draining) return;
+    this.draining = draining;
+    this.dispatchEvent(new Event("draining"));
+  }
+
   #take(f) {
     const last = this.figures;
     f.sites ||= [];
     f.services ||= [];
     this.figures = f;
+    this.#drains(Boolean(f.draining));
     const seconds = last ? (Date.parse(f.time) - Date.parse(last.time)) / 1000 : 0;
     let came = 0;
     let went = 0;

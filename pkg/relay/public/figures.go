@@ -12,6 +12,7 @@ type Figures struct {
 	Visitors int    // connections
 	Streams  int    // of all sessions
 	Requests uint64 // over HTTP, sent on to a site so far
+	Draining bool   // as of a Status
 	Sites    []SiteFigures
 	Services []ServiceFigures
 
@@ -85,7 +86,7 @@ func (r *Relay) Figures(ctx context.Context, f *Figures) error {
 			return ctx.Err()
 		}
 	}
-	f.Time, f.Visitors = time.Now(), r.admission.connected()
+	f.Time, f.Visitors, f.Draining = time.Now(), r.admission.connected(), r.draining.Load()
 	f.Streams, f.Requests, f.Sites, f.Services = 0, 0, f.Sites[:0], f.Services[:0]
 	for i := range parts {
 		p := &parts[i]

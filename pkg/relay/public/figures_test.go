@@ -108,8 +108,12 @@ func TestFigures(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	close(busy)
-	if err := r.Figures(t.Context(), &f); err != nil || len(f.Services) != 4 {
+	if err := r.Figures(t.Context(), &f); err != nil || len(f.Services) != 4 || f.Draining {
 		t.Errorf("got %v, %+v", err, f)
+	}
+	r.draining.Store(true)
+	if err := r.Figures(t.Context(), &f); err != nil || !f.Draining {
+		t.Errorf("while it drains: %v, %+v", err, f)
 	}
 }
 
