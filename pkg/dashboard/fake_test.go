@@ -398,15 +398,18 @@ func follow[E any](ctx context.Context, f *fake, set map[chan E]struct{}, send f
 	}
 }
 
-// request has one come.
-func (f *fake) request(r admin.Request) {
+// request has some come, the oldest first.
+func (f *fake) request(list ...admin.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.requests = append([]admin.Request{r}, f.requests...)
-	f.status.Counters.Requests++
 	for c := range f.followers {
-		c <- r
+		for _, r := range list {
+			c <- r
+		}
 	}
+	f.status.Counters.Requests += uint64(len(list))
+	slices.Reverse(list)
+	f.requests = append(list, f.requests...)
 }
 
 // say has the relay log a line.

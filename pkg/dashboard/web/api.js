@@ -45,6 +45,7 @@ const ranks = { viewer: 1, operator: 2, admin: 3 };
 export class Api extends EventTarget {
   state = "starting"; // starting, online, offline, signed-out
   me = null; // {name, role, expires}
+  ended = false; // signed out by the relay, and not by whoever was signed in
   retryAt = 0; // when the next attempt is due, of an offline one
   #socket = null;
   #id = 0;
@@ -91,6 +92,7 @@ export class Api extends EventTarget {
       // The cookie ends with its token, or after its hours.
     }
     localStorage.removeItem(marker);
+    this.ended = false;
     this.#attempt++;
     this.#drop();
     this.#become("signed-out");
@@ -117,6 +119,7 @@ export class Api extends EventTarget {
       if (e.code === 401 || e.code === 403) {
         localStorage.removeItem(marker);
         this.#drop();
+        this.ended = true;
         this.#become("signed-out");
       } else this.#lost();
       return;

@@ -69,6 +69,7 @@ function signIn() {
   leave();
   shell = null;
   document.title = "Sign in · Culvert";
+  const ended = api.ended ? h("p", { class: "notice", role: "status" }, "You were signed out: your token has ended or was revoked, or the relay was restarted. Sign in to go on where you were.") : null;
   const error = h("p", { class: "error", role: "alert" });
   const token = h("input", { id: "token", name: "token", type: "password", autocomplete: "current-password", required: true, autofocus: true, spellcheck: "false", "aria-describedby": "token-hint" });
   const button = h("button", { type: "submit", class: "primary wide" }, "Sign in");
@@ -96,7 +97,7 @@ function signIn() {
       h("p", {}, "An admin makes one for you on the Access page, or with:"), copyable("tunnelctl token create", "the command that makes a token"),
       h("p", {}, "The first one is in the relay's state folder:"), copyable("sudo cat /var/lib/culvert/admin.token", "the command that shows the first token")));
   swap(document.body,
-    h("main", { class: "sign-in" }, h("div", { class: "card" }, brand(), h("h1", {}, "Sign in to ", h("span", { class: "mono" }, location.host)), form), themeButton()));
+    h("main", { class: "sign-in" }, h("div", { class: "card" }, brand(), h("h1", {}, "Sign in to ", h("span", { class: "mono" }, location.host)), ended, form), themeButton()));
   token.focus();
 }
 
@@ -135,8 +136,8 @@ function build() {
     h("div", { class: "layout" },
       h("header", { class: "side" }, h("div", { class: "top" }, h("a", { href: "#/overview", class: "home", "aria-label": "Culvert, overview" }, brand()), state, menu), nav),
       main),
-    offline, h("div", { class: "unseen", role: "status", "aria-live": "polite", id: "announce-root" }));
-  shell = { main, state, offline, offlineText, badge, fold, word: "" };
+    offline, h("div", { class: "unseen", role: "status", "aria-live": "polite", id: "announce" }));
+  shell = { main, menu, state, offline, offlineText, badge, fold, word: "" };
   connection();
   showAlerts();
 }
@@ -177,9 +178,11 @@ function leave() {
   shown = "";
 }
 
+const here = () => location.hash.replace(/^#\/?/, "") || "overview";
+
 function route(focus) {
   if (!shell || api.me === null) return;
-  const hash = location.hash.replace(/^#\/?/, "") || "overview";
+  const hash = here();
   if (hash === shown) return;
   const [place, query = ""] = hash.split("?");
   let parts;
@@ -191,7 +194,7 @@ function route(focus) {
   const section = pages.find((p) => p.name === parts[0]);
   leave();
   shown = hash;
-  scope = new Scope(api, live, parts.slice(1), new URLSearchParams(query));
+  scope = new Scope(api, live, parts.slice(1), new URLSearchParams(query), () => (shown = here()));
   let page;
   if (!section) page = { title: "Not found", element: h("p", {}, "There is no such page. ", link("#/overview", "Go to the overview"), ".") };
   else if (section.role && !api.may(section.role)) page = { title: section.label, element: h("p", {}, `This needs the role ${section.role}. Yours is ${api.me.role}: an admin can change it.`) };
@@ -233,6 +236,11 @@ addEventListener("keydown", (e) => {
   if (e.key === "Escape" && field && field.classList.contains("filter")) {
     field.blur();
     document.querySelector("main h1")?.focus();
+    return;
+  }
+  if (e.key === "Escape" && shell?.menu.getAttribute("aria-expanded") === "true" && !document.querySelector("dialog[open]")) {
+    shell.fold(true);
+    shell.menu.focus();
     return;
   }
   if (field || e.ctrlKey || e.altKey || e.metaKey || document.querySelector("dialog[open]") || !shell) return;
@@ -312,4 +320,5 @@ live.addEventListener("figures", async () => {
   }
 });
 
+swap(document.body, h("main", { class: "sign-in" }, h("p", { class: "loading", role: "status" }, "Connecting to the relay…")));
 api.begin();

@@ -120,6 +120,7 @@ export function copyable(text, label) {
         getSelection().selectAllChildren(code);
         say(button, "Selected");
       }
+      announce(button.textContent);
       setTimeout(() => say(button, "Copy"), 2000);
     },
   }, "Copy");
@@ -130,14 +131,10 @@ export function copyable(text, label) {
 // empty says what to do where there is nothing to see.
 export const empty = (title, ...more) => h("div", { class: "empty" }, h("p", { class: "empty-title" }, title), ...more);
 
-let polite;
-
 // announce has a screen reader say something when it is idle.
 export function announce(text) {
-  if (!polite) {
-    polite = h("div", { class: "unseen", role: "status", "aria-live": "polite", id: "announce" });
-    document.body.append(polite);
-  }
+  let polite = document.querySelector("#announce");
+  if (!polite) document.body.append((polite = h("div", { class: "unseen", role: "status", "aria-live": "polite", id: "announce" })));
   polite.textContent = "";
   setTimeout(() => say(polite, text), 50);
 }

@@ -20,6 +20,12 @@ export const bits = (n) => (Number.isFinite(n) ? scale(Math.max(0, n), "bit/s") 
 
 export const count = (n) => (Number.isFinite(n) ? Math.round(n).toLocaleString("en-GB") : none);
 
+// many counts things by their name.
+export const many = (n, one, more = `${one}s`) => `${count(n)} ${n === 1 ? one : more}`;
+
+// part says how many of them are shown.
+export const part = (n, all, one, more) => (n < all ? `${count(n)} of ` : "") + many(all, one, more);
+
 // perSecond is for requests: small rates are what one looks for.
 export function perSecond(n) {
   if (!Number.isFinite(n)) return none;

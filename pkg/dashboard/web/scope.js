@@ -5,11 +5,12 @@ export class Scope {
   #ends = [];
   ended = false;
 
-  constructor(api, live, parts, query) {
+  constructor(api, live, parts, query, moved) {
     this.api = api;
     this.live = live;
     this.parts = parts; // of the route, behind the section
     this.query = query;
+    this.moved = moved; // is called when the address was changed
   }
 
   end() {
@@ -36,6 +37,35 @@ export class Scope {
     const stop = this.api.feed(name, input, (e) => this.ended || take(e), more);
     this.onEnd(stop);
     return stop;
+  }
+
+  // remember makes a choice part of the address: who comes back, or opens a link, finds the page as it was.
+  remember(name, value) {
+    if (value) this.query.set(name, value);
+    else this.query.delete(name);
+    const query = this.query.toString();
+    history.replaceState(null, "", location.hash.split("?")[0] + (query && `?${query}`));
+    this.moved();
+  }
+
+  // filter is the field that narrows a list.
+  filter(label, placeholder, draw) {
+    const input = h("input", { type: "search", class: "filter", placeholder, "aria-label": label, value: this.query.get("q") || "", oninput: () => {
+      this.remember("q", input.value);
+      draw();
+    } });
+    return input;
+  }
+
+  // choice narrows it to one of some options, of which the first is all.
+  choice(name, label, options, draw) {
+    const select = h("select", { "aria-label": label, onchange: () => {
+      this.remember(name, select.selectedIndex > 0 ? select.value : "");
+      draw();
+    } }, options.map(([value, text]) => h("option", { value }, text)));
+    select.value = this.query.get(name) || options[0][0];
+    if (select.selectedIndex < 0) select.selectedIndex = 0;
+    return select;
   }
 
   // figures calls f now and with each new figures, at most once a second.

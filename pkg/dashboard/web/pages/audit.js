@@ -6,8 +6,8 @@ import { moment, plain } from "../format.js";
 export function audit(scope) {
   const problem = scope.problem();
   let rows = null;
-  const text = h("input", { type: "search", class: "filter", placeholder: "Filter by who, what, from where", "aria-label": "Filter the audit log", oninput: () => draw() });
-  const outcome = h("select", { "aria-label": "Filter by outcome", onchange: () => draw() }, [["", "Every outcome"], ["ok", "Done"], ["no", "Refused or failed"]].map(([v, l]) => h("option", { value: v }, l)));
+  const text = scope.filter("Filter the audit log", "Filter by who, what, from where", () => draw());
+  const outcome = scope.choice("outcome", "Filter by outcome", [["", "Every outcome"], ["ok", "Done"], ["no", "Refused or failed"]], () => draw());
   const said = (l) => (l.in && l.in !== "null" ? JSON.stringify(l.in) : "");
   const table = new Table({
     caption: "Audit log, the newest line first",

@@ -17,7 +17,7 @@ export function stateOf(c) {
 export function certificates(scope) {
   const { api } = scope;
   const problem = scope.problem();
-  const filter = h("input", { type: "search", class: "filter", placeholder: "Filter by name, issuer", "aria-label": "Filter certificates", oninput: () => draw() });
+  const filter = scope.filter("Filter certificates", "Filter by name, issuer", () => draw());
   let rows = null;
   const renew = async (c) => {
     const yes = await ask({ title: `Renew ${c.name} now?`, button: "Renew", text: ["Another certificate is ordered. The one that is there is used until it has come. Authorities limit how many they give for a name in a week."], act: () => api.call("certificates/Renew", { name: c.name }) });
@@ -38,10 +38,10 @@ export function certificates(scope) {
       } },
       { label: "State", sort: (c) => stateOf(c)[1], build: (td) => { const p = pill("none"); td.append(p); return (c) => p.set(...stateOf(c)); } },
       { label: "Ends", class: "num", sort: (c) => (c.expires ? Date.parse(c.expires) : 0), text: (c) => (c.expires ? until(c.expires) : "–"), title: (c) => moment(c.expires) },
-      { label: "Until", class: "num", text: (c) => date(c.expires) },
+      { label: "Until", class: "num hide-narrow", text: (c) => date(c.expires) },
       { label: "Renewed", class: "num", text: (c) => (c.renews ? until(c.renews) : "–"), title: (c) => moment(c.renews) },
       { label: "Issuer", class: "grow", text: (c) => c.issuer || c.directory || "–", title: (c) => c.directory || "" },
-      { label: "Because", text: (c) => (c.on_demand ? "a visitor came" : "configured") },
+      { label: "Because", class: "hide-narrow", text: (c) => (c.on_demand ? "a visitor came" : "configured") },
       ...(api.may("operator") ? [{ label: "Renew", hidden: true, class: "act", build: (td, now) => { td.append(h("button", { type: "button", class: "small", "aria-label": `Renew ${now().name}`, onclick: () => renew(now()) }, "Renew")); } }] : []),
     ],
     blank: () => (rows && rows.length ? empty("No certificate matches the filter.") : empty("The relay obtains no certificates by itself.", h("p", {}, "It would, with this in ", h("code", {}, "public.toml"), " (to use Let's Encrypt is to agree to its terms):"), copyable('[acme]\nemail = "ops@example.com"', "the configuration for certificates"))),

@@ -1,7 +1,7 @@
 // Log: what the relay says, as it says it.
 import { h, say, empty } from "../dom.js";
 import { Table } from "../table.js";
-import { clock, moment, count } from "../format.js";
+import { clock, moment, count, part } from "../format.js";
 
 const kept = 2000; // lines in memory
 const shown = 300; // rows
@@ -15,8 +15,8 @@ export function log(scope) {
   let paused = false;
   let loaded = false;
   let n = 0;
-  const level = h("select", { "aria-label": "Least level", onchange: () => draw() }, [["0", "Every level"], ["1", "Info and above"], ["2", "Warnings and errors"], ["3", "Errors"]].map(([v, l]) => h("option", { value: v }, l)));
-  const text = h("input", { type: "search", class: "filter", placeholder: "Filter by text", "aria-label": "Filter the log by text", oninput: () => draw() });
+  const level = scope.choice("level", "Least level", [["0", "Every level"], ["1", "Info and above"], ["2", "Warnings and errors"], ["3", "Errors"]], () => draw());
+  const text = scope.filter("Filter the log by text", "Filter by text", () => draw());
   const word = h("span", {}, "Pause");
   const pause = h("button", { type: "button", class: "pause", "aria-pressed": "false", onclick: () => { paused = !paused; pause.setAttribute("aria-pressed", String(paused)); tick(); } }, word);
   const total = h("span", { class: "muted num" });
@@ -36,7 +36,7 @@ export function log(scope) {
     const words = text.value.toLowerCase().split(/\s+/).filter(Boolean);
     const least = Number(level.value);
     const found = list.filter((l) => (ranks[l.level] ?? 3) >= least && (!words.length || ((l.text ||= `${l.message} ${Object.entries(l.attrs || {}).map(([k, v]) => `${k}=${v}`).join(" ")}`.toLowerCase()), words.every((w) => l.text.includes(w)))));
-    say(total, found.length < list.length ? `${count(found.length)} of ${count(list.length)}` : count(found.length));
+    say(total, part(found.length, list.length, "line"));
     table.update(found.slice(0, shown));
   };
   const tick = () => {

@@ -1,12 +1,10 @@
 // Maintenance: whether a configuration would do, and the end of the relay.
 import { h, say, swap, pill, link, copyable } from "../dom.js";
 import { ask, toast } from "../dialog.js";
-import { count } from "../format.js";
+import { count, many } from "../format.js";
 
 const most = 200 << 10; // bytes of a configuration file, as in tunnelctl
 const shown = 8; // services that visitors are still at
-
-const many = (n, one, more = one + "s") => `${count(n)} ${n === 1 ? one : more}`;
 
 export function maintenance(scope) {
   return {

@@ -1,7 +1,7 @@
 // Requests: the last ones with their timing, as they come; and one of them in full.
 import { h, say, link, path, mono, empty } from "../dom.js";
 import { Table } from "../table.js";
-import { clock, moment, millis, bytes, count } from "../format.js";
+import { clock, moment, millis, bytes, count, part } from "../format.js";
 import { inspector } from "./inspector.js";
 
 const kept = 1000; // requests in memory
@@ -44,9 +44,8 @@ export function requests(scope) {
   let paused = false;
   let loaded = false;
 
-  const text = h("input", { type: "search", class: "filter", placeholder: "Filter by path, host, address", "aria-label": "Filter requests by text", oninput: () => draw() });
-  const status = h("select", { "aria-label": "Filter by status", onchange: () => draw() },
-    [["", "Every status"], ["2", "2xx"], ["3", "3xx"], ["4", "4xx"], ["5", "5xx"], ["x", "Trouble"]].map(([v, l]) => h("option", { value: v }, l)));
+  const text = scope.filter("Filter requests by text", "Filter by path, host, address", () => draw());
+  const status = scope.choice("status", "Filter by status", [["", "Every status"], ["2", "2xx"], ["3", "3xx"], ["4", "4xx"], ["5", "5xx"], ["x", "Trouble"]], () => draw());
   const which = h("select", { "aria-label": "Filter by service", onchange: () => draw() }, h("option", { value: "" }, "Every service"));
   const pauseWord = h("span", {}, "Pause");
   const pause = h("button", { type: "button", class: "pause", "aria-pressed": "false", onclick: () => {
@@ -104,7 +103,7 @@ export function requests(scope) {
     const found = list.filter(matches());
     const rows = found.slice(0, shown);
     longest = rows.reduce((n, r) => Math.max(n, r.took_ms), 10);
-    say(total, found.length < list.length ? `${count(found.length)} of ${count(list.length)}` : count(found.length));
+    say(total, part(found.length, list.length, "request"));
     table.update(rows);
   };
   const services = () => {

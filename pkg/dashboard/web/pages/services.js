@@ -20,7 +20,7 @@ export function services(scope) {
 function all(scope) {
   const { live } = scope;
   const problem = scope.problem();
-  const filter = h("input", { type: "search", class: "filter", placeholder: "Filter by site, name, URL", "aria-label": "Filter services", value: scope.query.get("q") || "", oninput: () => draw() });
+  const filter = scope.filter("Filter services", "Filter by site, name, URL", () => draw());
   let rows = null;
   const kept = (r) => live.services.get(keyOf(r.site, r.name));
   const figure = (r, name) => kept(r)?.figures[name] ?? 0;
@@ -34,7 +34,7 @@ function all(scope) {
         td.append(a);
       } },
       { label: "Published at", class: "grow hide-narrow", build: (td) => {
-        let last;
+        let last = null;
         return (r) => { if (last !== r.publish) swap(td, outside((last = r.publish))); };
       }, title: (r) => r.publish || "" },
       { label: "Target", class: "hide-narrow", text: (r) => r.target_scheme },

@@ -12,7 +12,8 @@ export function sites(scope) {
   const list = new SiteList(scope, { manage: true, only, refresh: () => refresh() });
   refresh = scope.poll("sites/List", {}, 3, (all) => list.update(all || []), problem.set);
   scope.figures((live) => list.figures(live));
-  const filter = h("input", { type: "search", class: "filter", placeholder: "Filter by name, state, address", "aria-label": "Filter sites", oninput: () => list.filter(filter.value) });
+  const filter = scope.filter("Filter sites", "Filter by name, address", () => list.filter(filter.value));
+  if (!only) list.filter(filter.value);
   return {
     title: only || "Sites",
     above: only ? h("div", { class: "crumb" }, link("#/sites", "Sites")) : null,

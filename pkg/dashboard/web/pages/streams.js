@@ -2,14 +2,16 @@
 import { h, say, link, path, mono, empty } from "../dom.js";
 import { Table } from "../table.js";
 import { ask, toast } from "../dialog.js";
-import { bytes, since, span, moment, count } from "../format.js";
+import { bytes, since, span, moment, part } from "../format.js";
+
+const most = 2000; // streams that the relay is asked for
 
 export function streams(scope) {
   const { api } = scope;
   const problem = scope.problem();
   const site = scope.query.get("site") || "";
   const service = scope.query.get("service") || "";
-  const filter = h("input", { type: "search", class: "filter", placeholder: "Filter by address, service, host", "aria-label": "Filter streams", value: scope.query.get("q") || "", oninput: () => draw() });
+  const filter = scope.filter("Filter streams", "Filter by address, service, host", () => draw());
   let rows = null;
   const kick = async (r) => {
     const yes = await ask({
@@ -36,7 +38,7 @@ export function streams(scope) {
       { label: "By", text: (r) => r.scheme },
       { label: "Host", class: "grow hide-narrow", text: (r) => r.host || "–", title: (r) => r.host || "" },
       { label: "Age", class: "num", sort: (r) => -Date.parse(r.since), text: (r) => since(r.since), title: (r) => moment(r.since) },
-      { label: "Idle", class: "num", sort: (r) => r.idle_s, text: (r) => span(r.idle_s) },
+      { label: "Idle", class: "num hide-narrow", sort: (r) => r.idle_s, text: (r) => span(r.idle_s) },
       { label: "From visitor", class: "num rate", sort: (r) => r.received, text: (r) => bytes(r.received) },
       { label: "To visitor", class: "num rate", sort: (r) => r.sent, text: (r) => bytes(r.sent) },
       { label: "State", text: (r) => r.state || "–" },
@@ -53,10 +55,10 @@ export function streams(scope) {
     if (!rows) return;
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     const found = rows.filter((r) => { const text = `${r.site}/${r.service} ${r.remote} ${r.host || ""} ${r.operator || ""} ${r.scheme} ${r.state}`.toLowerCase(); return words.every((w) => text.includes(w)); });
-    say(total, `${count(found.length)}${found.length < rows.length ? ` of ${count(rows.length)}` : ""}`);
+    say(total, part(found.length, rows.length, "stream") + (rows.length < most ? "" : " or more"));
     table.update(found);
   };
-  const refresh = scope.poll("streams/List", { site, service, limit: 2000 }, 2, (list) => { rows = list || []; draw(); }, problem.set);
+  const refresh = scope.poll("streams/List", { site, service, limit: most }, 2, (list) => { rows = list || []; draw(); }, problem.set);
   return {
     title: "Streams",
     above: site ? h("div", { class: "crumb" }, "Of ", link(path("services", site, service), `${site}/${service}`), ". ", link("#/streams", "All streams")) : null,

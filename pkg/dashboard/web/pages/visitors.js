@@ -1,11 +1,13 @@
 // Visitors: addresses, with what they have open.
 import { h, say, link, mono, empty } from "../dom.js";
 import { Table } from "../table.js";
-import { bytes, since, moment, count } from "../format.js";
+import { bytes, since, moment, count, part } from "../format.js";
+
+const most = 2000; // addresses that the relay is asked for
 
 export function visitors(scope) {
   const problem = scope.problem();
-  const filter = h("input", { type: "search", class: "filter", placeholder: "Filter by address, service", "aria-label": "Filter visitors", oninput: () => draw() });
+  const filter = scope.filter("Filter visitors", "Filter by address, service", () => draw());
   let rows = null;
   const table = new Table({
     caption: "Visitors",
@@ -26,9 +28,9 @@ export function visitors(scope) {
     if (!rows) return;
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     const found = rows.filter((r) => { const text = `${r.address} ${(r.services || []).join(" ")}`.toLowerCase(); return words.every((w) => text.includes(w)); });
-    say(total, count(found.length));
+    say(total, part(found.length, rows.length, "address", "addresses") + (rows.length < most ? "" : " or more"));
     table.update(found);
   };
-  scope.poll("visitors/List", { limit: 2000 }, 2, (list) => { rows = list || []; draw(); }, problem.set);
+  scope.poll("visitors/List", { limit: most }, 2, (list) => { rows = list || []; draw(); }, problem.set);
   return { title: "Visitors", actions: [total, filter], element: h("div", {}, problem.element, h("div", { class: "card flush" }, table.element)) };
 }
