@@ -764,6 +764,9 @@ func TestReconnect(t *testing.T) {
 	f.stop()
 	f.start()
 	b.sees("You were signed out", "the relay was restarted")
+	if eval[bool](b, `document.documentElement.matches(".is-offline")`) {
+		t.Error("who signs in sees the page of a relay that is not reached")
+	}
 	b.fill("#token", f.token(auth.Administer))
 	b.keys("\r")
 	b.wait(`document.querySelector("main h1")?.innerText === "Streams"`)

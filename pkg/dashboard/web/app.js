@@ -67,6 +67,7 @@ const themeButton = () => h("button", { type: "button", class: "quiet", onclick:
 
 function signIn() {
   leave();
+  document.documentElement.classList.remove("is-offline");
   shell = null;
   document.title = "Sign in · Culvert";
   const ended = api.ended ? h("p", { class: "notice", role: "status" }, "You were signed out: your token has ended or was revoked, or the relay was restarted. Sign in to go on where you were.") : null;

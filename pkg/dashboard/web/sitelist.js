@@ -175,7 +175,7 @@ class Card {
     ] : null);
     this.rows = new Map();
     swap(this.body, sessions.length ? sessions.map((s) => this.#session(s, act, may)) : h("p", { class: "muted none" },
-      site.state === "invited" ? ["Its join token is good ", until(site.invited_until), ". On its machine: ", h("code", {}, "relay-private join TOKEN --dir /etc/culvert")]
+      site.state === "invited" ? [Date.parse(site.invited_until) < Date.now() ? "Its join token is good for nothing any more. With another one, on its machine: " : `Its join token ends ${until(site.invited_until)}. On its machine: `, h("code", {}, "relay-private join TOKEN --dir /etc/culvert")]
         : ["No private relay is connected. On its machine, look at ", h("code", {}, "journalctl -u relay-private"), " or run ", h("code", {}, "relay-private --config /etc/culvert/private.toml"), "."]));
     swap(this.details, this.#manage ? h("dl", { class: "facts" },
       h("div", {}, h("dt", {}, "May publish"), h("dd", {}, (site.publish || []).map((p) => h("div", {}, mono(p))))),

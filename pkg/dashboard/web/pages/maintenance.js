@@ -17,7 +17,7 @@ export function maintenance(scope) {
 
 function check({ api }) {
   const result = h("div", { class: "result", role: "status" });
-  const text = h("textarea", { id: "config", rows: "14", required: true, spellcheck: "false", autocomplete: "off", "aria-describedby": "config-hint", oninput: () => swap(result) });
+  const text = h("textarea", { id: "config", rows: "10", required: true, spellcheck: "false", autocomplete: "off", "aria-describedby": "config-hint", oninput: () => swap(result) });
   const file = h("input", { id: "config-file", type: "file", accept: ".toml,text/plain", onchange: async () => {
     const [f] = file.files;
     if (!f) return;
