@@ -3,6 +3,7 @@ package dashboard
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math"
@@ -290,6 +291,12 @@ func (f *fake) admin() *admin.Handler {
 			}
 			return list, nil
 		},
+		Cameras: func(_ context.Context, in admin.Search) (*admin.Cameras, error) {
+			if err := f.changed("cameras %s %s:%s", in.Site, in.User, in.Password); err != nil {
+				return nil, err
+			}
+			return &admin.Cameras{Devices: json.RawMessage(`[{"id":"urn:1","address":"192.168.7.20","name":"<b data-evil>gate","hardware":"X-200","streams":[{"profile":"main","codec":"H264","width":1920,"height":1080,"url":"rtsp://192.168.7.20/main"}]},{"id":"urn:2","address":"192.168.7.21","problem":"it wants a user and a password"}]`)}, nil
+		},
 		KickSession: func(_ context.Context, in admin.ByID) error { return f.changed("kick session %s", in.ID) },
 		KickStream: func(_ context.Context, in admin.ByID) error {
 			if err := f.changed("kick stream %s", in.ID); err != nil {
@@ -354,6 +361,12 @@ func (f *fake) admin() *admin.Handler {
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			return slices.Clone(f.alerts), nil
+		},
+		TestAlerts: func(context.Context) ([]admin.AlertDelivery, error) {
+			if err := f.changed("test alerts"); err != nil {
+				return nil, err
+			}
+			return []admin.AlertDelivery{{To: "ops@example.com"}, {To: "https://hooks.example.com/…", Error: "answered 403"}}, nil
 		},
 		Logs: func(context.Context, admin.Lines) ([]admin.LogLine, error) {
 			f.mu.Lock()

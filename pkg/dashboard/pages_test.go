@@ -230,7 +230,16 @@ func TestSites(t *testing.T) {
 	b.called("rotate office")
 	b.press("Done")
 
+	b.press("Find cameras at office")
+	b.fill("#field-user", "viewer")
+	b.fill("#field-password", "sesame")
+	b.press("Look")
+	b.sees("Cameras at office", "<b data-evil>gate 192.168.7.20", "main, H264, 1920 × 1080", "rtsp://192.168.7.20/main", "it wants a user and a password")
+	b.called("cameras office viewer:sesame")
+	b.press("Done")
+
 	b.show("#/sites/lab", "lab")
+	b.wait(`!document.querySelector("[data-act=cameras]")`) // nobody is there who could look
 	b.wait(`document.querySelectorAll("[data-site]").length === 1`)
 	b.show("#/sites/nowhere", "nowhere")
 	b.sees("There is no site nowhere")
@@ -260,6 +269,14 @@ func TestCertificates(t *testing.T) {
 
 	b.show("#/alerts", "Alerts")
 	b.sees("lab", "Resolved", "ends in 5 days")
+	b.press("Send a test")
+	b.sees("Told", "ops@example.com", "Not told", "https://hooks.example.com/…", "answered 403")
+	b.wants("test alerts")
+	b.press("Done")
+	f.with(func() { f.refuse = rest.Errorf(http.StatusConflict, "a test is under way") })
+	b.press("Send a test")
+	b.wait(`[...document.querySelectorAll(".toast")].some((e) => e.innerText === "a test is under way")`)
+	b.wants("test alerts")
 	f.with(func() { f.alerts = nil })
 	b.sees("Nothing to look after")
 	b.wait(`document.querySelector(".badge").hidden`)
@@ -446,15 +463,15 @@ func TestAccess(t *testing.T) {
 // TestRoles checks that nobody is offered what is not allowed.
 func TestRoles(t *testing.T) {
 	f := newFake(t)
-	acts := `[...new Set([...document.querySelectorAll("main button")].map((b) => b.innerText.trim()).filter((x) => /^(Kick|Promote|Revoke|Invite a site|Rotate key|Add stand-by|Renew|Add an operator|Remove|Role)$/.test(x)))].sort().join()`
+	acts := `[...new Set([...document.querySelectorAll("main button")].map((b) => b.innerText.trim()).filter((x) => /^(Kick|Promote|Revoke|Invite a site|Rotate key|Add stand-by|Renew|Add an operator|Remove|Role|Find cameras|Send a test)$/.test(x)))].sort().join()`
 	for _, role := range []struct {
 		role              auth.Role
 		sections          string
 		sites, everything string
 	}{
 		{auth.Viewer, "overview,services,streams,visitors,requests,sites,certificates,alerts,access", "", ""},
-		{auth.Operate, "overview,services,streams,visitors,requests,sites,certificates,alerts,access,log", "Kick,Promote", "Kick Renew"},
-		{auth.Administer, "overview,services,streams,visitors,requests,sites,certificates,alerts,access,log,audit,maintenance", "Add stand-by,Invite a site,Kick,Promote,Revoke,Rotate key", "Kick Renew"},
+		{auth.Operate, "overview,services,streams,visitors,requests,sites,certificates,alerts,access,log", "Find cameras,Kick,Promote", "Kick Renew Send a test"},
+		{auth.Administer, "overview,services,streams,visitors,requests,sites,certificates,alerts,access,log,audit,maintenance", "Add stand-by,Find cameras,Invite a site,Kick,Promote,Revoke,Rotate key", "Kick Renew Send a test"},
 	} {
 		t.Run(role.role.String(), func(t *testing.T) {
 			b := newTab(t, f)
@@ -473,6 +490,9 @@ func TestRoles(t *testing.T) {
 			got += eval[string](b, acts) + " "
 			b.show("#/certificates", "Certificates")
 			b.sees("api.example.com")
+			got += eval[string](b, acts) + " "
+			b.show("#/alerts", "Alerts")
+			b.sees("Resolved")
 			got = strings.TrimSpace(got + eval[string](b, acts))
 			if got != role.everything {
 				t.Errorf("there is %q, want %q", got, role.everything)

@@ -4,6 +4,7 @@ import { Spark } from "./chart.js";
 import { plain, millis, rate, count, since, until, bytes, moment } from "./format.js";
 import { ask, toast } from "./dialog.js";
 import { invite } from "./invite.js";
+import { findCameras } from "./cameras.js";
 
 const most = 100; // sites that are shown at once
 
@@ -168,7 +169,7 @@ class Card {
     const { api } = this.#scope;
     const act = (id, label, title, go, danger) => h("button", { type: "button", class: danger ? "small danger-text" : "small", "data-act": id, "aria-label": title, title, onclick: go }, label);
     const may = (role) => this.#manage && api.may(role);
-    swap(this.actions, may("admin") ? [
+    swap(this.actions, may("operator") && sessions.length ? act("cameras", "Find cameras", `Find cameras at ${site.name}`, () => findCameras(api, site.name)) : null, may("admin") ? [
       site.keys?.length && act("standby", "Add stand-by", `Add a stand-by to ${site.name}`, () => invite(api, { site: site.name, done: this.#list.refresh })),
       site.keys?.length && act("rotate", "Rotate key", `Rotate the key of ${site.name}`, () => this.#rotate()),
       act("revoke", "Revoke", `Revoke ${site.name}`, () => this.#revoke(), true),

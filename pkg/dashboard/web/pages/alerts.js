@@ -1,9 +1,26 @@
 // Alerts: what somebody should look after, and what was.
-import { h, say, pill, link, path, empty, copyable } from "../dom.js";
+import { h, pill, link, path, empty } from "../dom.js";
 import { Table } from "../table.js";
 import { since, moment, span } from "../format.js";
+import { tell, toast } from "../dialog.js";
 
 const words = { "site-away": "Site away", certificate: "Certificate", disk: "Disk", "access-log": "Access log", test: "Test" };
+
+// tryOut has all who are to be told of alerts be told of a test.
+async function tryOut(api, button) {
+  if (button.getAttribute("aria-busy")) return;
+  button.setAttribute("aria-busy", "true");
+  try {
+    const came = (await api.call("alerts/Test")) || [];
+    await tell("A test alert was sent", came.length
+      ? h("ul", { class: "came" }, came.map((d) => h("li", {}, pill(d.error ? "failed" : "ok", d.error ? "Not told" : "Told"), " ", d.to, d.error ? h("p", { class: "error" }, d.error) : null)))
+      : h("p", {}, "But there is nobody to be told: ", h("code", {}, "[alerts]"), " in ", h("code", {}, "public.toml"), " says who is."));
+  } catch (e) {
+    toast(e.message, "bad");
+  } finally {
+    button.removeAttribute("aria-busy");
+  }
+}
 
 export function alerts(scope) {
   const problem = scope.problem();
@@ -27,5 +44,6 @@ export function alerts(scope) {
     scope.live.setAlerts(list || []);
     table.update([...(list || [])].sort((a, b) => Boolean(a.resolved) - Boolean(b.resolved) || (a.since < b.since ? 1 : -1)));
   }, problem.set);
-  return { title: "Alerts", element: h("div", {}, problem.element, h("div", { class: "card flush" }, table.element)) };
+  const test = h("button", { type: "button", onclick: () => tryOut(scope.api, test) }, "Send a test");
+  return { title: "Alerts", actions: scope.api.may("operator") ? test : null, element: h("div", {}, problem.element, h("div", { class: "card flush" }, table.element)) };
 }
