@@ -108,14 +108,21 @@ func (s *Site) Serve(ctx context.Context, name, publish string, h http.Handler) 
 	if err := svc.Validate(); err != nil {
 		return err
 	}
-	err := s.offer(ctx, name, func(r *private.Relay) error { return s.replaceLocked(append(s.given, svc)) })
+	added := false
+	err := s.offer(ctx, name, func(*private.Relay) error {
+		err := s.replaceLocked(append(s.given, svc))
+		added = err == nil
+		return err
+	})
+	if added { // whatever the public relay says of it, or if it does not in time
+		defer s.withdraw(name)
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
 		return err
 	}
-	defer s.withdraw(name)
 	select {
 	case <-ctx.Done():
 		return nil
