@@ -34,12 +34,12 @@ export function certificates(scope) {
         td.append(mono(now().name));
         const why = h("div", { class: "bad small-text" });
         td.append(why);
-        return (c) => say(why, c.error ? `${c.error}${c.next_try ? ` Next attempt ${until(c.next_try)}.` : ""}` : "");
+        return (c) => say(why, c.error ? `${c.error}${c.next_try ? `. Next attempt ${until(c.next_try)}.` : ""}` : "");
       } },
       { label: "State", sort: (c) => stateOf(c)[1], build: (td) => { const p = pill("none"); td.append(p); return (c) => p.set(...stateOf(c)); } },
       { label: "Ends", class: "num", sort: (c) => (c.expires ? Date.parse(c.expires) : 0), text: (c) => (c.expires ? until(c.expires) : "–"), title: (c) => moment(c.expires) },
       { label: "Until", class: "num hide-narrow", text: (c) => date(c.expires) },
-      { label: "Renewed", class: "num", text: (c) => (c.renews ? until(c.renews) : "–"), title: (c) => moment(c.renews) },
+      { label: "Renewal", class: "num", text: (c) => (c.renews ? until(c.renews) : "–"), title: (c) => moment(c.renews) },
       { label: "Issuer", class: "grow", text: (c) => c.issuer || c.directory || "–", title: (c) => c.directory || "" },
       { label: "Because", class: "hide-narrow", text: (c) => (c.on_demand ? "a visitor came" : "configured") },
       ...(api.may("operator") ? [{ label: "Renew", hidden: true, class: "act", build: (td, now) => { td.append(h("button", { type: "button", class: "small", "aria-label": `Renew ${now().name}`, onclick: () => renew(now()) }, "Renew")); } }] : []),

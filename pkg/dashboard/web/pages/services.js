@@ -33,7 +33,7 @@ function all(scope) {
         const a = link(path("services", now().site, now().name), h("span", { class: "muted" }, now().site + "/"), h("b", {}, now().name));
         td.append(a);
       } },
-      { label: "Published at", class: "grow hide-narrow", build: (td) => {
+      { label: "Published at", class: "grow wide hide-narrow", build: (td) => {
         let last = null;
         return (r) => { if (last !== r.publish) swap(td, outside((last = r.publish))); };
       }, title: (r) => r.publish || "" },
