@@ -744,7 +744,7 @@ const wide = `(() => {
 		if (e.scrollWidth > e.clientWidth) bad.push("a table is cut off: " + e.scrollWidth + " of " + e.clientWidth);
 		const over = [...e.querySelectorAll("td")].find((c) => getComputedStyle(c).display === "block" && c.scrollWidth > c.clientWidth);
 		if (over) bad.push("it lies over what is beside it: " + over.textContent.slice(0, 40));
-		const narrow = [...e.querySelectorAll("td.grow")].find((c) => c.getClientRects().length && c.clientWidth < 96);
+		const narrow = [...e.querySelectorAll("td.grow")].find((c) => c.getClientRects().length && c.clientWidth < 80);
 		if (narrow) bad.push("no room for " + narrow.textContent.slice(0, 40) + ": " + narrow.clientWidth);
 	}
 	return bad.slice(0, 5);
