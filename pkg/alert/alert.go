@@ -340,6 +340,10 @@ func (c *Center) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		c.mu.Lock()
 		sinks := c.sinks
+		select {
+		case <-c.changed: // to these
+		default:
+		}
 		c.mu.Unlock()
 		round, cancel := context.WithCancel(ctx)
 		var wg sync.WaitGroup

@@ -209,6 +209,21 @@ func TestRetry(t *testing.T) {
 	})
 }
 
+// Senders that were set before Run are not begun twice: that would send a message again, and forget that they fail.
+func TestBegin(t *testing.T) {
+	for range 100 {
+		synctest.Test(t, func(t *testing.T) {
+			bad := &recorder{name: "bad", fail: errors.New("no route")}
+			c := new(Center)
+			c.SetSenders(bad)
+			c.Observe("disk", away("/state"))
+			defer running(c)()
+			time.Sleep(time.Second)
+			want(t, bad, "!")
+		})
+	}
+}
+
 // New senders are told of what is new, those that there were go on; and so it is after a restart.
 func TestReload(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "alerts.json")
