@@ -44,7 +44,7 @@ type office struct {
 }
 
 // startOffice starts both relays. Its services: "echo", which says "|end" after the end; "upload"; "broken", which breaks off after a
-// byte; "none", whose target is not there; "dns", which echoes datagrams; "web", over HTTP.
+// byte; "stalled", whose answer over HTTP does not end; "none", whose target is not there; "dns", which echoes datagrams; "web", over HTTP.
 func startOffice(t *testing.T) *office {
 	t.Helper()
 	o := &office{t: t, uploads: make(chan error, 1), config: t.TempDir(), entered: make(chan func(), 100)}
@@ -129,6 +129,15 @@ func startOffice(t *testing.T) *office {
 	o.serve("broken", func(c net.Conn) {
 		c.Read(make([]byte, 1))
 		c.(interface{ Abort() }).Abort()
+	})
+	o.serve("stalled", func(c net.Conn) {
+		defer c.Close()
+		in := bufio.NewReader(c)
+		if _, err := http.ReadRequest(in); err != nil { // a client does not take an answer that comes before
+			return
+		}
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun\n")
+		io.Copy(io.Discard, in)
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -364,15 +373,6 @@ func TestTokenRevoked(t *testing.T) {
 	for _, args := range []string{"forward office/echo", "forward --udp office/dns", "socks office 0", "connect office/echo", "http office/stalled /", "ping office", "bench -t 1m office"} {
 		t.Run(args, func(t *testing.T) {
 			o := startOffice(t)
-			o.serve("stalled", func(c net.Conn) {
-				defer c.Close()
-				in := bufio.NewReader(c)
-				if _, err := http.ReadRequest(in); err != nil { // a client does not take an answer that comes before
-					return
-				}
-				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun\n")
-				io.Copy(io.Discard, in)
-			})
 			stdin, typed := io.Pipe()
 			defer typed.Close()
 			r, stdout := io.Pipe()
