@@ -99,7 +99,7 @@ func TestOperatorsDomain(t *testing.T) {
 func TestRevokedWhileOpen(t *testing.T) {
 	in := start(t, t.TempDir(), withDomain)
 	here := in.client()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	for name, end := range map[string]func(admin.NewToken) error{
 		"revoked": func(n admin.NewToken) error { return here.RevokeToken(ctx, n.ID) },

@@ -653,7 +653,7 @@ func TestStress(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					nc.SetDeadline(time.Now().Add(20 * time.Second))
+					nc.SetDeadline(time.Now().Add(time.Minute))
 					id := byte(i + 1)
 					go func() {
 						for range 20 {

@@ -185,7 +185,7 @@ func checkEcho(t *testing.T, nc net.Conn, n int) {
 		nc.Write(data)
 		nc.(interface{ CloseWrite() error }).CloseWrite()
 	}()
-	nc.SetReadDeadline(time.Now().Add(30 * time.Second))
+	nc.SetReadDeadline(time.Now().Add(time.Minute))
 	got, err := io.ReadAll(nc)
 	if err != nil {
 		t.Errorf("after %d of %d bytes: %v", len(got), n, err)

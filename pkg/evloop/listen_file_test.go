@@ -29,7 +29,7 @@ func TestListenFile(t *testing.T) {
 						t.Fatal(err)
 					}
 					t.Cleanup(func() { nc.Close() })
-					nc.SetDeadline(time.Now().Add(20 * time.Second))
+					nc.SetDeadline(time.Now().Add(time.Minute))
 					return nc
 				}
 				early := connect()

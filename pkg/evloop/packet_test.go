@@ -35,7 +35,7 @@ func dialUDP(t testing.TB, addr string) *net.UDPConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
-	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	nc.SetDeadline(time.Now().Add(time.Minute))
 	return nc.(*net.UDPConn)
 }
 
@@ -114,7 +114,7 @@ func TestPacketRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer sink.Close()
-		sink.SetDeadline(time.Now().Add(20 * time.Second))
+		sink.SetDeadline(time.Now().Add(time.Minute))
 		port := sink.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 		good := PacketAddr{Remote: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)}
 		mapped := PacketAddr{Remote: netip.AddrPortFrom(netip.MustParseAddr("::ffff:127.0.0.1"), port)}
@@ -251,7 +251,7 @@ func TestDialPacket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		peer.SetDeadline(time.Now().Add(20 * time.Second))
+		peer.SetDeadline(time.Now().Add(time.Minute))
 		addr := netAddrPort(peer.LocalAddr())
 		p, err := dialPacket(t, core, "udp", addr.String())
 		if err != nil {
@@ -299,7 +299,7 @@ func TestDialPacket(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer peer.Close()
-		peer.SetDeadline(time.Now().Add(20 * time.Second))
+		peer.SetDeadline(time.Now().Add(time.Minute))
 		run(l, func() { p.Write([]byte("hello")) })
 		talk(peer)
 	})

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -72,7 +73,7 @@ func TestSessions(t *testing.T) {
 			if c := v.Current[0]; c.Method != "POST" || len(c.Target) != maxTarget || !strings.HasPrefix(c.Target, "/wait?yyy") || time.Since(c.Since) > time.Minute {
 				t.Errorf("current: %+v", c)
 			}
-			if v.Requests != 2 || v.Received < 10_000 || v.Sent < 10_000 || time.Since(v.Since) > time.Minute || v.ID == 0 {
+			if len(s.Sessions()) == 1 && (v.Requests != 2 || v.Received < 10_000 || v.Sent < 10_000) || time.Since(v.Since) > time.Minute || v.ID == 0 {
 				t.Errorf("%+v", v)
 			}
 			if v.TLS != (s.url[4] == 's') || v.Proto[5] != byte('0'+s.major) || v.Remote.Addr().IsLoopback() == (name == "in process") {
@@ -87,6 +88,7 @@ func TestSessions(t *testing.T) {
 			if err := <-failed; err == nil {
 				t.Error("the request was answered")
 			}
+			s.client.CloseIdleConnections() // if there is another one
 			eventually(t, "an empty register", func() bool { return len(s.Sessions()) == 0 })
 			if got := text(t, s.do(t, s.request(t, "POST", "/", strings.NewReader("again")))); got != "again" {
 				t.Errorf("%q", got)
@@ -483,7 +485,7 @@ func TestCaller(t *testing.T) {
 		eventually(t, "the name", func() bool {
 			return text(t, s.do(t, s.request(t, "GET", "/", nil))) == "caller.example"
 		})
-		if v := s.Sessions(); len(v) != 1 || v[0].Name != "caller.example" {
+		if v := s.Sessions(); !slices.ContainsFunc(v, func(v Session) bool { return v.Name == "caller.example" }) {
 			t.Errorf("%s: %+v", name, v)
 		}
 	}
