@@ -367,6 +367,12 @@ func (u *udpForward) carry(ctx context.Context, from netip.AddrPort, flow *udpFl
 		}
 		return
 	}
+	u.exchange(ctx, conn, from, flow)
+}
+
+// exchange carries datagrams both ways. A way to the relay that is lost for a while holds a Write up, and ctx ends that.
+func (u *udpForward) exchange(ctx context.Context, conn duplex, from netip.AddrPort, flow *udpFlow) {
+	defer context.AfterFunc(ctx, conn.Abort)()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	idle := time.AfterFunc(udpIdle, cancel)

@@ -18,9 +18,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"culvert.dev/pkg/auth"
@@ -475,6 +477,43 @@ func (brokenStream) Read([]byte) (int, error) { return 0, errStream }
 func (brokenStream) CloseWrite() error        { return nil }
 func (brokenStream) Close() error             { return nil }
 func (brokenStream) Abort()                   {}
+
+// heldUp is a stream that takes nothing, as the way to the relay is lost.
+type heldUp struct {
+	writing chan bool     // takes one for each Write
+	over    chan struct{} // closed by Abort
+	once    sync.Once
+}
+
+func (h *heldUp) Read([]byte) (int, error) { <-h.over; return 0, net.ErrClosed }
+func (h *heldUp) Write([]byte) (int, error) {
+	h.writing <- true
+	<-h.over
+	return 0, net.ErrClosed
+}
+func (h *heldUp) CloseWrite() error { return nil }
+func (h *heldUp) Close() error      { h.Abort(); return nil }
+func (h *heldUp) Abort()            { h.once.Do(func() { close(h.over) }) }
+
+// A forward of datagrams ends also while the way to the relay is lost.
+func TestForwardUDPHeldUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := &udpForward{forwarder: &forwarder{}}
+		flow := &udpFlow{out: make(chan []byte, 1)}
+		conn := &heldUp{writing: make(chan bool), over: make(chan struct{})}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan bool)
+		go func() {
+			u.exchange(ctx, conn, netip.AddrPort{}, flow)
+			close(ended)
+		}()
+		flow.out <- []byte("x")
+		<-conn.writing
+		cancel()
+		<-ended
+	})
+}
 
 // What has happened to a stream is told without what the copying into a socket has added.
 func TestStreamLost(t *testing.T) {
