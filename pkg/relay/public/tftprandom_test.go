@@ -12,6 +12,7 @@ import (
 
 // Whatever clients and sites do, at whatever moment, nothing is left of it when all have gone: no visitor, no stream, no count.
 func TestFilesAnything(t *testing.T) {
+	t.Parallel() // it waits for seconds
 	backends(t, func(t *testing.T, portable bool) {
 		r := newFileRelay(t, portable, func(r *Relay) {
 			r.TFTPCache, r.TFTPTransfers, r.TFTPPerAddress, r.MaxVisitors = 100_000, 12, 10, 8

@@ -738,6 +738,7 @@ func TestFilesReload(t *testing.T) {
 
 // A file that many read crosses the link once, and is asked for again only to see whether it has changed.
 func TestFilesCache(t *testing.T) {
+	t.Parallel() // it waits for seconds
 	r := newFileRelay(t, false, func(r *Relay) { r.TFTPCache = 1 << 20 })
 	r.connect("home", nil)
 	s := r.connect("office", nil)

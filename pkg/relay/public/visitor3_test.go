@@ -401,17 +401,14 @@ func random(n int64) io.Reader {
 
 // Large bodies arrive as they were, also at the same time, and on a connection whose address changes.
 func TestHTTP3Bulk(t *testing.T) {
-	size := int64(32 << 20)
-	if testing.Short() {
-		size = 10 << 20
-	}
+	const size = int64(10 << 20)
 	h := sha256.New()
 	io.Copy(h, random(size))
 	want := hex.EncodeToString(h.Sum(nil))
 	r := newTestRelay3(t, nil)
 	r.connect("office", map[string]string{"app": sums(t)}, "app", "https://app.test")
 	c := r.client3()
-	c.Timeout = 5 * time.Minute // each body is a second of a processor, for the race detector ten
+	c.Timeout = 5 * time.Minute
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		res, err := c.Post("https://app.test/", "", struct{ io.Reader }{random(size)})
@@ -1173,6 +1170,7 @@ func TestHTTP3Drain(t *testing.T) {
 
 // A link and visitors share the socket, and neither can be the other.
 func TestHTTP3BesideLink(t *testing.T) {
+	t.Parallel() // it waits for seconds
 	r := newTestRelay3(t, nil)
 	r.connect("office", map[string]string{"app": sums(t)}, "app", "https://app.test")
 	conn, err := r.dial3("app.test", "culvert/1", "h3")

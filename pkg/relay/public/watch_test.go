@@ -253,6 +253,7 @@ func TestLive(t *testing.T) {
 
 // A browser that leaves takes nothing with it but its own, and the last one ends the broadcast.
 func TestLiveLeave(t *testing.T) {
+	t.Parallel() // it waits for seconds
 	browsers(t, func(t *testing.T, r *testRelay, client *http.Client) {
 		sdp, frames := clip(t)
 		c := newLiveCamera(t, r, sdp)
