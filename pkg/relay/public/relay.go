@@ -763,7 +763,9 @@ func (r *Relay) addresses(s *service, ports map[relay.Publish]*port) []string {
 			if path == "/" {
 				path = ""
 			}
-			list = append(list, way.scheme+"://"+host+path)
+			if a := way.scheme + "://" + host + path; !slices.Contains(list, a) { // several sockets may have one port
+				list = append(list, a)
+			}
 		}
 	}
 	return list
