@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -15,7 +14,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -293,7 +291,7 @@ func (c *config) settings(f *daemon.File, dir string) *settings {
 		f.Addf("relay", "relay is missing: the public relay's address, such as \"relay.example.com\"")
 	}
 	for i, address := range c.Relay {
-		a, err := relayAddress(address)
+		a, err := relay.ParseAddress(address)
 		if err != nil {
 			at := "relay"
 			if e := fmt.Sprintf("relay[%d]", i); f.Has(e) {
@@ -533,22 +531,4 @@ func readCA(f *daemon.File, at, name string) *x509.CertPool {
 		f.Addf(at, "ca: %s holds no PEM certificate", name)
 	}
 	return pool
-}
-
-// relayAddress completes HOST to HOST:443.
-func relayAddress(s string) (string, error) {
-	if strings.Contains(s, "/") {
-		return "", fmt.Errorf("%q: want HOST or HOST:PORT, not a URL", s)
-	}
-	host, port, err := net.SplitHostPort(s)
-	if err != nil {
-		host, port = strings.Trim(s, "[]"), "443"
-	}
-	if _, ipErr := netip.ParseAddr(host); host == "" || strings.ContainsAny(host, " []") || strings.Contains(host, ":") && ipErr != nil {
-		return "", fmt.Errorf("%q: want HOST or HOST:PORT", s)
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return "", fmt.Errorf("%q: port %q: want 1 to 65535", s, port)
-	}
-	return net.JoinHostPort(host, port), nil
 }

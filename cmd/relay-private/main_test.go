@@ -400,18 +400,6 @@ func TestKeygen(t *testing.T) {
 	}
 }
 
-func TestRelayAddress(t *testing.T) {
-	for s, want := range map[string]string{
-		"relay.example.com": "relay.example.com:443", "relay.example.com:8443": "relay.example.com:8443",
-		"::1": "[::1]:443", "[::1]": "[::1]:443", "[::1]:8443": "[::1]:8443", "fe80::1%eth0": "[fe80::1%eth0]:443",
-		"": "", "a b": "", ":443": "", "a:": "", "a:0": "", "a:https": "", "a:99999": "", "a:-1": "", "a:1:2": "", "https://a": "",
-	} {
-		if got, err := relayAddress(s); got != want || (err == nil) != (want != "") {
-			t.Errorf("%q: %q, %v", s, got, err)
-		}
-	}
-}
-
 func TestMaxFlows(t *testing.T) {
 	for _, tt := range []struct{ files, sessions, want int }{
 		{0, 1, 0}, {1 << 20, 1, 0}, {1 << 17, 2, 32 << 10}, {1024, 1, 512}, {1024, 3, 170}, {1, 1, 1},

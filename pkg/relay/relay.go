@@ -16,6 +16,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
 )
 
 // WireVersion is the version of the link handshake and of the frames after it.
@@ -47,6 +51,24 @@ func PortError(err error) error {
 		return fmt.Errorf("%w: ports below 1024 want CAP_NET_BIND_SERVICE: write it into AmbientCapabilities of the unit, or have the service manager open the socket", err)
 	}
 	return err
+}
+
+// ParseAddress reads the address of a public relay, HOST or HOST:PORT, and completes it: the port is 443 if there is none.
+func ParseAddress(s string) (string, error) {
+	if strings.Contains(s, "/") {
+		return "", fmt.Errorf("%q: want HOST or HOST:PORT, not a URL", s)
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		host, port = strings.Trim(s, "[]"), "443"
+	}
+	if _, ipErr := netip.ParseAddr(host); host == "" || strings.ContainsAny(host, " []") || strings.Contains(host, ":") && ipErr != nil {
+		return "", fmt.Errorf("%q: want HOST or HOST:PORT", s)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return "", fmt.Errorf("%q: port %q: want 1 to 65535", s, port)
+	}
+	return net.JoinHostPort(host, port), nil
 }
 
 // CheckName reports what is wrong with the name of a site or a service: it has 1

@@ -749,3 +749,15 @@ func TestPortError(t *testing.T) {
 		t.Error(PortError(taken))
 	}
 }
+
+func TestParseAddress(t *testing.T) {
+	for s, want := range map[string]string{
+		"relay.example.com": "relay.example.com:443", "relay.example.com:8443": "relay.example.com:8443",
+		"::1": "[::1]:443", "[::1]": "[::1]:443", "[::1]:8443": "[::1]:8443", "fe80::1%eth0": "[fe80::1%eth0]:443",
+		"": "", "a b": "", ":443": "", "a:": "", "a:0": "", "a:https": "", "a:99999": "", "a:-1": "", "a:1:2": "", "https://a": "",
+	} {
+		if got, err := ParseAddress(s); got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v", s, got, err)
+		}
+	}
+}
