@@ -31,10 +31,10 @@ func (p *peer) announce() {
 		p.announceLater(err)
 		return
 	}
-	list := p.relay.services.Load().announcements()
+	offered := p.relay.services.Load()
 	p.announcing, p.stale = true, false
-	s.SetHandler(&announcement{peer: p, session: p.session, stream: s})
-	s.Write(relay.Encode(list))
+	s.SetHandler(&announcement{peer: p, session: p.session, stream: s, offered: offered})
+	s.Write(relay.Encode(offered.announcements()))
 	s.CloseWrite()
 }
 
@@ -52,6 +52,7 @@ type announcement struct {
 	peer     *peer
 	session  *tunnel.Session
 	stream   *tunnel.Stream
+	offered  *services
 	reply    []byte // at most relay.MaxAnnounce
 	answered bool
 }
@@ -76,7 +77,7 @@ func (a *announcement) OnEOF() {
 	a.answered, a.peer.announceTries = true, 0
 	a.peer.published = nil
 	for _, reply := range list {
-		if r.Announced != nil {
+		if r.Announced != nil && r.services.Load() == a.offered {
 			r.Announced(a.peer.address, reply.Name, reply.Addresses, reply.Error)
 		}
 		if reply.Error != "" {

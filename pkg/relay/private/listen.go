@@ -14,7 +14,7 @@ import (
 )
 
 // maxBacklog is how many visitors wait for Accept. One more is turned away.
-const maxBacklog = 128
+const maxBacklog = 1024
 
 // Listener is a net.Listener whose connections are the visitors of one service: see Relay.Listen.
 type Listener struct {
@@ -24,6 +24,7 @@ type Listener struct {
 
 	closing sync.Once
 	closed  chan struct{}
+	why     error // what has ended the relay, or nil; read after closed
 }
 
 var errOver = errors.New("this relay has ended")
@@ -33,7 +34,7 @@ var errOver = errors.New("this relay has ended")
 //
 // A connection is that of one visitor, whose address RemoteAddr tells; with an https publish it carries requests in HTTP/1.1, as
 // http.Serve takes them. What the visitor of a tls publish sends is TLS, unless s.TLS ends it. Connections know deadlines,
-// CloseWrite and Abort; none has a goroutine or, while it is silent, a buffer. 128 visitors may wait for Accept, and nothing
+// CloseWrite and Abort; none has a goroutine or, while it is silent, a buffer. 1024 visitors may wait for Accept, and nothing
 // of them is read; more are turned away. The listener is closed when Run returns. Nothing of the public relay's answer is told:
 // whether it publishes the service is in the log.
 func (r *Relay) Listen(s Service) (*Listener, error) {
@@ -64,23 +65,38 @@ func (r *Relay) Listen(s Service) (*Listener, error) {
 	return l, nil
 }
 
-// Accept waits for a visitor. After Close it returns net.ErrClosed.
+// Accept waits for a visitor. After Close, and after the relay has ended, it returns net.ErrClosed, with what has ended the
+// relay if that was refused; there is no other error.
 func (l *Listener) Accept() (net.Conn, error) {
 	select {
 	case <-l.closed:
-		return nil, &net.OpError{Op: "accept", Net: "culvert", Addr: l.Addr(), Err: net.ErrClosed}
+		return nil, l.over()
 	default:
 	}
 	select {
 	case c := <-l.conns:
 		return c, nil
 	case <-l.closed:
-		return nil, &net.OpError{Op: "accept", Net: "culvert", Addr: l.Addr(), Err: net.ErrClosed}
+		return nil, l.over()
 	}
 }
 
-// Close withdraws the service, and turns those away who wait for Accept. Connections that were accepted go on.
+// over is the error of Accept. closed is closed.
+func (l *Listener) over() error {
+	err := net.ErrClosed
+	if l.why != nil {
+		err = fmt.Errorf("%w: %w", err, l.why)
+	}
+	return &net.OpError{Op: "accept", Net: "culvert", Addr: l.Addr(), Err: err}
+}
+
+// Close withdraws the service, and turns those away who wait for Accept. Connections that were accepted go on. It returns nil.
 func (l *Listener) Close() error {
+	l.close(nil)
+	return nil
+}
+
+func (l *Listener) close(why error) {
 	r := l.relay
 	r.mu.Lock()
 	if i := slices.Index(r.heard, l); i >= 0 {
@@ -93,9 +109,11 @@ func (l *Listener) Close() error {
 		}
 	}
 	r.mu.Unlock()
-	l.closing.Do(func() { close(l.closed) })
+	l.closing.Do(func() {
+		l.why = why
+		close(l.closed)
+	})
 	l.turnAway()
-	return nil
 }
 
 // turnAway ends what waits. It may be called at any time after closed is.
@@ -128,14 +146,14 @@ func (a listenAddr) String() string {
 	return a.publish
 }
 
-// closeListeners is the end of Run.
-func (r *Relay) closeListeners() {
+// closeListeners is the end of Run, for that reason or nil.
+func (r *Relay) closeListeners(why error) {
 	r.mu.Lock()
 	r.over = true
 	heard := slices.Clone(r.heard) // Close takes each out
 	r.mu.Unlock()
 	for _, l := range heard {
-		l.Close()
+		l.close(why)
 	}
 }
 

@@ -105,8 +105,8 @@ type Relay struct {
 	Socks func(ctx context.Context, network, address string) ([]netip.AddrPort, error)
 
 	// Announced is told what a public relay has answered of each service whenever services were announced: the addresses at
-	// which visitors reach it, if it is published, or why it is not. It is called on a loop, and must not wait. If nil, the
-	// log alone says it.
+	// which visitors reach it, if it is published, or why it is not. An answer for services that were replaced meanwhile is not
+	// told: there will be another one. It is called on a loop, and must not wait. If nil, the log alone says it.
 	Announced func(relay, service string, addresses []string, problem string)
 
 	// OnReady is called once, when the first public relay has answered what it publishes. If nil, nobody is.
@@ -212,12 +212,12 @@ func (r *Relay) makeServices(list []Service) (*services, error) {
 // Run keeps the sessions with the public relays. It returns nil when ctx has ended and the streams have
 // finished or the DrainTimeout is over. It returns an error that says what to do when no public relay is
 // left that may take the site: each has refused for a reason that waiting does not heal.
-func (r *Relay) Run(ctx context.Context) error {
+func (r *Relay) Run(ctx context.Context) (err error) {
 	r.log = r.Log
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
-	defer r.closeListeners()
+	defer func() { r.closeListeners(err) }()
 	r.mu.Lock()
 	if r.given == nil {
 		r.given = r.Services
