@@ -59,7 +59,7 @@ func exitCode(err error) int {
 		known   *failure
 		refused *admin.Error
 		dns     *net.DNSError
-		dial    *net.OpError
+		network *net.OpError
 	)
 	switch {
 	case err == nil:
@@ -72,7 +72,7 @@ func exitCode(err error) int {
 		return refusalCode(refused.Code)
 	case errors.Is(err, context.Canceled):
 		return exitInterrupted
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &dns), errors.As(err, &dial) && dial.Op == "dial",
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &dns), errors.As(err, &network) && network.Op != "listen",
 		errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
 		return exitUnreachable
 	}

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"hash/maphash"
+	"iter"
 	"maps"
 	"slices"
 	"strconv"
@@ -17,10 +19,12 @@ import (
 func logsCommand(at *where) *cobra.Command {
 	var in admin.Lines
 	var follow bool
+	var f follower
 	var level string
 	cmd := &cobra.Command{
 		Use:   "logs",
 		Short: "Print the last lines of the relay's log, and those that come",
+		Long:  "Print the last lines of the relay's log; with -f also those that come, until Ctrl-C. It waits for a relay that is restarted.",
 		Args:  usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			least := levels[strings.ToLower(level)]
@@ -32,7 +36,7 @@ func logsCommand(at *where) *cobra.Command {
 			}
 			v := at.view(cmd)
 			if follow {
-				return followLogs(cmd.Context(), at, v, in, least)
+				return f.logs(cmd.Context(), at, v, in, least)
 			}
 			var lines []admin.LogLine
 			err := ask(cmd.Context(), at, func(ctx context.Context, c *admin.Client) (err error) {
@@ -50,10 +54,10 @@ func logsCommand(at *where) *cobra.Command {
 			})
 		},
 	}
-	f := cmd.Flags()
-	f.BoolVarP(&follow, "follow", "f", false, "go on with those that come, until Ctrl-C")
-	f.IntVarP(&in.Lines, "lines", "n", 50, "how many of those that are there")
-	f.StringVar(&level, "level", "debug", "only lines of this `level` or a higher one: debug, info, warn, error")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with those that come, until Ctrl-C")
+	f.flag(cmd)
+	cmd.Flags().IntVarP(&in.Lines, "lines", "n", 50, "how many of those that are there")
+	cmd.Flags().StringVar(&level, "level", "debug", "only lines of this `level` or a higher one: debug, info, warn, error")
 	cmd.RegisterFlagCompletionFunc("level", cobra.FixedCompletions([]cobra.Completion{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
@@ -69,27 +73,44 @@ func levelOf(l admin.LogLine) int {
 	return levels["error"] // one that is not known is not left out
 }
 
-// followLogs prints the last lines, and others as they come, until ctx ends.
-func followLogs(ctx context.Context, at *where, v *view, in admin.Lines, least int) error {
-	c, err := at.client()
-	if err != nil {
+// logs prints the last lines, and others as they come, until ctx ends.
+func (f *follower) logs(ctx context.Context, at *where, v *view, in admin.Lines, least int) (err error) {
+	if f.c, err = at.client(); err != nil {
 		return err
 	}
-	for l, err := range c.FollowLogs(ctx, in) {
-		if ctx.Err() != nil {
+	f.v = v
+	printed, isAgain := recent{seed: maphash.MakeSeed()}, false
+	feed := func(again bool) iter.Seq2[admin.LogLine, error] {
+		if again { // all that the relay has: some have come meanwhile
+			in.Lines, isAgain = maxLimit, true
+		}
+		return f.c.FollowLogs(ctx, in)
+	}
+	return follow(ctx, f, feed, func(l admin.LogLine) error {
+		if isNew := printed.add(fmt.Sprint(l)); isAgain && !isNew || levelOf(l) < least {
 			return nil
 		}
-		if err != nil {
-			return explain(c, err)
-		}
-		if levelOf(l) < least {
-			continue
-		}
-		if err := v.line(l, func() { v.logLine(l) }); err != nil {
-			return err
-		}
+		return v.line(l, func() { v.logLine(l) })
+	})
+}
+
+// recent is what was printed last: maxLimit lines at least, as many as the relay has at most, and twice as many at most.
+type recent struct {
+	seed        maphash.Seed
+	now, before map[uint64]bool // hashes of lines
+}
+
+// add reports whether a line is a new one.
+func (r *recent) add(line string) bool {
+	key := maphash.String(r.seed, line)
+	if r.now[key] || r.before[key] {
+		return false
 	}
-	return endOfFeed(ctx)
+	if r.now == nil || len(r.now) >= maxLimit {
+		r.before, r.now = r.now, make(map[uint64]bool)
+	}
+	r.now[key] = true
+	return true
 }
 
 // logLine prints a line as the relay does on a terminal.

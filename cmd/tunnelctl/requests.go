@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -16,11 +17,12 @@ import (
 func requestsCommand(at *where) *cobra.Command {
 	var in admin.Filter
 	var follow bool
+	var f follower
 	list := &cobra.Command{
 		Use:   "requests",
 		Short: "List the last requests of HTTP services, and look into them",
 		Long: "List the last requests of HTTP services with their timing, the newest at the end. WAIT is until the head of the answer came, TOOK until its end.\n\n" +
-			"With -f it goes on with those that come, until Ctrl-C. tunnelctl requests show ID shows the headers and bodies of one, if its service\n" +
+			"With -f it goes on with those that come, until Ctrl-C, and waits for a relay that is restarted. tunnelctl requests show ID shows the headers and bodies of one, if its service\n" +
 			"allows that (INSPECT), and tunnelctl requests replay ID sends it once more.",
 		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -29,7 +31,7 @@ func requestsCommand(at *where) *cobra.Command {
 			}
 			v := at.view(cmd)
 			if follow {
-				return followRequests(cmd.Context(), at, v, in)
+				return f.requests(cmd.Context(), at, v, in)
 			}
 			return ask(cmd.Context(), at, func(ctx context.Context, c *admin.Client) error {
 				requests, err := c.Requests(ctx, in)
@@ -47,6 +49,7 @@ func requestsCommand(at *where) *cobra.Command {
 	}
 	filterFlags(list, at, &in, "requests")
 	list.Flags().BoolVarP(&follow, "follow", "f", false, "go on with those that come, until Ctrl-C")
+	f.flag(list)
 	ids := completeWith(at, func(ctx context.Context, c *admin.Client) (names []string, err error) {
 		requests, err := c.Requests(ctx, admin.Filter{Limit: 50})
 		for _, r := range requests {
@@ -151,41 +154,28 @@ func statusCell(r admin.Request) cell {
 	return style.of(text)
 }
 
-// followRequests prints requests as they come, until ctx ends.
-func followRequests(ctx context.Context, at *where, v *view, in admin.Filter) error {
-	c, err := at.client()
-	if err != nil {
+// requests prints requests as they come, until ctx ends.
+func (f *follower) requests(ctx context.Context, at *where, v *view, in admin.Filter) (err error) {
+	if f.c, err = at.client(); err != nil {
 		return err
 	}
-	if err := explain(c, knownFilter(ctx, c, in)); err != nil {
+	f.v = v
+	if err := explain(f.c, knownFilter(ctx, f.c, in)); err != nil {
 		return err
 	}
-	for r, err := range c.FollowRequests(ctx, in) {
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			return explain(c, err)
-		}
-		err := v.line(r, func() {
-			s := statusCell(r)
-			if v.color {
-				s.text = s.style.paint(oneLine(s.text))
-			}
-			fields := []string{moment(r.Time), serviceOf(r), r.Remote, r.Method, r.Host + r.Path}
-			for i := range fields {
-				fields[i] = oneLine(fields[i])
-			}
-			if !v.color {
-				s.text = oneLine(s.text)
-			}
-			v.printf("%s %s %s %s, %s\n", strings.Join(fields, " "), s.text, size(r.Sent), millis(r.Took), oneLine(r.ID))
-		})
-		if err != nil {
-			return err
-		}
+	feed := func(bool) iter.Seq2[admin.Request, error] { return f.c.FollowRequests(ctx, in) }
+	return follow(ctx, f, feed, func(r admin.Request) error { return v.line(r, func() { v.request(r) }) })
+}
+
+// request prints a request as a line of many.
+func (v *view) request(r admin.Request) {
+	s := statusCell(r)
+	text := oneLine(s.text)
+	if v.color {
+		text = s.style.paint(text)
 	}
-	return endOfFeed(ctx)
+	fields := []string{moment(r.Time), serviceOf(r), r.Remote, r.Method, r.Host + r.Path}
+	v.printf("%s %s %s %s, %s\n", oneLine(strings.Join(fields, " ")), text, size(r.Sent), millis(r.Took), oneLine(r.ID))
 }
 
 // exchange prints a request and its answer as they went over the wire, more or less.

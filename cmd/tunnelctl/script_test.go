@@ -397,7 +397,7 @@ func TestJSON(t *testing.T) {
 		}
 	}
 	// Feeds are a line each, and end with the error that says why.
-	for args, into := range map[string]any{"requests -f": new(admin.Request), "logs -f": new(admin.LogLine)} {
+	for args, into := range map[string]any{"requests -f --no-reconnect": new(admin.Request), "logs -f --no-reconnect": new(admin.LogLine)} {
 		code, stdout, stderr := tunnelctl(t.Context(), "", append(f.flags("admin"), append([]string{"--json"}, strings.Fields(args)...)...)...)
 		noControls(t, args, stdout)
 		n := 0

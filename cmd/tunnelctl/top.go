@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"iter"
 	"os"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 func topCommand(at *where) *cobra.Command {
 	var every time.Duration
 	var once bool
+	var f follower
 	cmd := &cobra.Command{
 		Use:   "top",
 		Short: "Watch the relay: rates, latency and streams, live",
@@ -36,7 +39,8 @@ func topCommand(at *where) *cobra.Command {
 			isTerminal := hasIn && hasOut && term.IsTerminal(int(in.Fd())) && term.IsTerminal(int(out.Fd()))
 			switch {
 			case v.json:
-				return explain(c, topLines(cmd.Context(), v, c, every, once))
+				f.c, f.v, f.once = c, v, f.once || once
+				return f.figures(cmd.Context(), every, once)
 			case v.plain || once:
 				return explain(c, topOnce(cmd.Context(), v, c, every))
 			case !isTerminal:
@@ -44,35 +48,38 @@ func topCommand(at *where) *cobra.Command {
 			case at.env("TERM") == "dumb":
 				return daemon.UsageError("top draws on a terminal that can more than TERM=dumb says: --plain prints one look, --json a line each time")
 			}
-			live := &liveView{client: c, every: every, out: out, in: in}
+			live := &liveView{client: c, once: f.once, every: every, out: out, in: in}
 			live.model = newTop(0, 0, v.color)
 			return explain(c, live.run(cmd.Context()))
 		},
 	}
 	cmd.Flags().DurationVar(&every, "every", time.Second, "how often to look, 200ms to 1m")
+	f.flag(cmd)
 	cmd.Flags().BoolVar(&once, "once", false, "print one look and exit, as --plain does; with --json one object")
 	return cmd
 }
 
-// topLines prints figures as JSON, a line each time.
-func topLines(ctx context.Context, v *view, c *admin.Client, every time.Duration, once bool) error {
-	skip := once // the first one has no rates
-	for f, err := range c.WatchFigures(ctx, admin.Every{Every: every.Seconds()}) {
-		if ctx.Err() != nil && !once {
+// figures prints figures as JSON, a line each time, or once.
+func (f *follower) figures(told context.Context, every time.Duration, once bool) error {
+	ctx, cancel := context.WithCancel(told)
+	defer cancel()
+	feed := func(bool) iter.Seq2[admin.Figures, error] {
+		return f.c.WatchFigures(ctx, admin.Every{Every: every.Seconds()})
+	}
+	looks := 0
+	err := follow(ctx, f, feed, func(l admin.Figures) error {
+		if looks++; once && looks == 1 { // it has no rates
 			return nil
 		}
-		if err != nil {
-			return err
+		if once {
+			defer cancel()
 		}
-		if skip {
-			skip = false
-			continue
-		}
-		if err := v.line(f, nil); err != nil || once {
-			return err
-		}
+		return f.v.line(l, nil)
+	})
+	if once && looks < 2 {
+		err = cmp.Or(err, told.Err())
 	}
-	return endOfFeed(ctx)
+	return err
 }
 
 // endOfFeed is the error of a feed that has ended by itself, without one.
@@ -140,6 +147,7 @@ type liveView struct {
 	every   time.Duration
 	in, out *os.File
 	model   *top
+	once    bool // it ends when the relay goes away
 }
 
 // news is what the goroutine that asks the relay has heard.
@@ -261,6 +269,7 @@ func (l *liveView) listen(ctx context.Context, heard chan<- news, done chan<- st
 		}
 		if err == nil {
 			err = l.follow(ctx, status, tell)
+			isOver = l.once
 		}
 		if ctx.Err() != nil || !tell(news{err: explain(l.client, err), over: isOver}) || isOver || !pause(ctx, retryTime) {
 			return

@@ -32,7 +32,8 @@ top         one object Figures a line, a second, until Ctrl-C; with --once one
 Fields are only ever added. Times are RFC 3339, those that end in _s are seconds, in _ms milliseconds; bytes are bytes.
 The types are described in the API's OpenAPI document, which the relay serves at /api/openapi.json.
 
-Errors are an object on stderr: {"error":"...","exit_code":4}. See tunnelctl help exit-codes.`
+Errors are an object on stderr: {"error":"...","exit_code":4}. See tunnelctl help exit-codes. What goes on when the relay
+is away says so there, too: {"note":"..."}.`
 
 const environmentHelp = `CULVERT_CONTEXT      the name of a relay that you are logged in to; --context beats it
 CULVERT_ADMIN        the admin address; --admin beats it
