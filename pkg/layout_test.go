@@ -57,7 +57,7 @@ var arrows = map[string][]string{
 	"pkg/auth":       {"pkg/atomicfile"},
 	"pkg/camera":     {},
 	"pkg/dashboard":  {}, // files: what they show comes from pkg/admin, by way of a browser
-	"pkg/daemon":     {},
+	"pkg/daemon":     {"pkg/atomicfile"},
 	"pkg/diag":       {"pkg/egress", "pkg/onvif", "pkg/rest"},
 	"pkg/e2e":        {},
 	"pkg/egress":     {},
@@ -69,7 +69,7 @@ var arrows = map[string][]string{
 	"pkg/http3":      {"pkg/http1"},
 	"pkg/memnet":     {},
 	"pkg/netem":      {},
-	"pkg/operate":    {"pkg/auth", "pkg/evloop", "pkg/link", "pkg/relay", "pkg/tunnel", "pkg/websocket"},
+	"pkg/operate":    {"pkg/atomicfile", "pkg/auth", "pkg/evloop", "pkg/link", "pkg/relay", "pkg/tunnel", "pkg/websocket"},
 	"pkg/onvif":      {"pkg/rtsp"},
 	"pkg/relay":      {},
 	"pkg/rtsp":       {},

@@ -60,7 +60,7 @@ func (r *reach) flags(cmd *cobra.Command) {
 		err := run(cmd, args)
 		return cmp.Or(denied(ctx), err)
 	}
-	cmd.Flags().StringArrayVar(&r.siteKeys, "site-key", nil, "the site's `KEY` (ed25519:...), as relay-private says it: it is taken instead of what is known, and remembered; several times for several private relays")
+	cmd.Flags().StringArrayVar(&r.siteKeys, "site-key", nil, "the site's `KEY` (ed25519:...), as relay-private says it: it is remembered in the place of what is known; several times for several private relays")
 	cmd.Flags().StringVar(&r.keyFile, "operator-key", "", "`file` with your own key, for sites that want one (default operator.key in the folder of tunnelctl's files, if it is there)")
 }
 
@@ -97,6 +97,9 @@ func (r *reach) open(cmd *cobra.Command) (*operate.Client, error) {
 		OnNew: func(site string, keys []string) {
 			r.errs.printf("site %s is new here: its keys, as the public relay says, are %s. Compare them with what `relay-private key` prints at the site; they are remembered in %s",
 				site, strings.Join(keys, " and "), filepath.Join(folder, "known_sites"))
+		},
+		OnForget: func(site string, keys []string) {
+			r.errs.printf("site %s: %s is forgotten, as --site-key names another key. If that was a stand-by's, name both", site, strings.Join(keys, " and "))
 		},
 	}
 	c.Trust = known.Trust

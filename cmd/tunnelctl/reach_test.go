@@ -286,12 +286,13 @@ func TestKeyChanged(t *testing.T) {
 			t.Errorf("exit code %d, %q lacks %q", code, stderr, want)
 		}
 	}
-	for _, args := range [][]string{{"--site-key", now, "connect", "office/echo"}, {"connect", "office/echo"}} {
-		if args[0] == "--site-key" {
-			args = []string{"connect", "--site-key", now, "office/echo"}
-		}
-		if code, stdout, stderr := o.run("x", args...); code != 0 || stdout != "x|end" {
+	for _, args := range [][]string{{"connect", "--site-key", now, "office/echo"}, {"connect", "office/echo"}} {
+		code, stdout, stderr := o.run("x", args...)
+		if code != 0 || stdout != "x|end" {
 			t.Errorf("%q: exit code %d, %s", args, code, stderr)
+		}
+		if isTold := strings.Contains(stderr, auth.FormatPublicKey(other)+" is forgotten"); isTold != (len(args) > 2) {
+			t.Errorf("%q: %s", args, stderr)
 		}
 	}
 }

@@ -1,4 +1,5 @@
-// Package atomicfile replaces files as a whole, for state that has to be there after a crash.
+// Package atomicfile replaces files as a whole, for state that has to be there after a crash, and has locks for those that several
+// processes change.
 package atomicfile
 
 import (

@@ -7,9 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-)
 
-var errLocked = errors.New("locked")
+	"culvert.dev/pkg/atomicfile"
+)
 
 // LockFolder makes sure that one process at a time works in a folder, by a lock on the file "lock" in it, which is made
 // with mode 0600. The lock ends with unlock, or with the process however it ends.
@@ -18,7 +18,7 @@ func LockFolder(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := lockFile(f); errors.Is(err, errLocked) {
+	if err := atomicfile.TryLock(f); errors.Is(err, atomicfile.ErrLocked) {
 		pid, _ := io.ReadAll(io.LimitReader(f, 32))
 		f.Close()
 		return nil, fmt.Errorf("%s is in use by another process (pid %s): stop that one, or give this one a folder of its own", dir, strings.TrimSpace(string(pid)))

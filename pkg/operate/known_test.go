@@ -2,9 +2,12 @@ package operate
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -37,12 +40,19 @@ func TestKnownSites(t *testing.T) {
 	want(other.Trust("office", three, nil), "")
 	want(k.Trust("office", three, nil), three)
 
-	// What is named by hand is taken, remembered, and nothing else is taken.
-	named := &KnownSites{File: file, Relay: "relay.test:443", Accept: []string{three}}
+	// What is named by hand is taken, remembered, and nothing else is taken, then or later.
+	var forgotten []string
+	named := &KnownSites{File: file, Relay: "relay.test:443", Accept: []string{three}, OnForget: func(site string, keys []string) {
+		forgotten = append(forgotten, site+" "+strings.Join(keys, " "))
+	}}
 	want(named.Trust("office", one, nil), one)
 	want(named.Trust("office", three, nil), "")
 	want(named.Trust("office", three, nil), "")
 	want(k.Trust("office", three, nil), "")
+	want(k.Trust("office", one, nil), one)
+	if len(forgotten) != 1 || forgotten[0] != "office "+one+" "+two {
+		t.Errorf("forgotten: %q", forgotten)
+	}
 	b, err := os.ReadFile(file)
 	if err != nil || strings.Count(string(b), three) != 3 {
 		t.Errorf("file %q, %v", b, err)
@@ -50,6 +60,17 @@ func TestKnownSites(t *testing.T) {
 	if len(told) != 2 {
 		t.Errorf("told %q", told)
 	}
+
+	// Several are named for a site with stand-bys: what was known of them stays, and so does what the relay says of them too.
+	both := &KnownSites{File: file, Relay: "relay.test:443", Accept: []string{one, two}}
+	want(both.Trust("office", two, nil), "")
+	want(k.Trust("office", one, nil), one)
+	want(both.Trust("office", one, nil), "")
+	want(k.Trust("office", two, nil), "")
+	want(k.Trust("office", three, nil), three)
+	want(both.Trust("far", two, []string{three, one}), "")
+	want(k.Trust("far", one, nil), "")
+	want(k.Trust("far", three, nil), three)
 
 	// A file that somebody has edited: comments, and no line break at the end. One that makes no sense lets nobody in.
 	if err := os.WriteFile(file, []byte("# mine\n\nRelay.Test:443  office  "+one), 0o600); err != nil {
@@ -68,10 +89,48 @@ func TestKnownSites(t *testing.T) {
 	}
 }
 
+// Several processes that get to know sites at a time lose nothing of what the others have written, and a site has one first time.
+func TestKnownSitesAtOnce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "known_sites")
+	if err := os.WriteFile(file, []byte("# mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const n = 20
+	var taken atomic.Int32
+	var wg sync.WaitGroup
+	for i := range n {
+		key := public25519(newKey(t))
+		wg.Go(func() {
+			k := &KnownSites{File: file, Relay: "relay.test:443"}
+			if err := k.Trust(fmt.Sprint("site", i), key, nil); err != nil {
+				t.Error(err)
+			}
+			if k.Trust("office", key, nil) == nil {
+				taken.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	b, err := os.ReadFile(file)
+	if lines := strings.Split(strings.TrimSuffix(string(b), "\n"), "\n"); err != nil || len(lines) != n+2 || lines[0] != "# mine" {
+		t.Errorf("%d lines, %v: %s", len(lines), err, b)
+	}
+	if taken.Load() != 1 {
+		t.Errorf("%d keys of one site are taken", taken.Load())
+	}
+}
+
 func FuzzKnownSites(f *testing.F) {
 	f.Add("relay.test:443 office ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n# x\n")
 	f.Fuzz(func(t *testing.T, s string) {
 		keys, err := parseKnown([]byte(s), "relay.test:443", "office")
+		if err == nil {
+			const other = "ed25519:BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBA"
+			b := changeKnown([]byte(s), "relay.test:443", "office", []string{other})
+			if keys, err := parseKnown(b, "relay.test:443", "office"); err != nil || len(keys) < 1 || keys[0] != other {
+				t.Errorf("%q becomes %q: %q, %v", s, b, keys, err)
+			}
+		}
 		for _, key := range keys {
 			if err == nil && !strings.Contains(s, key) {
 				t.Errorf("%q is not in %q", key, s)

@@ -1,6 +1,6 @@
 //go:build linux || darwin || freebsd || netbsd || openbsd || dragonfly
 
-package daemon
+package atomicfile
 
 import (
 	"os"
@@ -8,12 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func lockFile(f *os.File) error {
+// TryLock locks a file, until it is closed. It is ErrLocked if somebody else has done so.
+func TryLock(f *os.File) error {
 	for {
 		switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err {
 		case unix.EINTR:
 		case unix.EWOULDBLOCK:
-			return errLocked
+			return ErrLocked
 		default:
 			return err
 		}
