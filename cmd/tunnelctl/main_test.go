@@ -19,7 +19,10 @@ import (
 	"culvert.dev/pkg/auth"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	time.Local = time.UTC // for scripts; once, as goroutines of a test that has ended may still look at it
+	goleak.VerifyTestMain(m)
+}
 
 const token = "operators-token-of-a-test"
 

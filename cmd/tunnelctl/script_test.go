@@ -42,9 +42,6 @@ func startFake(t *testing.T) *fakeRelay {
 	}
 	t.Setenv("HOME", t.TempDir())
 	t.Setenv("XDG_CONFIG_HOME", "")
-	was := time.Local
-	time.Local = time.UTC
-	t.Cleanup(func() { time.Local = was })
 
 	dir := t.TempDir()
 	f := &fakeRelay{tokens: make(map[string]string)}
