@@ -192,7 +192,6 @@ func newAlerts(s *settings, st *state, log *slog.Logger) *alerts {
 	a := &alerts{state: st, log: log, seen: make(map[string]time.Time), started: time.Now()}
 	a.Center = &alert.Center{
 		Relay: s.Domain, Path: filepath.Join(s.state, "alerts.json"),
-		Interval: time.Duration(s.Alerts.Interval), PerHour: s.Alerts.PerHour,
 		OnTrouble: func(sender string, err error) {
 			if err != nil {
 				log.Error("alerts are not delivered: trying again", "to", sender, "err", err)
@@ -209,6 +208,7 @@ func newAlerts(s *settings, st *state, log *slog.Logger) *alerts {
 // apply takes a configuration.
 func (a *alerts) apply(s *settings) {
 	a.config.Store(&s.Alerts)
+	a.SetLimits(time.Duration(s.Alerts.Interval), s.Alerts.PerHour)
 	a.SetSenders(s.senders...)
 }
 

@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"encoding/json"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -15,6 +16,7 @@ import (
 
 	"culvert.dev/pkg/admin"
 	"culvert.dev/pkg/alert"
+	"culvert.dev/pkg/daemon"
 )
 
 // hook is a server that gets alerts.
@@ -137,5 +139,20 @@ func TestCheckAlerts(t *testing.T) {
 	s, err := load(filepath.Join(dir, "public.toml"))
 	if err != nil || len(s.senders) != 2 {
 		t.Errorf("%v, %v", s.senders, err)
+	}
+}
+
+// A reload takes all of [alerts].
+func TestAlertsReloaded(t *testing.T) {
+	s := &settings{state: t.TempDir(), config: config{Alerts: defaultAlerts()}}
+	a := newAlerts(s, &state{dir: s.state}, slog.New(slog.DiscardHandler))
+	if a.Interval != 10*time.Minute || a.PerHour != 12 {
+		t.Errorf("%v, %d", a.Interval, a.PerHour)
+	}
+	next := *s
+	next.Alerts.Interval, next.Alerts.PerHour = daemon.Duration(time.Minute), 60
+	a.apply(&next)
+	if a.Interval != time.Minute || a.PerHour != 60 || next.needRestart(s) != nil {
+		t.Errorf("after a reload: %v, %d, restart: %v", a.Interval, a.PerHour, next.needRestart(s))
 	}
 }

@@ -85,8 +85,8 @@ type Center struct {
 	// Path is a file for what is open, and what was told: a process that starts again goes on with it. "": there is none.
 	Path string
 
-	Interval time.Duration // an alert that comes and goes is told twice, and then once in each of these. 0: 10 min
-	PerHour  int           // messages that a sender sends, after five at once. 0: 12
+	Interval time.Duration // an alert that comes and goes is told twice, and then once in each of these. 0: 10 min. See SetLimits
+	PerHour  int           // messages that a sender sends, after five at once. 0: 12. See SetLimits
 	Timeout  time.Duration // of one attempt to send. 0: 30 s
 	Retry    time.Duration // until the second attempt; doubled for each further one, up to 15 min. 0: 5 s
 
@@ -329,6 +329,20 @@ func (c *Center) SetSenders(senders ...Sender) {
 	select {
 	case c.changed <- struct{}{}:
 	default:
+	}
+}
+
+// SetLimits replaces Interval and PerHour, also for what is held back already. SetSenders has to follow.
+func (c *Center) SetLimits(interval time.Duration, perHour int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, each, all := time.Now(), c.interval(), c.step()
+	c.Interval, c.PerHour = interval, perHour
+	for _, s := range c.sinks {
+		s.bucket.change(now, all, c.step())
+		for _, b := range s.spent {
+			b.change(now, each, c.interval())
+		}
 	}
 }
 

@@ -181,6 +181,43 @@ func TestDigest(t *testing.T) {
 }
 
 // A sender that fails is asked again, less and less often, and tells everything that has been since. Others do not wait for it.
+// Other limits are good for what is held back already: as many messages are owed as before, at another pace.
+func TestLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{name: "r"}
+		c := &Center{PerHour: 1, Interval: 24 * time.Hour}
+		c.SetSenders(r)
+		defer running(c)()
+		var sites []string
+		for i := range messageBurst + 1 {
+			sites = append(sites, fmt.Sprint(i))
+			c.Observe("away", away(sites...))
+			synctest.Wait()
+		}
+		want(t, r, "+0|+1|+2|+3|+4")
+		c.SetLimits(24*time.Hour, 3600)
+		c.SetSenders(r)
+		time.Sleep(time.Second)
+		want(t, r, "+5")
+
+		// One that comes and goes is told twice at once.
+		for range 2 {
+			time.Sleep(time.Minute)
+			c.Observe("away", nil)
+			synctest.Wait()
+			c.Observe("away", away("0"))
+			synctest.Wait()
+		}
+		r.take()
+		time.Sleep(time.Hour)
+		want(t, r, "")
+		c.SetLimits(time.Minute, 3600)
+		c.SetSenders(r)
+		time.Sleep(time.Minute)
+		want(t, r, "+0*2")
+	})
+}
+
 func TestRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bad, good := &recorder{name: "bad", fail: errors.New("no route")}, &recorder{name: "good"}

@@ -54,6 +54,13 @@ func (b *bucket) take(now time.Time, step time.Duration) {
 	b.free = b.free.Add(step)
 }
 
+// change has tokens come at another step: as many are missing as before.
+func (b *bucket) change(now time.Time, from, to time.Duration) {
+	if b.free.After(now) {
+		b.free = now.Add(time.Duration(float64(b.free.Sub(now)) / float64(from) * float64(to)))
+	}
+}
+
 // run tells what there is to tell until ctx ends.
 func (s *sink) run(ctx context.Context) {
 	failed := 0
