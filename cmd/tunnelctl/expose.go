@@ -151,7 +151,7 @@ func (e *exposer) run(ctx context.Context) (err error) {
 			if !errors.As(err, &refused) || refused.Code != relay.RefuseUnknownSite {
 				return err
 			}
-			e.report("the relay has forgotten the site, as it does when it restarts: asking for it again")
+			e.report("the relay does not know the site any more: asking for it again")
 		}
 		if !pause(ctx, max(0, time.Second-time.Since(began))) {
 			return nil

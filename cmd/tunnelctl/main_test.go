@@ -19,7 +19,13 @@ import (
 	"culvert.dev/pkg/auth"
 )
 
+// beProgram is the variable that has the test be tunnelctl instead.
+const beProgram = "CULVERT_TEST_TUNNELCTL"
+
 func TestMain(m *testing.M) {
+	if os.Getenv(beProgram) != "" {
+		main()
+	}
 	time.Local = time.UTC // for scripts; once, as goroutines of a test that has ended may still look at it
 	goleak.VerifyTestMain(m)
 }

@@ -10,8 +10,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -494,7 +496,60 @@ func TestEscaped(t *testing.T) {
 	}
 }
 
-// version tells of the relay if one answers, and why not if none does; that is no error.
+// The script for bash does in bash what it is to do. The functions of the package bash-completion are as small as they can be here.
+func TestBashCompletion(t *testing.T) {
+	bash, err := exec.LookPath("bash")
+	if err != nil || runtime.GOOS != "linux" { // elsewhere it is too old
+		t.Skip("no bash")
+	}
+	f := startFake(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.Symlink(self, filepath.Join(dir, "tunnelctl")); err != nil {
+		t.Fatal(err)
+	}
+	const script = `
+_get_comp_words_by_ref() {
+	cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=("${COMP_WORDS[@]}") cword=$COMP_CWORD
+}
+__ltrim_colon_completions() { :; }
+compopt() { :; }
+source <(tunnelctl completion bash)
+try() {
+	COMP_WORDS=(tunnelctl "$@") COMP_CWORD=$# COMP_LINE="tunnelctl $*" COMP_TYPE=9 COMP_KEY=9 COMPREPLY=()
+	COMP_POINT=${#COMP_LINE}
+	__start_tunnelctl
+	echo "$*: ${COMPREPLY[*]}"
+}
+try sit
+try site prom
+try site promote o
+try forward office/ss
+try forward office/db 80
+try logs --level w
+try help exit
+try operator add x --role v
+`
+	cmd := exec.CommandContext(t.Context(), bash, "--norc", "--noprofile", "-c", script)
+	cmd.Env = append(os.Environ(), beProgram+"=1", "PATH="+dir+string(os.PathListSeparator)+os.Getenv("PATH"), "CULVERT_ADMIN="+f.addr, "CULVERT_TOKEN_FILE="+f.tokens["viewer"])
+	out, err := cmd.CombinedOutput()
+	const want = `sit: site sites
+site prom: promote
+site promote o: office
+forward office/ss: office/ssh
+forward office/db 80: 
+logs --level w: warn
+help exit: exit-codes
+operator add x --role v: viewer
+`
+	if err != nil || string(out) != want {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // A --relay that is none says so, and what to look at.
 func TestRelayWrong(t *testing.T) {
 	f := startFake(t)
@@ -526,6 +581,7 @@ func TestRelayWrong(t *testing.T) {
 	}
 }
 
+// version tells of the relay if one answers, and why not if none does; that is no error.
 func TestVersion(t *testing.T) {
 	f := startFake(t)
 	for _, test := range []struct {
