@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -68,4 +70,57 @@ func TestHelp(t *testing.T) {
 			t.Errorf("%s: tabs in its usage", c.CommandPath())
 		}
 	})
+}
+
+// The command lines in the help and in the manual are such: commands and flags that there are, with as many arguments as they want.
+func TestExamples(t *testing.T) {
+	text := make(map[string]string)
+	eachCommand(newCommand(&where{env: os.Getenv}, nil, nil, nil), func(c *cobra.Command) { text[c.CommandPath()] = c.Long + "\n" + c.Example })
+	for _, name := range []string{"../../docs/operations.md", "../../README.md"} {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, block := range strings.Split(string(b), "```") {
+			if i%2 == 1 {
+				text[name] += regexp.MustCompile(`(?m)^`).ReplaceAllString(block, "  ")
+			}
+		}
+	}
+	line := regexp.MustCompile(`(?m)^  (?:[^#\n]*[ ='"])?tunnelctl (.*)$`)
+	word := regexp.MustCompile(`(?:'[^']*'|"[^"]*"|[^\s'"])+`)
+	n := 0
+	for in, text := range text {
+		for _, found := range line.FindAllStringSubmatch(text, -1) {
+			n++
+			command := found[1]
+			if strings.Count(command, "'")%2 == 1 { // it is in quotes itself
+				command, _, _ = strings.Cut(command, "'")
+			}
+			var args []string
+			for _, w := range word.FindAllString(command, -1) {
+				if strings.ContainsAny(w[:1], `|#><\`) {
+					break
+				}
+				args = append(args, strings.Trim(w, `'"`))
+			}
+			root := newCommand(&where{env: os.Getenv}, nil, nil, nil) // flags keep what they were given
+			c, rest, err := root.Find(args)
+			if err == nil {
+				err = c.ParseFlags(rest)
+			}
+			if err == nil {
+				err = c.ValidateArgs(c.Flags().Args())
+			}
+			if err == nil && !c.Runnable() {
+				err = errors.New("this is no command")
+			}
+			if err != nil {
+				t.Errorf("%s: tunnelctl %s: %v", in, found[1], err)
+			}
+		}
+	}
+	if n < 50 {
+		t.Errorf("%d examples were found", n)
+	}
 }
