@@ -23,6 +23,7 @@ import (
 const beProgram = "CULVERT_TEST_TUNNELCTL"
 
 func TestMain(m *testing.M) {
+	completeTime = time.Minute
 	if os.Getenv(beProgram) != "" {
 		main()
 	}

@@ -12,7 +12,7 @@ import (
 // Those who change a file under its lock lose nothing of what others have written.
 func TestLock(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "list")
-	const n = 20
+	const n = 8
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() {

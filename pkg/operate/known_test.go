@@ -95,7 +95,7 @@ func TestKnownSitesAtOnce(t *testing.T) {
 	if err := os.WriteFile(file, []byte("# mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	const n = 20
+	const n = 8
 	var taken atomic.Int32
 	var wg sync.WaitGroup
 	for i := range n {
