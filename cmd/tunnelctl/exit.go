@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"syscall"
 
 	"culvert.dev/pkg/admin"
@@ -72,7 +73,7 @@ func exitCode(err error) int {
 		return refusalCode(refused.Code)
 	case errors.Is(err, context.Canceled):
 		return exitInterrupted
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &dns), errors.As(err, &network) && network.Op != "listen",
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &dns), errors.As(err, &network) && slices.Contains([]string{"dial", "read", "write"}, network.Op),
 		errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
 		return exitUnreachable
 	}

@@ -152,6 +152,7 @@ func TestExitCode(t *testing.T) {
 	}{
 		{&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}, exitUnreachable},
 		{fmt.Errorf("the feed broke off: %w", &net.OpError{Op: "read", Err: syscall.ETIMEDOUT}), exitUnreachable},
+		{&net.OpError{Op: "accept", Err: net.ErrClosed}, daemon.ExitFailed},
 		{&net.OpError{Op: "listen", Err: syscall.EADDRINUSE}, daemon.ExitFailed},
 		{&admin.Error{Code: 400}, daemon.ExitUsage},
 		{&admin.Error{Code: 409}, daemon.ExitFailed},

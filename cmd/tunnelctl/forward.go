@@ -218,11 +218,11 @@ type forwarder struct {
 
 // serve accepts until ctx ends, which is no error, and returns when every connection is closed.
 func (f *forwarder) serve(ctx context.Context, ln net.Listener) error {
-	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer context.AfterFunc(ctx, func() { ln.Close() })() // of the ctx that is looked at below: those above it end earlier
 	for {
 		conn, err := ln.Accept()
 		switch {
@@ -288,11 +288,11 @@ func (f *forwarder) report(err error) {
 
 // serveUDP forwards datagrams until ctx ends. Each address that sends some has a flow of its own, as it would have at the service.
 func (f *forwarder) serveUDP(ctx context.Context, pc *net.UDPConn) error {
-	defer context.AfterFunc(ctx, func() { pc.Close() })()
 	u := &udpForward{forwarder: f, pc: pc, flows: make(map[netip.AddrPort]*udpFlow)}
 	defer u.over.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer context.AfterFunc(ctx, func() { pc.Close() })()
 	buf := make([]byte, 64<<10)
 	for {
 		n, from, err := pc.ReadFromUDPAddrPort(buf)
