@@ -45,11 +45,11 @@ func benchmarkLink(b *testing.B, n *network) {
 	loop := core.Loop(0)
 	k := &sink{block: make([]byte, 16<<10), left: b.N * 64 << 10, back: b.N * 64 << 10, done: make(chan struct{})}
 	b.SetBytes(64 << 10)
-	var me *side
-	on(loop, func() { me = newSide(loop, true, nil) })
+	var me *Session
+	on(loop, func() { me = NewSession(loop, tunnel.Config{Client: true}) })
 	d := dial(loop, b.Context(), n.config(key), func(l *Link) {
-		l.Serve(me.session, tunnel.RoleInteractive, func(*Link, error) {})
-		st, err := me.session.Open([]byte("header"))
+		l.Serve(me, tunnel.RoleInteractive, func(*Link, error) {})
+		st, err := me.Open([]byte("header"))
 		if err != nil {
 			b.Error(err)
 		}

@@ -1,6 +1,7 @@
 // Package link carries a session between two relays: over a WebSocket in TLS, driven
 // by the event loop that owns the session, or over QUIC. A Link is a tunnel.Link.
 //
+//	session := link.NewSession(loop, tunnel.Config{…}) // the loop flushes it
 //	link.Dial(ctx, loop, link.DialConfig{Address: "relay.example.com:443", Site: "office", Key: key}, done)
 //	func done(l *link.Link, w relay.Welcome, err error) { l.Serve(session, role, lost) }
 //
@@ -103,7 +104,7 @@ type Link struct {
 	fail  func(error)          // before ready: the handshake has failed; called once
 	timer evloop.Timer         // bounds the handshake
 
-	session *tunnel.Session
+	session *Session
 	lost    func(*Link, error) // once open
 	err     error              // once closed: why
 }
@@ -120,7 +121,7 @@ func newLink(c *evloop.Conn, client bool) *Link {
 // what comes.
 // When the link has ended, lost is called, once, on the loop and not in a call
 // of a method; err is nil after Close(nil). The session has been told then.
-func (l *Link) Serve(s *tunnel.Session, role tunnel.Role, lost func(l *Link, err error)) {
+func (l *Link) Serve(s *Session, role tunnel.Role, lost func(l *Link, err error)) {
 	l.session, l.lost = s, lost
 	if l.state == closed {
 		l.report()

@@ -80,41 +80,9 @@ type server struct {
 
 	mu      sync.Mutex
 	loop    *evloop.Loop
-	session *tunnel.Session
+	session *Session
 	lost    chan error
 	serving chan *Link // the links in service, as long as somebody asks
-}
-
-// side runs a session on a loop.
-type side struct {
-	loop    *evloop.Loop
-	session *tunnel.Session
-	timer   evloop.Timer
-}
-
-func newSide(loop *evloop.Loop, client bool, accept func(*tunnel.Stream, []byte)) *side {
-	return newSideConfig(loop, tunnel.Config{Client: client, Accept: accept})
-}
-
-func newSideConfig(loop *evloop.Loop, cfg tunnel.Config) *side {
-	s := &side{loop: loop}
-	cfg.Wake = func() { loop.AfterTurn(s.flush) }
-	s.session = tunnel.New(cfg, loop.Now())
-	return s
-}
-
-func (s *side) flush() {
-	s.session.Flush(s.loop.Now())
-	s.arm()
-}
-
-func (s *side) arm() {
-	if next := s.session.Next(); !next.IsZero() {
-		s.loop.Arm(&s.timer, next.Sub(s.loop.Now()), func() {
-			s.session.Advance(s.loop.Now())
-			s.arm()
-		})
-	}
 }
 
 // echo returns what a stream brings.
@@ -184,7 +152,7 @@ func (s *server) hello(in *Incoming, err error) {
 		w := relay.Welcome{Session: strings.Repeat("ab", 16), Resume: strings.Repeat("cd", 32), Resumed: in.Hello.Session != ""}
 		l := in.Welcome(w)
 		if s.session == nil {
-			s.session = newSide(loop, false, func(st *tunnel.Stream, header []byte) { st.SetHandler(&echo{st}) }).session
+			s.session = NewSession(loop, tunnel.Config{Accept: func(st *tunnel.Stream, header []byte) { st.SetHandler(&echo{st}) }})
 		}
 		l.Serve(s.session, tunnel.RoleInteractive, func(_ *Link, err error) { s.lost <- err })
 		select {
@@ -326,13 +294,13 @@ func TestLink(t *testing.T) {
 		for _, move := range []bool{false, true} {
 			s, core, key := start(t, n, move)
 			loop := core.Loop(0)
-			var me *side
-			on(loop, func() { me = newSide(loop, true, nil) })
+			var me *Session
+			on(loop, func() { me = NewSession(loop, tunnel.Config{Client: true}) })
 			lost := make(chan error, 2)
 			var p *pump
 			d := dial(loop, t.Context(), n.config(key), func(l *Link) {
-				l.Serve(me.session, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
-				st, err := me.session.Open([]byte("header"))
+				l.Serve(me, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
+				st, err := me.Open([]byte("header"))
 				if err != nil {
 					t.Error(err)
 					return
@@ -350,7 +318,7 @@ func TestLink(t *testing.T) {
 			want := StatusAway
 			on(loop, func() {
 				if move {
-					me.session.Close(nil)
+					me.Close(nil)
 					want = StatusOver
 				}
 				d.link.Close(nil)
@@ -375,16 +343,16 @@ func TestCut(t *testing.T) {
 	n := &network{mem: new(memnet.Network)}
 	s, core, key := start(t, n, true)
 	loop := core.Loop(0)
-	var me *side
-	on(loop, func() { me = newSide(loop, true, nil) })
+	var me *Session
+	on(loop, func() { me = NewSession(loop, tunnel.Config{Client: true}) })
 	lost := make(chan error, 2)
 	cfg := n.config(key)
 	var p *pump
 	for i := range 4 {
 		d := dial(loop, t.Context(), cfg, func(l *Link) {
-			l.Serve(me.session, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
+			l.Serve(me, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
 			if p == nil {
-				st, _ := me.session.Open([]byte("header"))
+				st, _ := me.Open([]byte("header"))
 				p = newPump(st, 16<<20)
 			}
 		})

@@ -489,7 +489,7 @@ func (b *nat) rebind() {
 // A link outlives a change of its address, in the middle of a transfer, without a
 // new one. One that nothing comes through any more is found out by the session.
 func TestQUICPath(t *testing.T) {
-	connect := func(ping time.Duration) (s *server, box *nat, me *side, lost chan error) {
+	connect := func(ping time.Duration) (s *server, box *nat, me *Session, lost chan error) {
 		t.Helper()
 		n := &network{transport: QUIC}
 		s, core, key := start(t, n, true)
@@ -497,11 +497,11 @@ func TestQUICPath(t *testing.T) {
 		n.addr = box.front.LocalAddr().String()
 		loop := core.Loop(0)
 		on(loop, func() {
-			me = newSideConfig(loop, tunnel.Config{Client: true, PingInterval: ping, PingTimeout: 2 * ping})
+			me = NewSession(loop, tunnel.Config{Client: true, PingInterval: ping, PingTimeout: 2 * ping})
 		})
 		lost = make(chan error, 1)
 		d := dial(loop, t.Context(), n.config(key), func(l *Link) {
-			l.Serve(me.session, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
+			l.Serve(me, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
 		})
 		if d.err != nil {
 			t.Fatal(d.err)
@@ -511,7 +511,7 @@ func TestQUICPath(t *testing.T) {
 	s, box, me, lost := connect(time.Minute) // a slow machine is no reason to give it up
 	var p *pump
 	on(me.loop, func() {
-		st, _ := me.session.Open([]byte("header"))
+		st, _ := me.Open([]byte("header"))
 		p = newPump(st, 8<<20)
 	})
 	for range 3 {
@@ -531,7 +531,7 @@ func TestQUICPath(t *testing.T) {
 
 	_, box, me, lost = connect(time.Second)
 	box.hole.Store(true)
-	on(me.loop, func() { me.session.Open([]byte("another")) })
+	on(me.loop, func() { me.Open([]byte("another")) })
 	select {
 	case err := <-lost:
 		if !errors.Is(err, tunnel.ErrLinkTimeout) {
@@ -547,14 +547,14 @@ func TestQUICLanes(t *testing.T) {
 	n := &network{transport: QUIC}
 	_, core, key := start(t, n, true)
 	loop := core.Loop(0)
-	var me *side
-	on(loop, func() { me = newSide(loop, true, nil) })
+	var me *Session
+	on(loop, func() { me = NewSession(loop, tunnel.Config{Client: true}) })
 	lost := make(chan error, 1)
 	var pumps []*pump
 	d := dial(loop, t.Context(), n.config(key), func(l *Link) {
-		l.Serve(me.session, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
+		l.Serve(me, tunnel.RoleInteractive, func(_ *Link, err error) { lost <- err })
 		for range 12 {
-			st, _ := me.session.Open([]byte("header"))
+			st, _ := me.Open([]byte("header"))
 			pumps = append(pumps, newPump(st, 1<<20))
 		}
 	})
@@ -617,12 +617,12 @@ func TestQUICDatagrams(t *testing.T) {
 	n := &network{transport: QUIC}
 	_, core, key := start(t, n, true)
 	loop := core.Loop(0)
-	var me *side
-	on(loop, func() { me = newSide(loop, true, nil) })
+	var me *Session
+	on(loop, func() { me = NewSession(loop, tunnel.Config{Client: true}) })
 	f := &flow{got: make(chan []byte, 1000)}
 	d := dial(loop, t.Context(), n.config(key), func(l *Link) {
-		l.Serve(me.session, tunnel.RoleDatagram, func(*Link, error) {})
-		f.st, _ = me.session.Open([]byte("header"))
+		l.Serve(me, tunnel.RoleDatagram, func(*Link, error) {})
+		f.st, _ = me.Open([]byte("header"))
 		f.st.SetHandler(f)
 	})
 	if d.err != nil {
@@ -717,7 +717,7 @@ func TestQUICCoreClose(t *testing.T) {
 	s, core, key := start(t, n, true)
 	loop := core.Loop(0)
 	d := dial(loop, t.Context(), n.config(key), func(l *Link) {
-		l.Serve(newSide(loop, true, nil).session, tunnel.RoleInteractive, func(*Link, error) {})
+		l.Serve(NewSession(loop, tunnel.Config{Client: true}), tunnel.RoleInteractive, func(*Link, error) {})
 	})
 	if d.err != nil {
 		t.Fatal(d.err)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/tunnel"
 )
 
 // halfSecond is what happens on a path in half a second of sending.
@@ -99,18 +100,18 @@ func TestPath(t *testing.T) {
 	n := &network{}
 	_, core, key := start(t, n, true)
 	loop := core.Loop(0)
-	var me *side
-	on(loop, func() { me = newSide(loop, true, nil) })
+	var me *Session
+	on(loop, func() { me = NewSession(loop, tunnel.Config{Client: true}) })
 	var l *Link
 	var p *pump
 	d := dial(loop, t.Context(), n.config(key), func(made *Link) {
 		l = made
 		serve := func(*Link, error) {}
-		l.Serve(me.session, 0, serve)
+		l.Serve(me, 0, serve)
 		if _, ok := l.Path(); ok {
 			t.Error("the path is known before anything was sent")
 		}
-		st, _ := me.session.Open([]byte("header"))
+		st, _ := me.Open([]byte("header"))
 		p = newPump(st, 8<<20)
 	})
 	if d.err != nil {

@@ -51,20 +51,17 @@ type session struct {
 	loop   *evloop.Loop
 	site   string
 
-	tun        *tunnel.Session // nil until the first link is there
-	id, secret string          // to resume it
-	link       *link.Link      // or nil
-	local      netip.Addr      // of the link; the zero value if it is not known
-	told       bool            // OnLink was told that the link is lost
+	tun        *link.Session // nil until the first link is there
+	id, secret string        // to resume it
+	link       *link.Link    // or nil
+	local      netip.Addr    // of the link; the zero value if it is not known
+	told       bool          // OnLink was told that the link is lost
 	cancel     context.CancelFunc
 	attempt    int                   // the dial under way, or 0
 	attempts   int                   // dials so far
 	tries      int                   // dials that failed in a row
 	retry      evloop.Timer          // until the next dial
 	waiting    bool                  // retry is armed
-	tick       evloop.Timer          // of the tunnel
-	fires      time.Time             // when it does
-	woken      bool                  // a flush is due at the end of this turn
 	watch      evloop.Timer          // see watchInterval
 	wall       time.Time             // the clock at the last look
 	here       []net.Addr            // and the machine's addresses
@@ -180,13 +177,12 @@ func (s *session) linked(l *link.Link, w relay.Welcome) {
 	s.client.reached[s.site] = true
 	if s.tun == nil {
 		s.id, s.secret = w.Session, w.Resume
-		s.tun = tunnel.New(tunnel.Config{
+		s.tun = link.NewSession(s.loop, tunnel.Config{
 			Client: true, MaxWindow: window, Budget: budget, ResumeTimeout: resumeTimeout,
 			PingInterval: pingInterval, PingTimeout: pingTimeout,
-			Wake:     s.wake,
 			OnGoAway: s.drained,
 			OnClose:  func(error) { s.end(errOver) },
-		}, s.loop.Now())
+		})
 		s.look()
 	}
 	old := s.link
@@ -201,7 +197,6 @@ func (s *session) linked(l *link.Link, w relay.Welcome) {
 	for o := range openings {
 		o.done(s.stream(o.service))
 	}
-	s.wake()
 }
 
 // replace ends the session, which the relay does not know any more, and goes on with the one that it has made instead.
@@ -344,9 +339,8 @@ func (s *session) end(err error) {
 	s.why.Store(&err)
 	s.retire()
 	delete(s.client.all, s)
-	for _, t := range []*evloop.Timer{&s.retry, &s.tick, &s.watch} {
-		t.Stop()
-	}
+	s.retry.Stop()
+	s.watch.Stop()
 	if s.cancel != nil {
 		s.cancel()
 		s.attempt, s.cancel = 0, nil
@@ -362,32 +356,6 @@ func (s *session) end(err error) {
 	if !quiet && s.client.OnLink != nil {
 		s.client.OnLink(s.site, &OverError{err})
 	}
-}
-
-// wake has the session flushed at the end of this turn.
-func (s *session) wake() {
-	if !s.woken {
-		s.woken = true
-		s.loop.AfterTurn(s.flush)
-	}
-}
-
-func (s *session) flush() {
-	s.woken = false
-	if s.over {
-		return
-	}
-	s.tun.Flush(s.loop.Now())
-	if next := s.tun.Next(); !next.IsZero() && !s.over && (s.fires.IsZero() || next.Before(s.fires)) {
-		s.fires = next
-		s.loop.Arm(&s.tick, next.Sub(s.loop.Now()), s.advance)
-	}
-}
-
-func (s *session) advance() {
-	s.fires = time.Time{}
-	s.tun.Advance(s.loop.Now())
-	s.wake()
 }
 
 // look looks whether the machine has slept, or has other addresses than before.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"culvert.dev/pkg/link"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
 )
@@ -50,7 +51,7 @@ func (s *services) announcements() []relay.Announcement {
 // announcement is the stream on which the relay answers.
 type announcement struct {
 	peer     *peer
-	session  *tunnel.Session
+	session  *link.Session
 	stream   *tunnel.Stream
 	offered  *services
 	reply    []byte // at most relay.MaxAnnounce

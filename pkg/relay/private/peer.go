@@ -38,11 +38,9 @@ type peer struct {
 	lines   []*line      // at least one
 	ended   chan<- error // gets one value, when over becomes true
 
-	over          bool            // drained, or refused for good
-	flushFunc     func()          // p.flush, made once
-	session       *tunnel.Session // nil before the first link, and when it is over
-	id, secret    string          // to resume it
-	tick          evloop.Timer    // its next Advance
+	over          bool          // drained, or refused for good
+	session       *link.Session // nil before the first link, and when it is over
+	id, secret    string        // to resume it
 	look          evloop.Timer
 	announcing    bool // an announcement is not answered yet
 	stale         bool // the services have changed since
@@ -68,7 +66,6 @@ type peer struct {
 
 func newPeer(r *Relay, address string, loop *evloop.Loop, ended chan<- error) *peer {
 	p := &peer{relay: r, address: address, loop: loop, ended: ended}
-	p.flushFunc = p.flush
 	p.flows.table.Loop = loop
 	add := func(t link.Transport, role tunnel.Role) {
 		p.lines = append(p.lines, &line{peer: p, transport: t, role: role, since: time.Now()})
@@ -153,7 +150,6 @@ func (p *peer) alone() {
 	if first := p.lines[0]; first.attempt == nil {
 		first.wait()
 	}
-	p.arm()
 	p.setStatus()
 }
 
@@ -193,11 +189,10 @@ func (p *peer) begin(w relay.Welcome) bool {
 	return true
 }
 
-func (p *peer) newSession() *tunnel.Session {
-	var s *tunnel.Session
-	s = tunnel.New(tunnel.Config{
+func (p *peer) newSession() *link.Session {
+	var s *link.Session
+	s = link.NewSession(p.loop, tunnel.Config{
 		Client:    true,
-		Wake:      func() { p.loop.AfterTurn(p.flushFunc) },
 		Accept:    p.accept,
 		OnSuspect: p.suspect,
 		OnClose: func(err error) {
@@ -205,7 +200,7 @@ func (p *peer) newSession() *tunnel.Session {
 				p.sessionOver(err)
 			}
 		},
-	}, p.now())
+	})
 	return s
 }
 
@@ -347,7 +342,7 @@ func (p *peer) drop() {
 	p.session, p.id, p.secret = nil, "", ""
 	p.announcing, p.stale, p.announceTries = false, false, 0
 	p.ending, p.doubts = false, nil
-	for _, t := range []*evloop.Timer{&p.tick, &p.look, &p.reannounce, &p.endTimer, &p.judgeAt} {
+	for _, t := range []*evloop.Timer{&p.look, &p.reannounce, &p.endTimer, &p.judgeAt} {
 		t.Stop()
 	}
 	for _, ln := range p.lines {
@@ -387,30 +382,6 @@ func (p *peer) end() {
 func (p *peer) atEnd() {
 	p.forget()
 	p.alone()
-}
-
-// flush sends what the session has, at the end of a turn.
-func (p *peer) flush() {
-	if p.session != nil {
-		p.session.Flush(p.now())
-		p.arm()
-	}
-}
-
-func (p *peer) advance() {
-	if p.session != nil {
-		p.session.Advance(p.now())
-		p.arm()
-	}
-}
-
-func (p *peer) arm() {
-	if p.session == nil {
-		return
-	}
-	if next := p.session.Next(); !next.IsZero() {
-		p.loop.Arm(&p.tick, next.Sub(p.now()), p.advance)
-	}
 }
 
 // looked is called every lookInterval while there is a session.

@@ -49,12 +49,11 @@ type hub struct {
 	dialled   []time.Time // when each of them came
 	announced [][]relay.Announcement
 	choice    string // that the last notice told
-	session   *tunnel.Session
+	session   *link.Session
 	id        string
 	links     map[*link.Link]string // those that live, with their roles
 	ends      []error               // of the others
 	remotes   map[string]string     // address of the newest connection by role
-	tick      evloop.Timer
 }
 
 // world is a network with a public and a private relay.
@@ -252,13 +251,13 @@ func (h *hub) hello(in *link.Incoming, remote string, err error) {
 	if role == h.strange {
 		w.Session = strings.Repeat("99", 16)
 		l := in.Welcome(w)
-		s := tunnel.New(tunnel.Config{}, h.loop.Now())
+		s := link.NewSession(h.loop, tunnel.Config{})
 		l.Serve(s, in.Role(), func(*link.Link, error) { s.Close(nil) })
 		return
 	}
 	if w.Resumed = h.session != nil && in.Hello.Session == h.id; !w.Resumed {
 		h.id = fmt.Sprintf("%032x", len(h.hellos))
-		h.session = h.newSession()
+		h.session = link.NewSession(h.loop, tunnel.Config{Accept: h.stream})
 	} else if in.Hello.Links == 0 {
 		for l := range h.links {
 			l.Close(errors.New("the private relay has lost it"))
@@ -271,22 +270,6 @@ func (h *hub) hello(in *link.Incoming, remote string, err error) {
 		delete(h.links, l)
 		h.ends = append(h.ends, err)
 	})
-}
-
-func (h *hub) newSession() *tunnel.Session {
-	var s *tunnel.Session
-	flush := func() {
-		s.Flush(h.loop.Now())
-		h.arm(s)
-	}
-	s = tunnel.New(tunnel.Config{Wake: func() { h.loop.AfterTurn(flush) }, Accept: h.stream}, h.loop.Now())
-	return s
-}
-
-func (h *hub) arm(s *tunnel.Session) {
-	if next := s.Next(); s == h.session && !next.IsZero() {
-		h.loop.Arm(&h.tick, next.Sub(h.loop.Now()), func() { s.Advance(h.loop.Now()); h.arm(s) })
-	}
 }
 
 // stream takes an announcement or a notice.

@@ -24,6 +24,7 @@ import (
 	"go.uber.org/goleak"
 
 	"culvert.dev/pkg/evloop"
+	"culvert.dev/pkg/link"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
 )
@@ -33,7 +34,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // wire is one direction of a link in memory: what one session sends, the other receives in the next turn.
 type wire struct {
 	loop *evloop.Loop
-	to   *tunnel.Session
+	to   *link.Session
 	back *wire // the other direction, which is the link that to knows
 }
 
@@ -49,8 +50,7 @@ type site struct {
 	t    testing.TB
 	loop *evloop.Loop
 	peer *peer
-	far  *tunnel.Session // of the public side
-	tick evloop.Timer    // its next Advance
+	far  *link.Session // of the public side
 
 	visitors []*visitor
 }
@@ -83,21 +83,13 @@ func newSiteOn(t testing.TB, core *evloop.Core, services ...Service) *site {
 		s.peer = newPeer(r, "", s.loop, nil)
 		s.peer.over = true
 		s.peer.session = s.peer.newSession()
-		s.far = tunnel.New(tunnel.Config{Wake: func() { s.loop.AfterTurn(s.flush) }}, s.loop.Now())
+		s.far = link.NewSession(s.loop, tunnel.Config{})
 		there, here := &wire{loop: s.loop, to: s.far}, &wire{loop: s.loop, to: s.peer.session}
 		there.back, here.back = here, there
 		s.peer.session.Attach(there, tunnel.RoleInteractive, s.loop.Now())
 		s.far.Attach(here, tunnel.RoleInteractive, s.loop.Now())
 	})
 	return s
-}
-
-// flush sends what the public side has.
-func (s *site) flush() {
-	s.far.Flush(s.loop.Now())
-	if next := s.far.Next(); !next.IsZero() {
-		s.loop.Arm(&s.tick, next.Sub(s.loop.Now()), func() { s.far.Advance(s.loop.Now()); s.flush() })
-	}
 }
 
 func (s *site) end() {

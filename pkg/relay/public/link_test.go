@@ -69,15 +69,13 @@ func TestLinks(t *testing.T) {
 		if first.err != nil || first.welcome.Resumed {
 			t.Fatal(first.err, first.welcome)
 		}
-		var session *tunnel.Session
+		var session *link.Session
 		lost := make(chan error, 4)
 		serve := func(l *link.Link) {
 			l.Serve(session, tunnel.RoleInteractive, func(_ *link.Link, err error) { lost <- err })
 		}
 		onLoop(loop, func() {
-			session = tunnel.New(tunnel.Config{Client: true, Wake: func() {
-				loop.AfterTurn(func() { session.Flush(loop.Now()) })
-			}}, loop.Now())
+			session = link.NewSession(loop, tunnel.Config{Client: true})
 			serve(first.link)
 		})
 		if !first.welcome.Active {
@@ -98,7 +96,7 @@ func TestLinks(t *testing.T) {
 			waitFor(t, count(2))
 			// Its session ends with the link, as it says so.
 			onLoop(loop, func() {
-				over := tunnel.New(tunnel.Config{Client: true}, loop.Now())
+				over := link.NewSession(loop, tunnel.Config{Client: true})
 				other.link.Serve(over, tunnel.RoleInteractive, func(*link.Link, error) {})
 				over.Close(nil)
 			})

@@ -66,14 +66,11 @@ type operating struct {
 	linked bool // it has a link, or is about to
 
 	// Owned by the loop.
-	tun      *tunnel.Session // nil until the first link is there
-	link     *link.Link      // or nil
+	tun      *link.Session // nil until the first link is there
+	link     *link.Link    // or nil
 	remote   netip.AddrPort
 	software string
-	timer    evloop.Timer
-	fires    time.Time    // when timer does; zero: it is stopped
 	parting  evloop.Timer // see partedResume
-	woken    bool
 	ended    bool
 	why      error // for its end, if that is not his
 	unfollow func()
@@ -250,15 +247,14 @@ func (r *Relay) admitOperator(h relay.OperateHello, id auth.Identity, site strin
 // serve begins to use a link, which is on the session's loop.
 func (s *operating) serve(in *link.Incoming, from netip.AddrPort, resumed bool) {
 	if s.tun == nil {
-		s.tun = tunnel.New(tunnel.Config{
+		s.tun = link.NewSession(s.loop.Loop, tunnel.Config{
 			MaxStreams:    maxOperatorStreams,
 			Budget:        operatorBudget,
 			MaxWindow:     operatorWindow,
 			ResumeTimeout: cmp.Or(s.relay.OperatorResume, operatorResume),
-			Wake:          s.wake,
 			Accept:        s.accept,
 			OnClose:       s.onClose,
-		}, s.loop.Now())
+		})
 		if follow := s.relay.FollowOperator; follow != nil {
 			s.unfollow = follow(s.operator, func() { s.loop.Post(func() { s.close(errOperatorOver) }) })
 		}
@@ -277,7 +273,6 @@ func (s *operating) serve(in *link.Incoming, from netip.AddrPort, resumed bool) 
 	if s.relay.draining.Load() {
 		s.tun.GoAway()
 	}
-	s.wake()
 }
 
 func (s *operating) log(level slog.Level, what string, args ...any) {
@@ -309,7 +304,6 @@ func (s *operating) lost(l *link.Link, err error) {
 		s.loop.Arm(&s.parting, partedResume, func() { s.close(tunnel.ErrResumeTimeout) })
 	}
 	s.log(slog.LevelInfo, "operator lost", "err", err)
-	s.wake()
 }
 
 // close ends the session now, and its streams.
@@ -329,7 +323,6 @@ func (s *operating) onClose(err error) {
 	}
 	s.ended = true
 	err = cmp.Or(s.why, err)
-	s.timer.Stop()
 	s.parting.Stop()
 	if s.unfollow != nil {
 		s.unfollow()
@@ -342,35 +335,6 @@ func (s *operating) onClose(err error) {
 	} else {
 		s.log(slog.LevelWarn, "operator down", "err", err)
 	}
-}
-
-// wake has the session flushed at the end of this turn.
-func (s *operating) wake() {
-	if !s.woken && s.tun != nil {
-		s.woken = true
-		s.loop.AfterTurn(s.flush)
-	}
-}
-
-func (s *operating) flush() {
-	s.woken = false
-	s.tun.Flush(s.loop.Now())
-	next := s.tun.Next()
-	if next.IsZero() {
-		s.timer.Stop()
-		s.fires = time.Time{}
-		return
-	}
-	if s.fires.IsZero() || next.Before(s.fires) {
-		s.fires = next
-		s.loop.Arm(&s.timer, next.Sub(s.loop.Now()), s.onTimer)
-	}
-}
-
-func (s *operating) onTimer() {
-	s.fires = time.Time{}
-	s.tun.Advance(s.loop.Now())
-	s.wake()
 }
 
 // endOperators ends the sessions of operators for which which says so. r.mu is held.

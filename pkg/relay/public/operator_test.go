@@ -43,8 +43,7 @@ func operatorsOf(token string, _ netip.Addr) (auth.Identity, bool) {
 type testOperator struct {
 	t       *testing.T
 	loop    *evloop.Loop
-	tun     *tunnel.Session
-	timer   evloop.Timer
+	tun     *link.Session
 	link    *link.Link
 	welcome relay.Welcome
 	lost    chan error
@@ -75,20 +74,13 @@ func (r *testRelay) tryOperator(cfg link.DialConfig) (*testOperator, error) {
 		link.Dial(context.Background(), o.loop, cfg, func(l *link.Link, w relay.Welcome, err error) {
 			if err == nil {
 				o.link, o.welcome = l, w
-				o.tun = tunnel.New(tunnel.Config{Client: true, Wake: func() { o.loop.AfterTurn(o.flush) }}, o.loop.Now())
+				o.tun = link.NewSession(o.loop, tunnel.Config{Client: true})
 				l.Serve(o.tun, tunnel.RoleInteractive, func(_ *link.Link, err error) { o.lost <- err })
 			}
 			done <- err
 		})
 	})
 	return o, <-done
-}
-
-func (o *testOperator) flush() {
-	o.tun.Flush(o.loop.Now())
-	if next := o.tun.Next(); !next.IsZero() {
-		o.loop.Arm(&o.timer, next.Sub(o.loop.Now()), func() { o.tun.Advance(o.loop.Now()); o.flush() })
-	}
 }
 
 // open opens a stream and returns it with the reply of the relay.

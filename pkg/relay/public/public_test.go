@@ -111,8 +111,7 @@ var testTLS = sync.OnceValue(func() *tls.Config {
 type testSite struct {
 	t        testing.TB
 	session  *session
-	peer     *tunnel.Session
-	timer    evloop.Timer
+	peer     *link.Session
 	targets  map[string]string                            // address by service
 	onStream func(st *tunnel.Stream, h relay.Header) bool // if it returns true, the stream is its own
 	link     *memLink                                     // the public side's
@@ -125,12 +124,11 @@ type testSite struct {
 // memLink carries batches to the other side, in later turns of the same loop.
 type memLink struct {
 	loop   *evloop.Loop
-	src    *tunnel.Session // its own
-	dst    *tunnel.Session
+	src    *link.Session // its own
+	dst    *link.Session
 	peer   *memLink
 	dead   bool
 	silent bool                     // swallows what is sent
-	after  func()                   // flushes dst
 	lost   func(tunnel.Link, error) // is told of the end
 }
 
@@ -141,7 +139,6 @@ func (l *memLink) Send(b []byte) {
 			if err := l.dst.Receive(l.peer, m, l.loop.Now()); err != nil {
 				panic(err)
 			}
-			l.after()
 		}
 	})
 }
@@ -206,12 +203,7 @@ func (r *testRelay) connectAs(h relay.Hello, targets map[string]string, publish 
 		for o, why := range a.instead {
 			o.close(why)
 		}
-		loop := s.loop
-		ts.peer = tunnel.New(tunnel.Config{
-			Client: true,
-			Wake:   func() { loop.AfterTurn(ts.flush) },
-			Accept: ts.accept,
-		}, loop.Now())
+		ts.peer = link.NewSession(s.loop.Loop, tunnel.Config{Client: true, Accept: ts.accept})
 		ts.attach()
 		ts.announce(announcements(publish...), replies)
 	})
@@ -275,8 +267,8 @@ func (ts *testSite) attach() { ts.attachTo(ts.hello) }
 func (ts *testSite) attachTo(h relay.Hello) {
 	loop := ts.session.loop
 	c := ts.session.take(h, netip.AddrPort{})
-	a := &memLink{loop: loop.Loop, src: ts.session.tun, dst: ts.peer, after: ts.flush, lost: ts.session.linkLost}
-	b := &memLink{loop: loop.Loop, src: ts.peer, dst: ts.session.tun, peer: a, after: ts.session.wake, lost: func(_ tunnel.Link, err error) { ts.ended = err }}
+	a := &memLink{loop: loop.Loop, src: ts.session.tun, dst: ts.peer, lost: ts.session.linkLost}
+	b := &memLink{loop: loop.Loop, src: ts.peer, dst: ts.session.tun, peer: a, lost: func(_ tunnel.Link, err error) { ts.ended = err }}
 	a.peer = b
 	c.Link = a
 	ts.link = a
@@ -286,18 +278,6 @@ func (ts *testSite) attachTo(h relay.Hello) {
 	}
 	ts.session.tun.Attach(a, role, loop.Now())
 	ts.peer.Attach(b, role, loop.Now())
-}
-
-// flush is the end of a turn for the private side.
-func (ts *testSite) flush() {
-	loop := ts.session.loop
-	ts.peer.Flush(loop.Now())
-	if next := ts.peer.Next(); !next.IsZero() {
-		loop.Arm(&ts.timer, next.Sub(loop.Now()), func() {
-			ts.peer.Advance(loop.Now())
-			ts.flush()
-		})
-	}
 }
 
 // cut loses the link. On the loop.

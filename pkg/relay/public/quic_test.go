@@ -93,11 +93,7 @@ func TestQUIC(t *testing.T) {
 	})
 	lost := make(chan error, 1)
 	serve := func() {
-		var session *tunnel.Session
-		session = tunnel.New(tunnel.Config{Client: true, Wake: func() {
-			loop.AfterTurn(func() { session.Flush(loop.Now()) })
-		}}, loop.Now())
-		d.Serve(session, tunnel.RoleInteractive, func(_ *link.Link, err error) { lost <- err })
+		d.Serve(link.NewSession(loop, tunnel.Config{Client: true}), tunnel.RoleInteractive, func(_ *link.Link, err error) { lost <- err })
 	}
 	onLoop(loop, serve)
 

@@ -24,7 +24,7 @@ var (
 	errEvicted  = errors.New("the site has too many sessions")
 )
 
-// session is a private relay that is connected: a tunnel.Session, and the
+// session is a private relay that is connected: the tunnel, and the
 // services that it publishes when it is the active one of its site. All of it, its
 // links, its streams and their visitors included, belongs to one loop.
 type session struct {
@@ -40,10 +40,8 @@ type session struct {
 	since            time.Time
 
 	// Owned by the loop.
-	tun       *tunnel.Session // nil until the first link is there
+	tun       *link.Session // nil until the first link is there
 	links     []*carrier
-	timer     evloop.Timer
-	fires     time.Time    // when timer does; zero: it is stopped
 	lostAt    time.Time    // since when there is no link; zero: there is one
 	takeAt    time.Time    // with lostAt: when a stand-by may take over
 	parting   evloop.Timer // the end of a session that parted
@@ -64,8 +62,6 @@ type session struct {
 	welcomed  bool                 // there was a Welcome
 	told      bool                 // the private relay knows that the session is active
 	notice    *tunnel.Stream       // by which it is told otherwise; nil: none is open
-	woken     bool                 // flush comes at the end of this turn
-	flushFunc func()               // s.flush, made once
 	leaving   bool                 // the private relay drains: no new streams
 	parted    bool                 // it has closed a link because the session is over
 	ended     bool
@@ -109,52 +105,15 @@ func (s *session) standing() string {
 
 // start makes the tunnel. On the loop.
 func (s *session) start() {
-	s.flushFunc = s.flush
-	s.tun = tunnel.New(tunnel.Config{
+	s.tun = link.NewSession(s.loop.Loop, tunnel.Config{
 		MaxStreams:    s.relay.MaxStreams,
 		Budget:        s.relay.Budget,
 		ResumeTimeout: s.relay.ResumeTimeout,
-		Wake:          s.wake,
 		Accept:        s.accept,
 		OnGoAway:      s.onGoAway,
 		OnClose:       s.onClose,
-	}, s.loop.Now())
+	})
 	s.store.size = s.tun.Budget() / storeShare
-}
-
-// wake has the session flushed at the end of this turn.
-func (s *session) wake() {
-	if !s.woken {
-		s.woken = true
-		s.loop.AfterTurn(s.flushFunc)
-	}
-}
-
-// flush sends what is to be sent.
-func (s *session) flush() {
-	s.woken = false
-	s.tun.Flush(s.loop.Now())
-	s.rearm()
-}
-
-// rearm keeps the timer no later than the session needs it.
-func (s *session) rearm() {
-	next := s.tun.Next()
-	if next.IsZero() {
-		s.timer.Stop()
-		s.fires = time.Time{}
-		return
-	}
-	if s.fires.IsZero() || next.Before(s.fires) {
-		s.fires = next
-		s.loop.Arm(&s.timer, next.Sub(s.loop.Now()), s.onTimer)
-	}
-}
-
-func (s *session) onTimer() {
-	s.fires = time.Time{}
-	s.tun.Advance(s.loop.Now())
-	s.wake()
 }
 
 // attached notes that a link carries the session from now on.
@@ -175,7 +134,6 @@ func (s *session) attached(h relay.Hello, remote netip.AddrPort) {
 	if !s.welcomed {
 		s.welcomed, s.told = true, s.group.active == s
 	}
-	s.wake()
 }
 
 // lost notes that the session has no link any more. Its streams wait.
@@ -191,7 +149,6 @@ func (s *session) lost(err error) {
 		s.takeAt = s.lostAt
 	}
 	s.relay.say(slog.LevelWarn, s.standing()+" lost its link", s.site, "session", s.shortID(), "err", err)
-	s.wake()
 	s.group.settle()
 	if s.heirs != nil {
 		s.close(errReplaced)
@@ -262,7 +219,6 @@ func (s *session) onClose(err error) {
 	if s.tun != nil {
 		s.group.past.add(s.tun.Stats())
 	}
-	s.timer.Stop()
 	s.parting.Stop()
 	s.doubts.Stop()
 	s.cut.Stop()
