@@ -452,19 +452,11 @@ func connectCommand(at *where) *cobra.Command {
 		Args:              usage(cobra.ExactArgs(1)),
 		ValidArgsFunction: completeServices(at, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			site, service, err := splitService(args[0])
-			if err != nil {
-				return err
-			}
-			c, err := r.open(cmd)
+			c, stream, err := r.connect(cmd, args[0])
 			if err != nil {
 				return err
 			}
 			defer c.Close()
-			stream, err := c.Open(cmd.Context(), site, service)
-			if err != nil {
-				return r.explain(args[0], err)
-			}
 			return r.explain(args[0], connect(cmd.Context(), stream, cmd.InOrStdin(), cmd.OutOrStdout()))
 		},
 	}

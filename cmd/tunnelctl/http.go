@@ -36,24 +36,15 @@ func httpCommand(at *where) *cobra.Command {
 		Args:              usage(cobra.ExactArgs(2)),
 		ValidArgsFunction: completeServices(at, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			site, service, err := splitService(args[0])
-			if err != nil {
-				return err
-			}
 			req, err := makeRequest(cmd, args[1], method, data, headers)
 			if err != nil {
 				return err
 			}
-			c, err := r.open(cmd)
+			c, conn, err := r.connect(cmd, args[0])
 			if err != nil {
 				return err
 			}
 			defer c.Close()
-			ctx := cmd.Context()
-			conn, err := c.Open(ctx, site, service)
-			if err != nil {
-				return r.explain(args[0], err)
-			}
 			protocols := new(http.Protocols)
 			switch conn.Scheme() {
 			case "http", "https", "file", "rest", relay.SchemeListen:
@@ -70,7 +61,7 @@ func httpCommand(at *where) *cobra.Command {
 				DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 			}
 			defer t.CloseIdleConnections()
-			resp, err := t.RoundTrip(req.WithContext(ctx))
+			resp, err := t.RoundTrip(req.WithContext(cmd.Context()))
 			switch {
 			case err == nil:
 			case strings.Contains(err.Error(), "malformed HTTP"): // net/http has no type for it

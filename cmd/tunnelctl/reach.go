@@ -108,6 +108,24 @@ func (r *reach) open(cmd *cobra.Command) (*operate.Client, error) {
 	return c, nil
 }
 
+// connect opens a connection to SITE/SERVICE, with a client of its own. The caller closes both.
+func (r *reach) connect(cmd *cobra.Command, to string) (*operate.Client, operate.Conn, error) {
+	site, service, err := splitService(to)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := r.open(cmd)
+	if err != nil {
+		return nil, nil, err
+	}
+	conn, err := c.Open(cmd.Context(), site, service)
+	if err != nil {
+		c.Close()
+		return nil, nil, r.explain(to, err)
+	}
+	return c, conn, nil
+}
+
 // ownKey reads the operator's key: nil if there is none.
 func (r *reach) ownKey(folder string) (ed25519.PrivateKey, error) {
 	file := r.keyFile

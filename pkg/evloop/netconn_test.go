@@ -122,51 +122,50 @@ func TestNetConnAbortBeforeFlush(t *testing.T) {
 				before(c)
 				c.Abort()
 				close(busy)
-				synctest.Wait()
-				var log []string
-				run(l, func() { log = e.took() })
-				wantLog(t, log, "pause", "abort")
+				e.did(t, l, "pause", "abort")
 			})
 		})
 	}
+}
+
+// did expects what was done since the last time, once nothing moves.
+func (e *stubEnd) did(t *testing.T, l *Loop, want ...string) {
+	t.Helper()
+	synctest.Wait()
+	var log []string
+	run(l, func() { log = e.took() })
+	wantLog(t, log, want...)
 }
 
 // TestNetConnBounds has a reader and a writer that do not go on hold the other side back, with a bounded buffer.
 func TestNetConnBounds(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, l *Loop) {
 		e := new(stubEnd)
-		did := func(want ...string) {
-			t.Helper()
-			synctest.Wait()
-			var log []string
-			run(l, func() { log = e.took() })
-			wantLog(t, log, want...)
-		}
 		var c *NetConn
 		over := 0
 		run(l, func() { c = l.NetConn(e, nil, nil, func(error) { over++ }) })
-		did("pause")
+		e.did(t, l, "pause")
 
 		// Nothing is asked for before somebody reads.
 		go c.Read(make([]byte, 3))
 		synctest.Wait()
-		did("resume")
+		e.did(t, l, "resume")
 		run(l, func() { e.h.OnData([]byte("abc")) })
 		synctest.Wait()
 		run(l, func() { e.h.OnData(make([]byte, netConnIn-1)) })
-		did()
+		e.did(t, l)
 		run(l, func() { e.h.OnData([]byte("d")) })
-		did("pause")
+		e.did(t, l, "pause")
 		if n, err := io.ReadFull(c, make([]byte, netConnIn/2)); err != nil {
 			t.Fatal(n, err)
 		}
 		synctest.Wait()
-		did()
+		e.did(t, l)
 		if n, err := io.ReadFull(c, make([]byte, netConnIn/2)); err != nil {
 			t.Fatal(n, err)
 		}
 		synctest.Wait()
-		did("resume")
+		e.did(t, l, "resume")
 		if c.in != nil {
 			t.Error("a silent connection holds a buffer")
 		}
@@ -199,20 +198,13 @@ func TestNetConnBounds(t *testing.T) {
 func TestNetConnReaper(t *testing.T) {
 	inBubble(t, Config{}, func(t *testing.T, l *Loop) {
 		e := new(stubEnd)
-		did := func(want ...string) {
-			t.Helper()
-			synctest.Wait()
-			var log []string
-			run(l, func() { log = e.took() })
-			wantLog(t, log, want...)
-		}
 		var c *NetConn
 		run(l, func() { c = l.NetConn(e, nil, nil, nil) })
 		c.Close()
 		synctest.Wait()
-		did("pause", "close")
+		e.did(t, l, "pause", "close")
 		time.Sleep(netConnFinish + time.Second)
-		did("abort")
+		e.did(t, l, "abort")
 	})
 }
 

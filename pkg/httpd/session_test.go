@@ -97,22 +97,28 @@ func TestSessions(t *testing.T) {
 	}
 }
 
+// underWay starts a server that answers old, and sends it a request, whose answer waits for finish to be closed.
+func underWay(t *testing.T, name string) (s *service, finish chan struct{}, answer chan string) {
+	started, finish := make(chan struct{}), make(chan struct{})
+	s = &service{Server: &Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/wait" {
+			close(started)
+			<-finish
+		}
+		io.WriteString(w, "old")
+	})}}
+	start(t, name, s)
+	answer = make(chan string, 1)
+	go func() { answer <- text(t, s.do(t, s.request(t, "GET", "/wait", nil))) }()
+	<-started
+	return s, finish, answer
+}
+
 // Shutdown accepts nothing more, closes who is idle, and lets what has begun come to its end.
 func TestShutdown(t *testing.T) {
 	for _, name := range ours {
 		t.Run(name, func(t *testing.T) {
-			started, finish := make(chan struct{}), make(chan struct{})
-			s := &service{Server: &Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path == "/wait" {
-					close(started)
-					<-finish
-				}
-				io.WriteString(w, "done")
-			})}}
-			start(t, name, s)
-			answer := make(chan string, 1)
-			go func() { answer <- text(t, s.do(t, s.request(t, "GET", "/wait", nil))) }()
-			<-started
+			s, finish, answer := underWay(t, name)
 			over := make(chan error, 1)
 			go func() { over <- s.Shutdown(context.Background()) }()
 			eventually(t, "the end of accepting", func() bool {
@@ -139,7 +145,7 @@ func TestShutdown(t *testing.T) {
 			default:
 			}
 			close(finish)
-			if got := <-answer; got != "done" {
+			if got := <-answer; got != "old" {
 				t.Errorf("%q", got)
 			}
 			if err := <-over; err != nil {
@@ -235,18 +241,7 @@ func TestLimitBeforeTLS(t *testing.T) {
 func TestReplace(t *testing.T) {
 	for _, name := range ours {
 		t.Run(name, func(t *testing.T) {
-			started, finish := make(chan struct{}), make(chan struct{})
-			s := &service{Server: &Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path == "/wait" {
-					close(started)
-					<-finish
-				}
-				io.WriteString(w, "old")
-			})}}
-			start(t, name, s)
-			answer := make(chan string, 1)
-			go func() { answer <- text(t, s.do(t, s.request(t, "GET", "/wait", nil))) }()
-			<-started
+			s, finish, answer := underWay(t, name)
 			var log lines
 			s.SetLogger(slog.New(slog.NewTextHandler(&log, nil)))
 			s.SetHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

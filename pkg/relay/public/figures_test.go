@@ -24,12 +24,7 @@ func TestFigures(t *testing.T) {
 	echo := target(t, func(c net.Conn, br *bufio.Reader) { io.Copy(c, br) })
 	s := r.connect("office", map[string]string{"app": httpTarget(t, h), "port": echo, "lost": "127.0.0.1:1"}, "app", "https://app.test", "port", "tcp://127.0.0.1:0", "lost", "https://lost.test")
 	r.connect("home", nil, "web", "https://web.home.test")
-	addr := ""
-	onLoop(s.session.loop.Loop, func() {
-		for _, p := range s.session.group.ports {
-			addr = p.Addr().String()
-		}
-	})
+	addr := s.port()
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)

@@ -505,12 +505,7 @@ func TestPromoteUnderLoad(t *testing.T) {
 		services := []string{"app", "https://app.test", "port", "tcp://127.0.0.1:0"}
 		a := r.connectAs(machine('a', '1'), targets, services...)
 		r.connectAs(machine('b', '1'), targets, services...)
-		var port string
-		onLoop(a.session.loop.Loop, func() {
-			for _, p := range a.session.group.ports {
-				port = p.Addr().String()
-			}
-		})
+		port := a.port()
 		lasting, err := net.Dial("tcp", port)
 		if err != nil {
 			t.Fatal(err)
@@ -962,12 +957,7 @@ func TestUnseenDuringTakeover(t *testing.T) {
 	echo := target(t, func(c net.Conn, br *bufio.Reader) { io.Copy(c, br) })
 	a := r.connectAs(machine('a', '1'), map[string]string{"port": echo}, "port", "tcp://127.0.0.1:0")
 	r.connectAs(machine('b', '1'), nil, "port", "tcp://127.0.0.1:0")
-	var port string
-	onLoop(a.session.loop.Loop, func() {
-		for _, p := range a.session.group.ports {
-			port = p.Addr().String()
-		}
-	})
+	port := a.port()
 	visit := func() net.Conn {
 		c, err := net.Dial("tcp", port)
 		if err != nil {

@@ -311,13 +311,8 @@ func TestOperateDuringTakeover(t *testing.T) {
 	a := r.connectAs(machine('a', '1'), nil, "ssh", "", "port", "tcp://127.0.0.1:0")
 	r.connectAs(machine('b', '1'), map[string]string{"ssh": echo, "port": echo}, "ssh", "", "port", "tcp://127.0.0.1:0")
 	o := r.operator("operator", "office")
-	var port string
-	onLoop(a.session.loop.Loop, func() {
-		for _, p := range a.session.group.ports {
-			port = p.Addr().String()
-		}
-		a.cut()
-	})
+	port := a.port()
+	onLoop(a.session.loop.Loop, a.cut)
 	opened := make(chan net.Conn)
 	go func() { opened <- o.mustOpen("ssh") }()
 	c, err := net.Dial("tcp", port)

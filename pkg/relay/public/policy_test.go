@@ -7,12 +7,10 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -290,16 +288,8 @@ func TestPolicyPort(t *testing.T) {
 			io.Copy(c, br)
 		})
 		ts := r.connect("office", map[string]string{"db": echo}, "db", "tcp://127.0.0.1:0")
-		address := func() (addr string) {
-			onLoop(ts.session.loop.Loop, func() {
-				for _, p := range ts.session.group.ports {
-					addr = p.Addr().String()
-				}
-			})
-			return addr
-		}
 		try := func() (net.Conn, bool) {
-			c, err := net.Dial("tcp", address())
+			c, err := net.Dial("tcp", ts.port())
 			if err != nil {
 				return nil, false // it was closed that fast
 			}
@@ -373,12 +363,7 @@ func TestPolicyDatagrams(t *testing.T) {
 		{&relay.Policy{MaxConnections: 1}, 1},
 	} {
 		ts.demand(tt.policy, "log", "udp://127.0.0.1:0")
-		var addr string
-		onLoop(ts.session.loop.Loop, func() {
-			for _, p := range ts.session.group.ports {
-				addr = p.Addr().String()
-			}
-		})
+		addr := ts.port()
 		for range 3 {
 			c, err := net.Dial("udp", addr)
 			if err != nil {
@@ -415,12 +400,7 @@ func TestFairness(t *testing.T) {
 
 // fair has one address hammer a port that has room for 20.
 func fair(t *testing.T, ts *testSite) {
-	var addr string
-	onLoop(ts.session.loop.Loop, func() {
-		for _, p := range ts.session.group.ports {
-			addr = p.Addr().String()
-		}
-	})
+	addr := ts.port()
 	come := func(from string) bool {
 		c, err := net.Dial("tcp", addr)
 		if err != nil {
@@ -452,10 +432,10 @@ func fair(t *testing.T, ts *testSite) {
 // not, and neither is the relay's own name.
 func TestHandshakeLimit(t *testing.T) {
 	backends(t, func(t *testing.T, portable bool) {
-		var log lockedBuffer
+		var log logLines
 		r := newTestRelay(t, portable, func(r *Relay) {
 			r.HandshakesPerAddress, r.Proxies = 10, prefixList("127.0.0.0/8") // two at once, and then one in six seconds
-			r.Log = slog.New(slog.NewTextHandler(&log, nil))
+			log.use(r)
 		})
 		shake := func(from, name string) error {
 			c, err := net.Dial("tcp", r.https)
@@ -484,28 +464,10 @@ func TestHandshakeLimit(t *testing.T) {
 			t.Errorf("%d are counted", n)
 		}
 		// Once a minute, and another one may have begun.
-		if s := log.String(); strings.Count(s, "limits.handshakes_per_address") > 2 || !strings.Contains(s, "address=192.0.2.1 per_minute=10") {
-			t.Errorf("the log says\n%s", s)
+		if n := log.count("limits.handshakes_per_address"); n > 2 || log.count("address=192.0.2.1 per_minute=10") == 0 {
+			t.Errorf("%d lines of the log say so, or not of whom", n)
 		}
 	})
-}
-
-// lockedBuffer may be written and read by several goroutines.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // The same for requests: one address has as many under way as it can get, and another is served.

@@ -384,12 +384,7 @@ func TestTCP(t *testing.T) {
 		r := newTestRelay(t, portable, nil)
 		echo := target(t, func(c net.Conn, br *bufio.Reader) { io.Copy(c, br); io.WriteString(c, " bye") })
 		s := r.connect("office", map[string]string{"db": echo}, "db", "tcp://127.0.0.1:0")
-		var addr string
-		onLoop(s.session.loop.Loop, func() {
-			for _, p := range s.session.group.ports {
-				addr = p.Addr().String()
-			}
-		})
+		addr := s.port()
 		c, err := net.Dial("tcp", addr)
 		if err != nil {
 			t.Fatal(err)

@@ -132,12 +132,7 @@ func TestProxies(t *testing.T) {
 		echo := target(t, func(c net.Conn, br *bufio.Reader) { io.Copy(c, br) })
 		s := r.connect("office", map[string]string{"web": web, "plain": web, "echo": echo},
 			"web", "https://app.test", "plain", "http://plain.test", "echo", "tcp://127.0.0.1:0")
-		var port string
-		onLoop(s.session.loop.Loop, func() {
-			for _, p := range s.session.group.ports {
-				port = p.Addr().String()
-			}
-		})
+		port := s.port()
 
 		const v1 = "PROXY TCP4 192.0.2.7 198.51.100.1 40000 443\r\n"
 		v2 := unhex(signV2 + "21 11 000c cb007109 c6336401 9c40 01bb")

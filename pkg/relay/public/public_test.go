@@ -215,6 +215,16 @@ func (r *testRelay) connectAs(h relay.Hello, targets map[string]string, publish 
 	return ts
 }
 
+// port is where the site's port is, or one of several.
+func (ts *testSite) port() (addr string) {
+	onLoop(ts.session.loop.Loop, func() {
+		for _, p := range ts.session.group.ports {
+			addr = p.Addr().String()
+		}
+	})
+	return addr
+}
+
 // announcements makes a list of name, publish, and so on. The target of a name that
 // begins with h2c speaks HTTP/2, and inspected may be.
 func announcements(publish ...string) (list []relay.Announcement) {

@@ -128,12 +128,7 @@ func TestStreams(t *testing.T) {
 	}
 
 	t.Run("tcp", func(t *testing.T) {
-		addr := ""
-		onLoop(s.session.loop.Loop, func() {
-			for _, p := range s.session.group.ports {
-				addr = p.Addr().String()
-			}
-		})
+		addr := s.port()
 		var conns []net.Conn
 		for range 3 {
 			c, err := net.Dial("tcp", addr)
@@ -290,12 +285,7 @@ func TestKickSession(t *testing.T) {
 	r := newTestRelay(t, false, nil)
 	echo := target(t, func(c net.Conn, br *bufio.Reader) { io.Copy(c, br) })
 	s := r.connect("office", map[string]string{"port": echo}, "port", "tcp://127.0.0.1:0")
-	addr := ""
-	onLoop(s.session.loop.Loop, func() {
-		for _, p := range s.session.group.ports {
-			addr = p.Addr().String()
-		}
-	})
+	addr := s.port()
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
