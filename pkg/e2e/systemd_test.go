@@ -156,6 +156,7 @@ func (m *serviceManager) heard(from int, prefix string, limit time.Duration) (st
 // TestServiceManager runs both relays as services: they say when they are ready and what they do, their watchdogs are
 // fed while their loops turn, and they say when they stop.
 func TestServiceManager(t *testing.T) {
+	t.Parallel()
 	m := startServiceManager(t)
 	s := configure(t, nil, service{"blob", "https://blob.example.com", "http://127.0.0.1:9"})
 	s.https, s.admin, s.http = m.listen("culvert.socket"), "127.0.0.1:0", ""

@@ -18,7 +18,7 @@ import (
 // TestTFTPStorm boots a thousand machines from one image: it crosses the tunnel once.
 func TestTFTPStorm(t *testing.T) {
 	t.Parallel()
-	machines, size, block := 1000, 16<<20, 65464
+	machines, size, block := 1000, 4<<20, 65464
 	if testing.Short() {
 		size = 1 << 20
 	}
