@@ -80,9 +80,13 @@ func (r *Relay) inspects(ex *exchange, req *http1.Request) *capture {
 		return nil
 	}
 	c := &capture{number: ex.id, of: serviceName{ex.service.session.site, ex.service.name}}
-	n := captureCost + len(req.Target) + 64*len(req.Fields)
+	// What Request.Clone makes: the target is in it as it was sent, and in its parts.
+	n := captureCost + len(req.Method) + len(req.Target) + len(req.Scheme) + len(req.Host) + len(req.Path) + len(req.Query) + len(req.Upgrade) + 64*len(req.Fields)
 	for _, f := range req.Fields {
 		n += len(f.Name) + len(f.Value)
+	}
+	for _, cert := range ex.client.certs { // they outlive the connection
+		n += 2 * len(cert.Raw)
 	}
 	if !in.charge(c, n) {
 		return nil

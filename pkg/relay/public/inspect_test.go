@@ -3,6 +3,7 @@ package public
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"culvert.dev/pkg/http1"
 	"culvert.dev/pkg/relay"
 )
 
@@ -437,6 +439,35 @@ func TestInspectorBounds(t *testing.T) {
 	}
 	if in.used != 0 || len(in.services) != 0 || in.oldest != nil || in.newest != nil || len(in.byNumber) != 0 {
 		t.Errorf("%d bytes are left", in.used)
+	}
+}
+
+// A capture is counted as what it takes: with a long target, which is kept as a whole and in parts, and with the visitor's certificates.
+func TestInspectorCost(t *testing.T) {
+	r := &Relay{InspectMemory: 1 << 20}
+	r.inspector.limit = r.InspectMemory
+	leaf, err := x509.ParseCertificate(testTLS().Certificates[0].Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var req http1.Request
+	head := "GET http://a.test/" + strings.Repeat("path/", 600) + "?" + strings.Repeat("q", 3000) + " HTTP/1.1\r\nHost: a.test\r\nX-Long: " + strings.Repeat("x", 4000) + "\r\n\r\n"
+	if n, err := http1.ParseRequest([]byte(head), &req); n != len(head) || err != nil {
+		t.Fatal(n, err)
+	}
+	for _, certs := range [][]*x509.Certificate{nil, {leaf, leaf, leaf}} {
+		c := r.inspects(&exchange{client: &client{certs: certs}, service: &service{name: "web", session: &session{site: "office"}}}, &req)
+		q := c.request
+		kept := len(q.Method) + len(q.Target) + len(q.Scheme) + len(q.Host) + len(q.Path) + len(q.Query)
+		for _, f := range q.Fields {
+			kept += len(f.Name) + len(f.Value)
+		}
+		for _, cert := range c.client.certs {
+			kept += len(cert.Raw)
+		}
+		if kept < 4000+2*6000 || c.cost < kept {
+			t.Errorf("%d bytes are kept, %d counted", kept, c.cost)
+		}
 	}
 }
 
