@@ -67,6 +67,7 @@ type network struct {
 	mem       *memnet.Network // nil: loopback
 	transport Transport
 	addr      string
+	ping      time.Duration // of the session there; 0: the default
 }
 
 // server is as much of a public relay as a link needs: one site, one session.
@@ -74,6 +75,7 @@ type server struct {
 	core *evloop.Core
 	pub  ed25519.PublicKey
 	move bool // the session is on another loop than the link comes in on
+	ping time.Duration
 
 	refuse atomic.Pointer[relay.Refusal] // if not nil, nobody is let in
 	failed chan error                    // from Accept
@@ -152,7 +154,9 @@ func (s *server) hello(in *Incoming, err error) {
 		w := relay.Welcome{Session: strings.Repeat("ab", 16), Resume: strings.Repeat("cd", 32), Resumed: in.Hello.Session != ""}
 		l := in.Welcome(w)
 		if s.session == nil {
-			s.session = NewSession(loop, tunnel.Config{Accept: func(st *tunnel.Stream, header []byte) { st.SetHandler(&echo{st}) }})
+			s.session = NewSession(loop, tunnel.Config{
+				Accept: func(st *tunnel.Stream, header []byte) { st.SetHandler(&echo{st}) }, PingInterval: s.ping,
+			})
 		}
 		l.Serve(s.session, tunnel.RoleInteractive, func(_ *Link, err error) { s.lost <- err })
 		select {
@@ -170,7 +174,7 @@ func start(t testing.TB, n *network, move bool) (*server, *evloop.Core, ed25519.
 		t.Fatal(err)
 	}
 	cfg := evloop.Config{Loops: 2, Portable: n.mem != nil}
-	s := &server{pub: pub, move: move, failed: make(chan error, 10), lost: make(chan error, 10), serving: make(chan *Link, 10)}
+	s := &server{pub: pub, move: move, ping: n.ping, failed: make(chan error, 10), lost: make(chan error, 10), serving: make(chan *Link, 10)}
 	if s.core, err = evloop.New(cfg); err != nil {
 		t.Fatal(err)
 	}

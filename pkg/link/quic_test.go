@@ -491,7 +491,7 @@ func (b *nat) rebind() {
 func TestQUICPath(t *testing.T) {
 	connect := func(ping time.Duration) (s *server, box *nat, me *Session, lost chan error) {
 		t.Helper()
-		n := &network{transport: QUIC}
+		n := &network{transport: QUIC, ping: ping}
 		s, core, key := start(t, n, true)
 		box = newNAT(t, n.addr)
 		n.addr = box.front.LocalAddr().String()
