@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -79,7 +78,6 @@ func TestDiag(t *testing.T) {
 	ctl := func(code int, args ...string) string {
 		t.Helper()
 		cmd := s.tunnelctl(args...)
-		cmd.Env = append(os.Environ(), "CULVERT_CONFIG="+dir)
 		out, err := cmd.CombinedOutput()
 		if cmd.ProcessState.ExitCode() != code {
 			t.Errorf("tunnelctl %s: %v, want exit code %d\n%s", strings.Join(args, " "), err, code, out)
@@ -100,7 +98,6 @@ func TestDiag(t *testing.T) {
 	s.private.await(t, from, `"msg":"service up"`, `"service":"diagnostics"`)
 
 	cmd := s.tunnelctl("diag", "office", "--json", "--target", web, "--target", "http://"+web+"/", "--target", "127.0.0.1:1", "--name", "localhost")
-	cmd.Env = append(os.Environ(), "CULVERT_CONFIG="+dir)
 	out, _ := cmd.Output()
 	if cmd.ProcessState.ExitCode() != 6 {
 		t.Errorf("exit code %d, want 6", cmd.ProcessState.ExitCode())
