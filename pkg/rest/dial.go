@@ -141,7 +141,7 @@ func (k *Socket) deal(ctx context.Context) error {
 		}
 		k.mu.Lock()
 		w := k.waiting[a.ID]
-		if w != nil && a.Event == nil {
+		if w != nil && (a.Event == nil || !w.feed) {
 			delete(k.waiting, a.ID)
 		}
 		k.mu.Unlock()
@@ -242,8 +242,12 @@ func (k *Socket) cause(err error) error {
 // cancel tells the server that nobody waits for id any more.
 func (k *Socket) cancel(id uint64) {
 	if k.forget(id) {
-		k.write(context.Background(), fmt.Appendf(nil, `{"id":%d,"cancel":true}`, id))
+		k.tellCancelled(id)
 	}
+}
+
+func (k *Socket) tellCancelled(id uint64) {
+	k.write(context.Background(), fmt.Appendf(nil, `{"id":%d,"cancel":true}`, id))
 }
 
 // Call implements Caller.
@@ -277,7 +281,7 @@ func (k *Socket) Call(ctx context.Context, name string, in, out any) error {
 	case a.Error != nil:
 		return a.Error
 	case a.Result == nil:
-		k.cancel(id)
+		k.tellCancelled(id)
 		return Errorf(http.StatusBadRequest, "%s is a feed: follow it", name)
 	}
 	if content, ok := out.(*Content); ok {

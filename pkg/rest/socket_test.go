@@ -514,6 +514,45 @@ func TestSocketCancelled(t *testing.T) {
 }
 
 // TestSocketLost has a Socket notice that nobody is there any more.
+// TestFeedCalled has a feed called as if it were a method: however many events come before that is noticed, other calls on the socket
+// go on.
+func TestFeedCalled(t *testing.T) {
+	s, _ := newServer(t)
+	cancelled := make(chan bool, 2)
+	s.Set(&Service{Root: "ticks", Methods: []*Method{
+		Feed("Watch", func(ctx context.Context, _ struct{}, send func(int) error) error {
+			for send(1) == nil {
+			}
+			cancelled <- true
+			return nil
+		}),
+	}})
+	k, err := DialWebSocket(t.Context(), "ws://"+onLoop(t, s)+"/api/ws", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	// The call waits, and nobody takes what comes for it.
+	w := &waiter{got: make(chan answer, 1)}
+	k.mu.Lock()
+	k.last++
+	id := k.last
+	k.waiting[id] = w
+	k.mu.Unlock()
+	if err := k.write(t.Context(), fmt.Appendf(nil, `{"id":%d,"call":"ticks/Watch","ahead":100}`, id)); err != nil {
+		t.Fatal(err)
+	}
+	if sum, err := Invoke[float64](t.Context(), k, "calc/Sum", map[string]float64{"a": 1, "b": 2}); err != nil || sum != 3 {
+		t.Fatalf("another call: %v, %v", sum, err)
+	}
+	k.tellCancelled(id)
+	<-cancelled
+	if _, err := Invoke[int](t.Context(), k, "ticks/Watch", struct{}{}); err == nil || !strings.Contains(err.Error(), "is a feed: follow it") {
+		t.Fatalf("the feed: %v", err)
+	}
+	<-cancelled
+}
+
 func TestSocketLost(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *Server, connect func() net.Conn) {
 		c := connect()
