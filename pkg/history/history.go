@@ -45,8 +45,8 @@ func (r *Rates) add(o Rates) {
 // key names a service; a site if the service is "", and everything if both are.
 type key struct{ site, service string }
 
-// Meter turns samples into rates. The zero value is ready. It is not safe for use by several goroutines.
-type Meter struct {
+// meter turns samples into rates. The zero value is ready. It is not safe for use by several goroutines.
+type meter struct {
 	last map[key]*reading
 	at   time.Time
 	look uint64
@@ -58,9 +58,9 @@ type reading struct {
 	look                      uint64
 }
 
-// Read calls f with each sample's rates since the last call of Read. A service that was not there then has begun with 0 since. Of the
+// read calls f with each sample's rates since the last call. A service that was not there then has begun with 0 since. Of the
 // first call nothing is known: only Visitors are set.
-func (m *Meter) Read(now time.Time, samples []Sample, f func(s *Sample, r Rates)) {
+func (m *meter) read(now time.Time, samples []Sample, f func(s *Sample, r Rates)) {
 	seconds := now.Sub(m.at).Seconds()
 	if m.last == nil {
 		m.last = make(map[key]*reading)
@@ -125,7 +125,7 @@ type Store struct {
 	Budget int
 
 	mu     sync.Mutex
-	meter  Meter
+	meter  meter
 	second int64 // of the last Add, since 1970
 	series map[key]*series
 	used   [len(levels)]queue // chunks, in the order in which they were begun
@@ -205,7 +205,7 @@ func (h *Store) Add(now time.Time, samples []Sample) {
 		h.series, h.sums = make(map[key]*series), make(map[string]Rates)
 	}
 	var all Rates
-	h.meter.Read(now, samples, func(s *Sample, r Rates) {
+	h.meter.read(now, samples, func(s *Sample, r Rates) {
 		if r.IsZero() {
 			if old := h.series[key{s.Site, s.Service}]; old != nil {
 				old.seen = second
@@ -330,8 +330,8 @@ type History struct {
 	In, Out, Visitors, Requests, Errors []float64 // as in Rates
 }
 
-// Longest is how far back there is something.
-const Longest = 2 * 24 * time.Hour
+// longest is how far back there is something.
+const longest = 2 * 24 * time.Hour
 
 // Get returns what is kept of a service; of a site if service is "", and of everything if site is, too: of as much time before now as
 // span says, in the finest steps that there are. A span of 0 is an hour. What nothing is known of was nothing.
@@ -339,7 +339,7 @@ func (h *Store) Get(site, service string, span time.Duration, now time.Time) His
 	if span <= 0 {
 		span = time.Hour
 	}
-	span = min(span, Longest)
+	span = min(span, longest)
 	i := 0
 	for i < len(levels)-1 && time.Duration(levels[i].step*levels[i].points)*time.Second < span {
 		i++

@@ -140,14 +140,14 @@ func TestOddities(t *testing.T) {
 	if got := h.Get("a", "b", time.Minute, start.Add(-899*time.Second)).In; got[59] != 50 {
 		t.Errorf("after the clock was set back: %v", got[59])
 	}
-	var m Meter
-	m.Read(start, nil, nil)
-	m.Read(start, []Sample{{In: 500}}, func(_ *Sample, r Rates) {
+	var m meter
+	m.read(start, nil, nil)
+	m.read(start, []Sample{{In: 500}}, func(_ *Sample, r Rates) {
 		if !r.IsZero() {
 			t.Errorf("got %v in no time", r)
 		}
 	})
-	m.Read(start.Add(2*time.Second), []Sample{{In: 500}, {Service: "new", In: 50}}, func(s *Sample, r Rates) {
+	m.read(start.Add(2*time.Second), []Sample{{In: 500}, {Service: "new", In: 50}}, func(s *Sample, r Rates) {
 		if want := map[string]float64{"": 0, "new": 25}[s.Service]; r.In != want {
 			t.Errorf("got %v of %q, want %v", r, s.Service, want)
 		}

@@ -259,7 +259,7 @@ func (d *dialer) greet() {
 	l.hear = func(message []byte) { d.heard(l, message) }
 	d.conn.SetHandler((*events)(l))
 	if d.cfg.Token != "" {
-		l.sendMessage(relay.EncodeOperateHello(relay.OperateHello{
+		l.sendMessage(relay.Encode(relay.OperateHello{
 			Version: relay.WireVersion, Session: d.cfg.Session, Resume: d.cfg.Resume, Software: d.cfg.Software,
 		}))
 		return

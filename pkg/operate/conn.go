@@ -161,15 +161,8 @@ func (t *conn) ask(c *Client, req relay.OperateRequest) error {
 	if _, err := t.tls.Write(relay.AppendOperate(nil, req)); err != nil {
 		return t.broken(err)
 	}
-	var head [2]byte
-	if _, err := io.ReadFull(t.tls, head[:]); err != nil {
-		return t.broken(err)
-	}
-	b := make([]byte, binary.BigEndian.Uint16(head[:]))
-	if len(b) == 0 || len(b) > relay.MaxMessage {
-		return &Error{relay.OperateInternal, "the private relay answers nonsense"}
-	}
-	if _, err := io.ReadFull(t.tls, b); err != nil {
+	b, err := readMessage(t.tls, "private")
+	if err != nil {
 		return t.broken(err)
 	}
 	answer, err := relay.DecodeOperateAnswer(b)
@@ -181,6 +174,20 @@ func (t *conn) ask(c *Client, req relay.OperateRequest) error {
 	}
 	t.scheme = answer.Scheme
 	return nil
+}
+
+// readMessage reads what the public or the private relay has written by relay.AppendOperate.
+func readMessage(r io.Reader, which string) ([]byte, error) {
+	var head [2]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return nil, err
+	}
+	b := make([]byte, binary.BigEndian.Uint16(head[:]))
+	if len(b) == 0 || len(b) > relay.MaxMessage {
+		return nil, &Error{relay.OperateInternal, "the " + which + " relay answers nonsense"}
+	}
+	_, err := io.ReadFull(r, b)
+	return b, err
 }
 
 // broken is what an error before the answer means.
@@ -245,15 +252,8 @@ func (r replyConn) Read(b []byte) (int, error) {
 
 // hear reads what the public relay has to say.
 func (t *conn) hear() error {
-	var head [2]byte
-	if _, err := io.ReadFull(t.nc, head[:]); err != nil {
-		return err
-	}
-	b := make([]byte, binary.BigEndian.Uint16(head[:]))
-	if len(b) == 0 || len(b) > relay.MaxMessage {
-		return &Error{relay.OperateInternal, "the public relay answers nonsense"}
-	}
-	if _, err := io.ReadFull(t.nc, b); err != nil {
+	b, err := readMessage(t.nc, "public")
+	if err != nil {
 		return err
 	}
 	reply, err := relay.DecodeOperateReply(b)

@@ -78,8 +78,6 @@ type Measurement struct {
 	Idle                 Latency // while nothing else was going on
 	Down, Up             float64 // from the site, and to it
 	LoadedDown, LoadedUp Latency // meanwhile
-	DownBytes, UpBytes   uint64
-	DownTime, UpTime     time.Duration
 }
 
 // The phases of Bench.
@@ -110,15 +108,11 @@ func (c *Client) Bench(ctx context.Context, site string, d time.Duration, progre
 	if m.Idle, err = pingFor(ctx, p, min(d, idleTime), nil, func(share float64) { progress(PhaseIdle, share, 0) }); err != nil {
 		return m, err
 	}
-	if m.LoadedDown, m.DownBytes, m.DownTime, err = c.load(ctx, p, site, relay.BenchSource, d, func(share float64, n uint64) { progress(PhaseDown, share, n) }); err != nil {
+	if m.LoadedDown, m.Down, err = c.load(ctx, p, site, relay.BenchSource, d, func(share float64, n uint64) { progress(PhaseDown, share, n) }); err != nil {
 		return m, err
 	}
-	m.Down = float64(m.DownBytes) / m.DownTime.Seconds()
-	if m.LoadedUp, m.UpBytes, m.UpTime, err = c.load(ctx, p, site, relay.BenchSink, d, func(share float64, n uint64) { progress(PhaseUp, share, n) }); err != nil {
-		return m, err
-	}
-	m.Up = float64(m.UpBytes) / m.UpTime.Seconds()
-	return m, nil
+	m.LoadedUp, m.Up, err = c.load(ctx, p, site, relay.BenchSink, d, func(share float64, n uint64) { progress(PhaseUp, share, n) })
+	return m, err
 }
 
 // pingFor measures round trips for a time, or until ended is closed.
@@ -146,11 +140,11 @@ func pingFor(ctx context.Context, p *Pinger, d time.Duration, ended <-chan struc
 	}
 }
 
-// load moves as much as it can one way, for the time d, and pings meanwhile.
-func (c *Client) load(ctx context.Context, p *Pinger, site, what string, d time.Duration, progress func(share float64, n uint64)) (loaded Latency, n uint64, took time.Duration, err error) {
+// load moves as much as it can one way, for the time d, and pings meanwhile. rate is in bytes a second.
+func (c *Client) load(ctx context.Context, p *Pinger, site, what string, d time.Duration, progress func(share float64, n uint64)) (loaded Latency, rate float64, err error) {
 	conn, err := c.connect(ctx, site, relay.OperateRequest{Service: relay.ServiceBench, Address: what})
 	if err != nil {
-		return Latency{}, 0, 0, err
+		return Latency{}, 0, err
 	}
 	defer conn.Abort()
 	ctx, cancel := context.WithCancel(ctx)
@@ -166,8 +160,9 @@ func (c *Client) load(ctx context.Context, p *Pinger, site, what string, d time.
 		moveErr = move(conn, what == relay.BenchSink, &moved, &stop)
 	}()
 	loaded, err = pingFor(ctx, p, d, ended, func(share float64) { progress(share, moved.Load()) })
+	pace := func() float64 { return float64(moved.Load()) / time.Since(began).Seconds() }
 	if err == nil && what == relay.BenchSource {
-		n, took = moved.Load(), time.Since(began)
+		rate = pace()
 	}
 	stop.Store(true)
 	if err != nil {
@@ -176,14 +171,14 @@ func (c *Client) load(ctx context.Context, p *Pinger, site, what string, d time.
 	<-ended
 	switch {
 	case err != nil:
-		return Latency{}, 0, 0, err
+		return Latency{}, 0, err
 	case moveErr != nil:
-		return Latency{}, 0, 0, moveErr
+		return Latency{}, 0, moveErr
 	}
 	if what == relay.BenchSink { // until all of it was there
-		n, took = moved.Load(), time.Since(began)
+		rate = pace()
 	}
-	return loaded, n, took, nil
+	return loaded, rate, nil
 }
 
 // move reads or writes until it is to stop.

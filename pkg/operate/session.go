@@ -180,7 +180,7 @@ func (s *session) linked(l *link.Link, w relay.Welcome) {
 		s.tun = link.NewSession(s.loop, tunnel.Config{
 			Client: true, MaxWindow: window, Budget: budget, ResumeTimeout: resumeTimeout,
 			PingInterval: pingInterval, PingTimeout: pingTimeout,
-			OnGoAway: s.drained,
+			OnGoAway: s.retire, // new streams are for another session, on what comes after this relay
 			OnClose:  func(error) { s.end(errOver) },
 		})
 		s.look()
@@ -307,9 +307,6 @@ func (s *session) lost(l *link.Link, err error) {
 	s.tries = 0
 	s.dial()
 }
-
-// drained is told that the relay takes no more streams: new ones are for another session, on what comes after it.
-func (s *session) drained() { s.retire() }
 
 // retire has new streams go to another session.
 func (s *session) retire() {

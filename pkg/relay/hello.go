@@ -111,9 +111,9 @@ type JoinResponse struct {
 	Error   *Refusal `json:"error,omitempty"`   // if not nil, the other fields are empty
 }
 
-// Encode encodes a Hello, Welcome, JoinRequest, JoinResponse, []Announcement,
+// Encode encodes a Hello, OperateHello, Welcome, JoinRequest, JoinResponse, []Announcement,
 // []AnnounceReply, DiscoverRequest or DiscoverReply, whose Devices are JSON.
-func Encode[T Hello | Welcome | JoinRequest | JoinResponse | []Announcement | []AnnounceReply | DiscoverRequest | DiscoverReply](v T) []byte {
+func Encode[T Hello | OperateHello | Welcome | JoinRequest | JoinResponse | []Announcement | []AnnounceReply | DiscoverRequest | DiscoverReply](v T) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {
 		panic("BUG: " + err.Error()) // there is nothing in these types that can fail

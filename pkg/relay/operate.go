@@ -130,15 +130,6 @@ func CutOperate(b []byte) (message, rest []byte, err error) {
 	return b[2 : 2+n], b[2+n:], nil
 }
 
-// EncodeOperateHello encodes h.
-func EncodeOperateHello(h OperateHello) []byte {
-	b, err := json.Marshal(h)
-	if err != nil {
-		panic("BUG: " + err.Error())
-	}
-	return b
-}
-
 // DecodeOperateHello decodes and checks an OperateHello. The error is always a *Refusal, to be sent back.
 func DecodeOperateHello(b []byte) (OperateHello, error) {
 	var h OperateHello

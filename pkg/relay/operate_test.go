@@ -85,7 +85,7 @@ func TestOperateBounds(t *testing.T) {
 		}
 	}
 	h := OperateHello{Version: WireVersion, Session: strings.Repeat("a", 32), Resume: strings.Repeat("b", 64), Software: "tunnelctl 1"}
-	if got, err := DecodeOperateHello(EncodeOperateHello(h)); err != nil || got != h {
+	if got, err := DecodeOperateHello(Encode(h)); err != nil || got != h {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -124,7 +124,7 @@ func FuzzOperate(f *testing.F) {
 			}
 		}
 		if h, err := DecodeOperateHello(message); err == nil {
-			if got, err := DecodeOperateHello(EncodeOperateHello(h)); err != nil || got != h {
+			if got, err := DecodeOperateHello(Encode(h)); err != nil || got != h {
 				t.Fatalf("%+v, then %+v, %v", h, got, err)
 			}
 		}

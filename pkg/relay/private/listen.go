@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 
+	"culvert.dev/pkg/evloop"
 	"culvert.dev/pkg/forward"
 	"culvert.dev/pkg/relay"
 	"culvert.dev/pkg/tunnel"
@@ -20,7 +21,7 @@ const maxBacklog = 1024
 type Listener struct {
 	relay   *Relay
 	service Service
-	conns   chan net.Conn
+	conns   chan *evloop.NetConn
 
 	closing sync.Once
 	closed  chan struct{}
@@ -41,7 +42,7 @@ func (r *Relay) Listen(s Service) (*Listener, error) {
 	if s.Target != (relay.Target{}) || s.Handler != nil {
 		return nil, fmt.Errorf("service %q: what comes to Listen has neither Target nor Handler", s.Name)
 	}
-	l := &Listener{relay: r, service: s, conns: make(chan net.Conn, maxBacklog), closed: make(chan struct{})}
+	l := &Listener{relay: r, service: s, conns: make(chan *evloop.NetConn, maxBacklog), closed: make(chan struct{})}
 	l.service.listener = l
 	if err := l.service.Validate(); err != nil {
 		return nil, err
@@ -121,14 +122,12 @@ func (l *Listener) turnAway() {
 	for {
 		select {
 		case c := <-l.conns:
-			c.(aborter).Abort()
+			c.Abort()
 		default:
 			return
 		}
 	}
 }
-
-type aborter interface{ Abort() }
 
 // Addr returns the site and the service.
 func (l *Listener) Addr() net.Addr {

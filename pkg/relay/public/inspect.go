@@ -267,10 +267,7 @@ func (ex *exchange) seen() {
 	}
 	ex.capture = nil
 	c.whole = ex.sent && !ex.large
-	p := past{
-		id: ex.id, began: ex.began, first: ex.first, ended: ex.loop.since(), received: ex.in, sent: ex.out,
-		heading: ex.heading, remote: ex.client.addr, proto: ex.client.proto, operator: ex.operator, status: ex.status, err: ex.err,
-	}
+	p := ex.past()
 	ex.loop.relay.inspector.complete(c, p.request(ex.loop, c.of.site, c.of.name), ex.service.inspect && !ex.service.removedFor(c.of))
 }
 

@@ -30,7 +30,8 @@ const (
 	operatorBudget      = 16 << 20 // bytes of one session: it may wait for its operator for hours
 	operatorWindow      = 4 << 20
 
-	// operatorResume is the default of Relay.OperatorResume. A laptop may be closed for a night.
+	// operatorResume is how long the session of an operator who has fallen silent waits for him, with all connections that he
+	// has open. A laptop may be closed for a night.
 	operatorResume = 12 * time.Hour
 
 	// partedResume is how long a session waits whose link was ended by the operator's side without a word: the program was
@@ -251,7 +252,7 @@ func (s *operating) serve(in *link.Incoming, from netip.AddrPort, resumed bool) 
 			MaxStreams:    maxOperatorStreams,
 			Budget:        operatorBudget,
 			MaxWindow:     operatorWindow,
-			ResumeTimeout: cmp.Or(s.relay.OperatorResume, operatorResume),
+			ResumeTimeout: operatorResume,
 			Accept:        s.accept,
 			OnClose:       s.onClose,
 		})

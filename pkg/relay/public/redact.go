@@ -70,20 +70,12 @@ func isSecret(name string) bool {
 			return true
 		}
 	}
-	has := func(list []string, s string) bool {
-		for _, o := range list {
-			if o == s {
-				return true
-			}
-		}
-		return false
-	}
 	for i, w := range words {
-		if has(secretWords, w) && (i == 0 || !has(plainBefore, words[i-1])) {
+		if slices.Contains(secretWords, w) && (i == 0 || !slices.Contains(plainBefore, words[i-1])) {
 			return true
 		}
 		for _, suffix := range [...]string{"key", "code", "pwd", "pass", "pin", "otp"} {
-			if len(w) > len(suffix) && strings.HasSuffix(w, suffix) && !has(plainNames, w) {
+			if len(w) > len(suffix) && strings.HasSuffix(w, suffix) && !slices.Contains(plainNames, w) {
 				return true
 			}
 		}

@@ -168,10 +168,6 @@ type Relay struct {
 	// long as they are used.
 	FollowOperator func(id auth.Identity, end func()) (stop func())
 
-	// OperatorResume is how long the session of an operator who has fallen silent waits for him, with all connections
-	// that he has open. 0: 12 h.
-	OperatorResume time.Duration
-
 	// Own takes over a connection on which somebody asks for a page of the Domain, which is none that sites and
 	// operators' streams come by. It is called on the loop of the connection, with the request unread, and has to set
 	// a handler before it returns. The connection speaks HTTP/1.1, and is no longer one of a visitor's. nil: there are no

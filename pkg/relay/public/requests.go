@@ -135,15 +135,19 @@ func (ex *exchange) remember() {
 		return
 	}
 	p := ex.service.recent.slot(l)
-	c := ex.client
 	h := p.heading
-	*p = past{
-		id: ex.id, began: ex.began, first: ex.first, ended: l.since(), received: ex.in, sent: ex.out,
-		heading: ex.heading, remote: c.addr, proto: c.proto, operator: ex.operator, status: ex.status, err: ex.err,
-	}
+	*p = ex.past()
 	ex.heading = h // whose memory the next exchange uses
 	if l.relay.followed.Load() {
 		l.tell(ex.service.session.site, ex.service.name, p)
+	}
+}
+
+// past is ex, which is over.
+func (ex *exchange) past() past {
+	return past{
+		id: ex.id, began: ex.began, first: ex.first, ended: ex.loop.since(), received: ex.in, sent: ex.out,
+		heading: ex.heading, remote: ex.client.addr, proto: ex.client.proto, operator: ex.operator, status: ex.status, err: ex.err,
 	}
 }
 

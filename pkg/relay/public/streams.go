@@ -28,7 +28,7 @@ type Stream struct {
 	ID             string // for KickStream; that of a request is its Request.ID afterwards
 	Site, Service  string
 	Session        string // short ID, as SessionStatus has it
-	Scheme         string // "https", "wss", "tcp", "tls", "udp", "rtsp", "tftp", "forward" and so on: how it came in
+	Scheme         string // "https", "wss", "tcp", "tls", "udp", "rtsp", "tftp", "operate" and so on: how it came in
 	Host           string // that was asked for; "" if there is none
 	Remote         netip.AddrPort
 	Operator       string // who has opened it; "": it is a visitor's
