@@ -59,7 +59,10 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	certs() // not first in a bubble, whatever the order of the tests is
+	goleak.VerifyTestMain(m)
+}
 
 // network is where the relays of a test are: in memory, with the portable loop, or on
 // loopback, with the system's.
@@ -464,7 +467,7 @@ func TestDialErrors(t *testing.T) {
 		want  string
 	}{
 		{"no port", "relay.example.com", certs().roots, PhaseDial, "missing port"},
-		{"nobody listens", closedPort(t), certs().roots, PhaseDial, syscall.ECONNREFUSED.Error()},
+		{"nobody listens", "127.0.0.1:1", certs().roots, PhaseDial, syscall.ECONNREFUSED.Error()},
 		{"unknown authority", web, x509.NewCertPool(), PhaseTLS, `name its CA with ca = "ca.pem"`},
 		{"another name", "elsewhere.example.com:443", certs().roots, PhaseTLS, "is not for elsewhere.example.com"},
 		{"TLS 1.2", old, certs().roots, PhaseTLS, "protocol version"},
@@ -485,16 +488,6 @@ func TestDialErrors(t *testing.T) {
 			t.Errorf("%s: %v, want %q", tt.name, d.err, tt.want)
 		}
 	}
-}
-
-// closedPort is an address that nobody listens on.
-func closedPort(t *testing.T) string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
 }
 
 // Time ends every phase of a dial, and so does its context.
