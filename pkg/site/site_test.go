@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -582,13 +583,38 @@ func TestLinkLost(t *testing.T) {
 func TestRestart(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		s := w.site()
+		var gone atomic.Bool
+		dial := s.Dial
+		s.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			if gone.Load() {
+				return nil, errNoWay
+			}
+			return dial(ctx, network, address)
+		}
 		w.listen(s, "echo", "tls")
+		gone.Store(true)
 		w.links.Cut()
-		s.Dial = nil // no more of the first
-		s.relay.Dial = func(context.Context, string, string) (net.Conn, error) { return nil, errNoWay }
 		again := w.site()
 		l := w.listen(again, "echo", "tls")
 		visitor, c := w.meet(l, "echo")
+		send(t, visitor, c, "hello")
+		visitor.Close()
+		c.Close()
+	})
+}
+
+// TestTwoPrograms has another program of the same folder, which waits until the first is gone.
+func TestTwoPrograms(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		first, second := w.site(), w.site()
+		l := w.listen(first, "echo", "tls")
+		waiting := w.listen(second, "echo", "tls")
+		visitor, c := w.meet(l, "echo")
+		send(t, visitor, c, "hello")
+		visitor.Close()
+		c.Close()
+		first.Close()
+		visitor, c = w.meet(waiting, "echo")
 		send(t, visitor, c, "hello")
 		visitor.Close()
 		c.Close()
