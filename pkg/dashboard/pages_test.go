@@ -265,7 +265,7 @@ func TestCertificates(t *testing.T) {
 	b.wants("renew api.example.com")
 	b.wait(`document.querySelector(".toast").innerText === "Another certificate for api.example.com is ordered"`)
 	f.with(func() { f.status.Certificates = nil })
-	b.sees("The relay obtains no certificates by itself", "[acme]")
+	b.sees("The relay obtains no certificates by itself", "[acme]\nemail = \"ops@example.com\"")
 
 	b.show("#/alerts", "Alerts")
 	b.sees("lab", "Resolved", "ends in 5 days")

@@ -124,7 +124,8 @@ export function copyable(text, label) {
       setTimeout(() => say(button, "Copy"), 2000);
     },
   }, "Copy");
-  const code = h("code", {}, text);
+  const code = h("code");
+  code.textContent = text.split("\n").map(plain).join("\n");
   return h("div", { class: "copyable" }, code, button);
 }
 

@@ -10,16 +10,18 @@ const words = { "site-away": "Site away", certificate: "Certificate", disk: "Dis
 async function tryOut(api, button) {
   if (button.getAttribute("aria-busy")) return;
   button.setAttribute("aria-busy", "true");
+  let came;
   try {
-    const came = (await api.call("alerts/Test")) || [];
-    await tell("A test alert was sent", came.length
-      ? h("ul", { class: "came" }, came.map((d) => h("li", {}, pill(d.error ? "failed" : "ok", d.error ? "Not told" : "Told"), " ", d.to, d.error ? h("p", { class: "error" }, d.error) : null)))
-      : h("p", {}, "But there is nobody to be told: ", h("code", {}, "[alerts]"), " in ", h("code", {}, "public.toml"), " says who is."));
+    came = (await api.call("alerts/Test")) || [];
   } catch (e) {
     toast(e.message, "bad");
+    return;
   } finally {
     button.removeAttribute("aria-busy");
   }
+  await tell("A test alert was sent", came.length
+    ? h("ul", { class: "came" }, came.map((d) => h("li", {}, pill(d.error ? "failed" : "ok", d.error ? "Not told" : "Told"), " ", d.to, d.error ? h("p", { class: "error" }, d.error) : null)))
+    : h("p", {}, "But there is nobody to be told: ", h("code", {}, "[alerts]"), " in ", h("code", {}, "public.toml"), " says who is."));
 }
 
 export function alerts(scope) {
