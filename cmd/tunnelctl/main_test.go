@@ -114,7 +114,7 @@ func TestCommands(t *testing.T) {
 				},
 				{ID: "00000001", State: admin.StateSuspended, Remote: "198.51.100.9:40113", ConnectedSince: since, SuspendedSince: &since},
 			}},
-			{Name: "lab", State: admin.StateAway},
+			{Name: "lab", State: admin.StateAway, Keys: []string{"ed25519:lab"}},
 		},
 		Services: []admin.Service{{Site: "office", Name: "intranet", Publish: "https://intranet.example.com", Target: "http", Errors: map[string]uint64{"unreachable": 3, "timeout": 1}}, {Site: "office", Name: "jump", Target: "tcp"}},
 	})
@@ -138,6 +138,7 @@ func TestCommands(t *testing.T) {
 		{"services", 0, []string{"office/intranet", "office/jump", "\n  office/intranet: what went wrong so far: 1 timeout, 3 unreachable\n"}, nil},
 		{"services --rates", 0, []string{"RECEIVED/S", "office/intranet"}, nil},
 		{"site add lab2 --publish tcp://:15000 --ttl 1h", 0, []string{"join-me\n"}, []string{"relay-private join"}},
+		{"site add lab --publish tcp://:15000", 0, []string{"join-me\n"}, []string{"lab is there already", "relay-private join"}},
 		{"site add office --publish tcp://:15000", 1, nil, []string{`site "office" exists`}},
 		{"site add lab2", 2, nil, []string{"--publish is missing"}},
 		{"site add --publish tcp://:1", 2, nil, []string{"usage: tunnelctl site add NAME {--publish"}},

@@ -169,6 +169,8 @@ func (r *reach) explain(what string, err error) error {
 		return err
 	case operate.CodeNoRelay:
 		return failf(exitUnreachable, "%s: %w: is it the relay's own domain, or its admin address?", r.asked.Base.Host, err)
+	case operate.CodeNoSite:
+		return failf(exitNotFound, "%w (tunnelctl sites lists what there is)", err)
 	case relay.OperateForbidden:
 		return failf(exitDenied, "%s: %w", what, err)
 	case relay.OperateNotFound:

@@ -241,6 +241,8 @@ func TestConnect(t *testing.T) {
 		{"connect office/dns", 2, "use tunnelctl forward --udp"},
 		{"connect office/nothing", exitNotFound, `no service "nothing": it has broken, dns, echo`},
 		{"connect nowhere/echo", exitNotFound, `no site "nowhere"`},
+		{"diag nowhere", exitNotFound, `no site "nowhere"`},
+		{"diag office", exitNotFound, "diagnostics = true"},
 		{"connect lab/echo", exitUnreachable, "not connected"},
 		{"connect office/none", exitUnreachable, "refused the connection"},
 		{"connect office", 2, "want SITE/SERVICE"},

@@ -581,6 +581,31 @@ func TestRelayWrong(t *testing.T) {
 	}
 }
 
+// The relay's https listener is not what --admin wants: it answers what is no TLS with an alert.
+func TestAdminWrong(t *testing.T) {
+	f := startFake(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.Read(make([]byte, 4096))
+			c.Write([]byte("\x15\x03\x01\x00\x02\x02\x46"))
+			c.Close()
+		}
+	}()
+	code, _, stderr := tunnelctl(t.Context(), "", "--admin", ln.Addr().String(), "--token-file", f.tokens["admin"], "status")
+	if code != exitUnreachable || !strings.Contains(stderr, "does not speak HTTP: is --admin") {
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
+}
+
 // version tells of the relay if one answers, and why not if none does; that is no error.
 func TestVersion(t *testing.T) {
 	f := startFake(t)

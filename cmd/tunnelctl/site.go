@@ -49,12 +49,16 @@ func addCommand(at *where) *cobra.Command {
 			}
 			in.Name, in.TTL = args[0], ttl.Seconds()
 			return ask(cmd.Context(), at, func(ctx context.Context, c *admin.Client) error {
+				old, _ := c.Site(ctx, in.Name) // none, mostly
 				inv, err := c.AddSite(ctx, in)
 				if err != nil {
 					if in.Standby {
 						err = aboutSite(ctx, c, in.Name, err)
 					}
 					return err
+				}
+				if len(old.Keys) > 0 && !in.Standby {
+					at.view(cmd).note("%s is there already: who joins with this token takes its place, and its private relays are not let in any more; it may publish then what --publish says here, and nothing else", in.Name)
 				}
 				machine := "the site's machine"
 				if in.Standby {

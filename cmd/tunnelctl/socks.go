@@ -137,7 +137,7 @@ func socksReply(err error) socks.Reply {
 	switch e.Code {
 	case relay.OperateForbidden, operate.CodeToken:
 		return socks.NotAllowed
-	case relay.OperateAway:
+	case relay.OperateAway, operate.CodeNoSite:
 		return socks.NetworkUnreachable
 	case relay.OperateUnreachable, relay.OperateNotFound:
 		return socks.HostUnreachable

@@ -220,6 +220,8 @@ func explain(c *admin.Client, err error) error {
 		return failf(exitUnreachable, "%s does not speak TLS, or has ended the connection (%w): is --relay the URL of the relay's https listener?", c.Base.Host, err)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
 		return failf(exitUnreachable, "%s has ended the connection (%w): is --admin what the relay's log line msg=ready says?", c.Base.Host, err)
+	case strings.Contains(err.Error(), "malformed HTTP"): // net/http has no type for it
+		return failf(exitUnreachable, "%s does not speak HTTP: is --admin what the relay's log line msg=ready says? Its https listener is for --relay https://DOMAIN", c.Base.Host)
 	case errors.As(err, &authority):
 		return fmt.Errorf("%s has a certificate of an authority unknown here: give a private CA with --ca FILE", c.Base.Host)
 	case errors.As(err, &hostname):

@@ -116,11 +116,11 @@ type OverError struct{ Why error }
 func (e *OverError) Error() string { return e.Why.Error() }
 func (e *OverError) Unwrap() error { return e.Why }
 
-// CodeToken is that of an Error when the relay does not take the token for one of an operator, and CodeNoRelay when what
-// answers is no public relay.
+// Codes of an Error that come from no relay in these words.
 const (
-	CodeToken   relay.OperateCode = "token"
-	CodeNoRelay relay.OperateCode = "no-relay"
+	CodeToken   relay.OperateCode = "token"    // the relay does not take the token for one of an operator
+	CodeNoRelay relay.OperateCode = "no-relay" // what answers is no public relay
+	CodeNoSite  relay.OperateCode = "no-site"  // the relay has no such site
 )
 
 // ErrClosed is the error of what is asked of a Client after Close.

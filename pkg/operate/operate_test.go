@@ -55,7 +55,7 @@ func TestOpen(t *testing.T) {
 		_, err := c.Open(t.Context(), "office", "db")
 		wantCode(t, err, relay.OperateNotFound, `"office" has no service "db": it has echo, hello`)
 		_, err = c.Open(t.Context(), "garden", "db")
-		wantCode(t, err, relay.OperateNotFound, `no site "garden"`)
+		wantCode(t, err, CodeNoSite, `no site "garden"`)
 		_, err = c.Open(t.Context(), "lab", "db")
 		wantCode(t, err, relay.OperateAway, `"lab" is not connected`)
 		_, err = w.operator("mallory").Open(t.Context(), "office", "echo")

@@ -270,7 +270,7 @@ func explain(err error) error {
 		case relay.RefuseForbidden:
 			code = relay.OperateForbidden
 		case relay.RefuseUnknownSite:
-			code = relay.OperateNotFound
+			code = CodeNoSite
 		case relay.RefuseBusy:
 			code = relay.OperateOverload
 		case relay.RefuseDraining:

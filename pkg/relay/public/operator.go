@@ -196,7 +196,7 @@ func (r *Relay) admitOperator(h relay.OperateHello, id auth.Identity, site strin
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.sites[site]; !ok {
-		return refuse(relay.RefuseUnknownSite, false, "the public relay has no site %q", site)
+		return refuse(relay.RefuseUnknownSite, false, "the public relay has no site %q, or no private relay has joined it yet", site)
 	}
 	var oldest *operating // of the operator's, without a link
 	n := 0
